@@ -1,0 +1,150 @@
+"""The configuration of a run: one flat frozen dataclass, every default with its source beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sdpo_bench.errors import UserError, choose
+from sdpo_bench.methods import METHODS, build_method
+
+SCHEMA = 1
+EMBEDDED = "embedded"
+DENSE = ("anchored", "exact", "terminal")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Sources: [official] the authors' settings for SD-Turbo (arXiv 2411.11727, its repository);
+    [quick] measured on the embedded model, see docs/testbed.md."""
+
+    method: str = "sdpo"
+    """What is trained: see `sdpo-bench train --help` for the methods."""
+    options: dict[str, float] = field(default_factory=dict)
+    """The method's own options, as name value pairs, where they differ from its defaults."""
+    reward: str = "alignment"
+    """The reward that is optimised."""
+    model: str = EMBEDDED
+    """A StableDiffusionPipeline folder, a hub id such as stabilityai/sd-turbo, or "embedded"."""
+    revision: str | None = None
+    """The commit of a hub model, for reproducible runs."""
+    steps: int = 4
+    """K, the number of denoising steps in training. [SD-Turbo is made for 1 to 4.]"""
+    epochs: int = 50
+    """Rounds of sampling and training. [official: about 115 at SD-Turbo's size]"""
+    pairs: int = 32
+    """Pairs of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
+    pairs_per_update: int = 16
+    """Pairs whose gradients make an optimiser step. [official: batch 2 x accumulation 8]"""
+    updates: Literal["auto", "step", "trajectory"] = "auto"
+    """An optimiser step for each denoising step of a batch of pairs (SDPO's way) or for its whole
+    trajectories (DDPO's way); auto takes the method's own."""
+    dense: Literal["anchored", "exact", "terminal"] = "anchored"
+    """Rewards of methods that take one at every step: interpolated from three queries (the paper's), queried at
+    every step, or the final one everywhere (the sparse ablation). Other methods always take the final reward."""
+    train_last_step: bool = True
+    """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
+    finetune: Literal["lora", "full"] = "lora"
+    """LoRA on the UNet's attention [official], or all of its weights."""
+    lora_rank: int = 4
+    """[official: 4]"""
+    lora_alpha: float = 4.0
+    """[official: 4]"""
+    learning_rate: float = 1e-4
+    """AdamW's. [official: 1e-4 for the Aesthetic reward]"""
+    weight_decay: float = 1e-4
+    """[official: 1e-4]"""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm. [official: 1.0]"""
+    clip_range: float | None = None
+    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official],
+    scaled with one over the square root of the number of dimensions."""
+    advantage_clip: float = 5.0
+    """[official: 5]"""
+    eta: float = 1.0
+    """DDIM's noise level. [official: 1]"""
+    seed: int = 0
+    """Seed of the run; every sample has its own, derived from it."""
+    eval_every: int = 10
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of sampling steps at which the model is evaluated. [official: 1 2 4 8 16 50]"""
+    eval_noises: int = 4
+    """Fixed initial noises for each evaluation prompt, the same for every run."""
+    eval_seed: int = 0
+    """Which set of fixed noises. Tuning runs use another one than reported runs."""
+    eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
+    """Rewards that the evaluation reports beside the one that is optimised."""
+    eval_splits: tuple[str, ...] = ("seen", "unseen")
+    """Prompt lists that are evaluated: seen, unseen, tuning (never trained on, never reported)."""
+    prompts: str | None = None
+    """A file with training prompts, one a line; default: the 45 animals of DDPO, less the held-out ones."""
+    unseen_prompts: str | None = None
+    """A file with prompts that are evaluated but not trained on."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints."""
+    rows: int = 64
+    """Most latents in one forward pass: lower it where memory is short."""
+    pad_rows: int = 16
+    """A forward pass has at least this many rows (repeated, then dropped): below it CPU libraries choose other
+    kernels, and a sample's result would depend on the batch it is in."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    label: str = ""
+    """The row's name in tables; default: the method's title."""
+
+    def __post_init__(self) -> None:
+        choose("method", self.method, METHODS)
+        build_method(self.method, self.options)
+        choose("dense reward", self.dense, DENSE)
+        choose("updates", self.updates, ("auto", "step", "trajectory"))
+        choose("finetune", self.finetune, ("lora", "full"))
+        for name in ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
+        for name in ("epochs", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
+        for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{flag(name)} is {value}; expected a number > 0")
+        if not self.eta >= 0:
+            raise UserError(f"--eta is {self.eta}; expected 0 or more")
+        if self.steps < 2:
+            raise UserError(
+                f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
+                f"after one step both show the same picture and no reward difference is left to learn from"
+            )
+        if not self.eval_steps or min(self.eval_steps) < 1:
+            raise UserError(f"--eval-steps is {self.eval_steps}; expected numbers of sampling steps, each at least 1")
+        if self.pairs % self.pairs_per_update:
+            raise UserError(
+                f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"
+            )
+        if not self.label:
+            object.__setattr__(self, "label", METHODS[self.method].title if self.epochs else "start")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as config.json holds it: with schema, and the method's options resolved."""
+        row = {"schema": SCHEMA} | dataclasses.asdict(self)
+        options = dataclasses.asdict(build_method(row.pop("method"), row.pop("options")))
+        row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
+        row["updates"] = self.resolved_updates
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items() if k != "device"}
+
+    @property
+    def resolved_updates(self) -> str:
+        return METHODS[self.method].updates if self.updates == "auto" else self.updates
+
+    @property
+    def trained_steps(self) -> int:
+        """How many of the K steps are trained: all, or all but the last."""
+        return self.steps if self.train_last_step else self.steps - 1
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,43 @@
+"""The methods: one file each, found by looking through this folder.
+
+A method is a frozen dataclass of its options with
+
+- `name`, `title`; `dense`: takes a reward at every step; `reference`: needs the pretrained model's log-probs;
+- `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
+- `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
+- `whole_trajectory` False: `loss(model_output [P, 2, C, H, W], StepBatch, *, clip_range, advantage_clip) -> StepLoss`;
+  `whole_trajectory` True: `loss(log_prob [P, 2, S], TrajectoryBatch, *, clip_range, advantage_clip) -> StepLoss`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from sdpo_bench.errors import UserError, choose
+from sdpo_bench.methods.base import Method, StepLoss
+
+METHODS: dict[str, type[Method]] = {}
+for _info in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_info.name}")
+    for _value in vars(_module).values():
+        if isinstance(_value, type) and _value.__module__ == _module.__name__ and "name" in vars(_value):
+            METHODS[_value.name] = _value
+METHODS = dict(sorted(METHODS.items()))
+
+
+def build_method(name: str, options: dict[str, Any] | None = None) -> Method:
+    """The method `name` with `options` in place of its defaults; UserError names what is valid."""
+    cls = METHODS[choose("method", name, METHODS)]
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for key, value in (options or {}).items():
+        if key not in fields:
+            raise UserError(f"unknown option {key!r} of {name}; it has: {', '.join(sorted(fields)) or 'none'}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
+            raise UserError(f"option {key} of {name} is {value!r}; expected a finite number")
+    return cls(**(options or {}))
+
+
+__all__ = ["METHODS", "Method", "StepLoss", "build_method"]

@@ -1,0 +1,41 @@
+"""What every method has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+
+class StepLoss(NamedTuple):
+    """loss [P]; log_prob of the current policy, [P, 2] or [P, 2, S]; clipped bool [P]."""
+
+    loss: Tensor
+    log_prob: Tensor
+    clipped: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """See the package's docstring. By default a method takes the final reward, the same for every step."""
+
+    title: ClassVar[str]
+    name: ClassVar[str]
+    dense: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
+    whole_trajectory: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = True
+    updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+
+    def returns(self, rewards: Tensor) -> Tensor:
+        """Returns [B, G, K] from rewards [B, G, K]: the final reward at every step."""
+        return rewards[..., -1:].expand_as(rewards)
+
+    def loss(self, output: Tensor, batch: Any, *, clip_range: float, advantage_clip: float) -> StepLoss:
+        raise NotImplementedError
+
+
+def pair_difference(x: Tensor) -> Tensor:
+    """First minus second sample of each pair: [P, 2, ...] -> [P, ...]."""
+    return x[:, 0] - x[:, 1]

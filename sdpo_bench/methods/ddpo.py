@@ -1,0 +1,36 @@
+"""DDPO: denoising diffusion policy optimisation, importance-sampled with PPO's clip (arXiv 2305.13301)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import sdpo_kernels
+from sdpo_bench.methods.base import Method, StepLoss
+from sdpo_bench.types import StepBatch
+
+
+@dataclass(frozen=True)
+class DDPO(Method):
+    """loss = max{ -A q, -A clip(q, 1 - e, 1 + e) } with q the step's probability ratio and A the normalised final
+    reward; each sample on its own, a pair's loss is the mean of its two."""
+
+    name = "ddpo"
+    title = "DDPO"
+    pairwise = False
+
+    def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
+        pairs = output.shape[:2]
+        result = sdpo_kernels.ppo_clip_loss(
+            output.flatten(0, 1),
+            batch.sample.flatten(0, 1),
+            batch.prev_sample.flatten(0, 1),
+            batch.coefficients.repeat_interleave(2, 0),
+            batch.old_log_prob.flatten(),
+            batch.advantages.flatten(),
+            clip_range=clip_range,
+            advantage_clip=advantage_clip,
+        )
+        loss, log_prob, clipped = (x.reshape(pairs) for x in result)
+        return StepLoss(loss.mean(1), log_prob, clipped.any(1))

@@ -1,0 +1,53 @@
+"""SDPO: stepwise diffusion policy optimisation, by dense reward difference learning (arXiv 2411.11727)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import sdpo_kernels
+from sdpo_bench.methods.base import Method, StepLoss
+from sdpo_bench.types import StepBatch
+
+
+@dataclass(frozen=True)
+class SDPO(Method):
+    """Regresses, at each step, the difference of the pair's log-ratios on the difference of their advantages:
+
+    loss = max{ (w D - dA)^2, (w Dc - dA)^2 },  w = lambda^k / eta_s,  D = (rho_a - old_a) - (rho_b - old_b),
+    Dc with each log-ratio clipped to +- e.  Options [official]: gamma, step_discount (lambda), scale (eta_s).
+    """
+
+    name = "sdpo"
+    title = "SDPO"
+    dense = True
+    updates = "step"
+
+    gamma: float = 0.99
+    step_discount: float = 0.99
+    scale: float = 1.0
+
+    def returns(self, rewards: Tensor) -> Tensor:
+        """G[k] = R[k] + gamma G[k+1]."""
+        out = rewards.clone()
+        for k in range(rewards.shape[-1] - 2, -1, -1):
+            out[..., k] += self.gamma * out[..., k + 1]
+        return out
+
+    def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
+        weight = torch.pow(self.step_discount, batch.step.to(batch.advantages)) / self.scale
+        return StepLoss(
+            *sdpo_kernels.sdpo_loss(
+                output,
+                batch.sample,
+                batch.prev_sample,
+                batch.coefficients,
+                batch.old_log_prob,
+                batch.advantages,
+                weight,
+                clip_range=clip_range,
+                advantage_clip=advantage_clip,
+            )
+        )

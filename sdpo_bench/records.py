@@ -1,0 +1,422 @@
+"""Raw records of runs: the only source of every table and figure.
+
+One folder per run, `results/<profile>/raw/<run id>/`, holding `config.json`, `provenance.json`, `train.jsonl`
+(a row per epoch), `eval.jsonl` (a row per evaluation epoch, reward and number of sampling steps), optionally
+`grid_before.png` and `grid_after.png`, and `done.json`, written last: a folder without it is an unfinished
+run and enters no table. Every write is durable (fsync) and either happens wholly or leaves what was there.
+Imports neither torch nor anything that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SCHEMA = 1
+COUNTERS = ("samples", "reward_queries", "optimiser_steps", "model_evaluations")
+CONFIG_KEYS = ("schema", "run_id", "label", "method", "model", "reward", "steps", "seed")
+EVAL_COLUMNS = ("run", "label", "method", "model", "reward_trained", "reward", "seed", *COUNTERS, "epoch",
+                "steps", "split", "prompt", "noise_seed", "value", "training_steps", "device")
+RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
+
+
+class RecordError(ValueError):
+    """A record is corrupt, foreign or of another schema; the message names the file, the line and what to
+    do."""
+
+
+class RunLocked(RuntimeError):
+    """Another process is writing this run's folder."""
+
+
+def _bad(where: Path | str, what: str, line: int | None = None) -> RecordError:
+    return RecordError(f"{where}{f', line {line}' if line else ''}: {what}; {RERUN}")
+
+
+def slug(text: str) -> str:
+    """Lower-case letters, digits and single dashes: a piece of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars and arrays, for json."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a record holds numbers, texts, lists and dicts, not {type(value).__name__}")
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False, default=_plain, indent=indent,
+                          separators=(",", ": ") if indent else (",", ":"))
+    except ValueError as error:
+        raise RecordError(f"not written, a value is NaN or infinite ({error}): has it diverged?") from error
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Name of a run: `<label>-<reward>-k<K>-s<seed>-<8 hex digits>`.
+
+    The digits are of the SHA-256 of the configuration's canonical JSON, without `run_id` and `label`: two
+    runs share a name only if they are the same run, and renaming a method's row does not change the digits.
+    """
+    content = _dumps({key: value for key, value in config.items() if key not in ("run_id", "label")})
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}-{digest}"
+
+
+def _difference(stored: Any, new: Any, path: str = "") -> str | None:
+    """The first key, in sorted order, at which two configurations differ; None if they are equal."""
+    if isinstance(stored, dict) and isinstance(new, dict):
+        for key in sorted(stored.keys() | new.keys()):
+            where = f"{path}.{key}" if path else key
+            if key not in stored or key not in new:
+                return f"{where} ({'only stored' if key in stored else 'only new'})"
+            if found := _difference(stored[key], new[key], where):
+                return found
+        return None
+    return None if stored == new else f"{path} (stored {stored!r}, new {new!r})"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces a file's content wholly or not at all, also when the disk is full or the power goes."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)
+
+
+def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
+    """The rows of a .jsonl; a last line without its line end (a torn write) is left out if `torn_ok`."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    if lines.pop() and not torn_ok:
+        raise _bad(path, "the last line is torn", len(lines) + 1)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise _bad(path, f"not JSON ({error})", number) from error
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            raise _bad(path, "not a row with an integer 'epoch'", number)
+        rows.append(row)
+    return rows
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise _bad(path, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise _bad(path, f"not JSON ({error})", getattr(error, "lineno", 1)) from error
+    if not isinstance(value, dict):
+        raise _bad(path, "not a JSON object", 1)
+    return value
+
+
+def _encode(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(_dumps(row) + "\n" for row in rows).encode()
+
+
+def _eval_key(row: Mapping[str, Any]) -> tuple[int, str, int]:
+    return row["epoch"], row["reward"], row["steps"]
+
+
+class RunWriter:
+    """Writes one run's folder, alone: a second writer, in this process or another, gets `RunLocked`.
+
+        with RunWriter(folder) as writer:
+            writer.write_config(config); writer.write_provenance(provenance)
+            writer.truncate(epoch)                      # only to resume after that epoch
+            writer.append_train(row); writer.append_eval(row)
+            writer.finish(summary)
+
+    Errors: `RunLocked`; `RecordError` for a folder that holds another configuration, a corrupt file or a
+    value that is not finite; `OSError` as the disk gives it, the records then being as before the call.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_path = self.folder / ".lock"
+        self._lock: int | None = self._acquire()
+
+    def _acquire(self) -> int:
+        while True:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+                os.close(lock)
+                raise RunLocked(f"{self.folder} is being written by process {holder or '?'}: wait for it, or "
+                                "end it; a lock left by a dead process is released by itself") from error
+            # The holder before us removes its lock file: make sure that ours is the one others will find.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self._lock_path).st_ino == os.fstat(lock).st_ino:
+                    os.ftruncate(lock, 0)
+                    with contextlib.suppress(OSError):  # the number is only for the message
+                        os.pwrite(lock, str(os.getpid()).encode(), 0)
+                    return lock
+            os.close(lock)
+
+    def close(self) -> None:
+        """Releases the folder."""
+        if self._lock is not None:
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _path(self, name: str) -> Path:
+        if self._lock is None:
+            raise RuntimeError(f"the writer of {self.folder} is closed")
+        return self.folder / name
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Stores the configuration; a folder that already holds it is left as it is, one that holds another
+        is refused."""
+        path, new = self._path("config.json"), json.loads(_dumps(config))
+        _check_config(new, path)
+        if path.exists():
+            if found := _difference(_object(path), new):
+                raise RecordError(f"{path} belongs to another configuration: they differ first at {found}; "
+                                  "use another results folder, or delete this run's")
+            return
+        write_atomic(path, (_dumps(new, indent=1) + "\n").encode())
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Stores where the run was made. Of a resumed run made elsewhere the earlier provenances stay, under
+        `earlier`."""
+        path, new = self._path("provenance.json"), dict(provenance)
+        if path.exists():
+            stored = _object(path)
+            earlier = stored.pop("earlier", [])
+            if _difference(stored, json.loads(_dumps(new))):
+                earlier = [*earlier, stored]
+            if earlier:
+                new["earlier"] = earlier
+        write_atomic(path, (_dumps(new, indent=1) + "\n").encode())
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        path, line = self._path(name), _encode([row])
+        with open(path, "a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                raise RecordError(f"{path}: the last line is torn; truncate(epoch), to resume, removes it")
+            try:
+                if os.write(file.fileno(), line) != len(line):
+                    raise OSError(28, "No space left on device", str(path))
+                os.fsync(file.fileno())
+            except BaseException:
+                os.ftruncate(file.fileno(), size)  # takes no space
+                raise
+
+    def append_train(self, row: Mapping[str, Any]) -> None:
+        """Adds an epoch's row, durably; its counters are cumulative, its seconds of this epoch."""
+        self._append("train.jsonl", row)
+
+    def append_eval(self, row: Mapping[str, Any]) -> None:
+        """Adds an evaluation's row, durably, values at 6 significant digits.
+
+        A row of the same epoch, reward and step count (an evaluation repeated after a resume) is replaced.
+        """
+        row = json.loads(_dumps(row))
+        for prompts in row["values"].values():
+            for prompt, values in prompts.items():
+                prompts[prompt] = [float(f"{value:.6g}") for value in values]
+        path = self._path("eval.jsonl")
+        _check_eval(row, f"{path}, new row")
+        rows = _lines(path, torn_ok=False)
+        others = [other for other in rows if _eval_key(other) != _eval_key(row)]
+        if len(others) < len(rows):
+            write_atomic(path, _encode([*others, row]))
+        else:
+            self._append("eval.jsonl", row)
+
+    def truncate(self, epoch: int) -> None:
+        """Makes the folder fit to be resumed after `epoch`: later rows, a torn last line and `done.json`
+        go."""
+        self._path("done.json").unlink(missing_ok=True)
+        for name in ("train.jsonl", "eval.jsonl"):
+            path = self._path(name)
+            if path.exists():
+                content = _encode(row for row in _lines(path, torn_ok=True) if row["epoch"] <= epoch)
+                if content != path.read_bytes():
+                    write_atomic(path, content)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `done.json`, from which on the run counts; refuses a folder that does not load."""
+        load_run(self.folder)
+        write_atomic(self._path("done.json"), (_dumps(summary, indent=1) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as read from its folder: see the module's text. `done` is None for an unfinished run."""
+
+    folder: Path
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    train: list[dict[str, Any]]
+    eval: list[dict[str, Any]]
+    done: dict[str, Any] | None
+
+    @property
+    def run_id(self) -> str:
+        return str(self.config["run_id"])
+
+    @property
+    def label(self) -> str:
+        return str(self.config["label"])
+
+    @property
+    def device(self) -> str:
+        return str(self.provenance["device"])
+
+    @property
+    def sort_key(self) -> tuple[str, str, int, str, int, str]:
+        c = self.config
+        return c["model"], c["reward"], c["steps"], c["label"], c["seed"], c["run_id"]
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    missing = [key for key in CONFIG_KEYS if key not in config]
+    if missing:
+        raise _bad(path, f"the configuration lacks {', '.join(missing)}")
+    if config["schema"] != SCHEMA:
+        raise RecordError(f"{path}: schema {config['schema']!r}, not {SCHEMA}; use the version that wrote it")
+    if not isinstance(config["method"], dict) or "name" not in config["method"]:
+        raise _bad(path, "'method' is not an object with a 'name'")
+    if config["run_id"] != (expected := run_id(config)):
+        raise _bad(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
+    if config["run_id"] != path.parent.name:
+        raise RecordError(f"{path}: lies in a folder of another name; rename the folder to {config['run_id']}")
+
+
+def _check_eval(row: Mapping[str, Any], where: str) -> None:
+    keys = (*COUNTERS, "reward", "steps", "values", "noise_seeds")
+    if missing := [key for key in keys if key not in row]:
+        raise _bad(where, f"lacks {', '.join(missing)}")
+    for split, prompts in row["values"].items():
+        for prompt, values in prompts.items():
+            if len(values) != len(row["noise_seeds"]):
+                raise _bad(where, f"{split} prompt {prompt!r} has {len(values)} values for "
+                                  f"{len(row['noise_seeds'])} noise seeds")
+            if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                raise _bad(where, f"{split} prompt {prompt!r} has a value that is not a finite number")
+
+
+def load_run(folder: str | os.PathLike[str]) -> RunRecord:
+    """Reads and checks one run's folder, finished or not.
+
+    Errors: `RecordError`, for anything that is not a sound record; of an unfinished run a torn last line is
+    left out.
+    """
+    folder = Path(folder)
+    done = _object(folder / "done.json") if (folder / "done.json").exists() else None
+    config = _object(folder / "config.json")
+    _check_config(config, folder / "config.json")
+    provenance = _object(folder / "provenance.json")
+    if missing := [key for key in ("commit", "device", "versions") if key not in provenance]:
+        raise _bad(folder / "provenance.json", f"lacks {', '.join(missing)}")
+    train = _lines(folder / "train.jsonl", torn_ok=done is None)
+    evaluations = _lines(folder / "eval.jsonl", torn_ok=done is None)
+    for number, row in enumerate(train, 1):
+        if missing := [key for key in (*COUNTERS, "seconds") if key not in row]:
+            raise _bad(folder / "train.jsonl", f"lacks {', '.join(missing)}", number)
+        if number > 1 and row["epoch"] <= train[number - 2]["epoch"]:
+            raise _bad(folder / "train.jsonl", f"epoch {row['epoch']} does not follow", number)
+    keys = set()
+    for number, row in enumerate(evaluations, 1):
+        _check_eval(row, f"{folder / 'eval.jsonl'}, line {number}")
+        if _eval_key(row) in keys:
+            raise _bad(folder / "eval.jsonl", "this epoch, reward and step count is there twice", number)
+        keys.add(_eval_key(row))
+    if done is not None and not evaluations:
+        raise _bad(folder / "eval.jsonl", "a finished run without an evaluation")
+    return RunRecord(folder, config, provenance, train, evaluations, done)
+
+
+def _folders(profile: str | os.PathLike[str]) -> list[Path]:
+    raw = Path(profile) / "raw"
+    if not raw.is_dir():
+        raise RecordError(f"{raw}: no such folder; give a profile's results, for example results/quick")
+    return sorted(path for path in raw.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def load_profile(folder: str | os.PathLike[str]) -> list[RunRecord]:
+    """The finished runs of `results/<profile>`, sorted by model, reward, training steps, label, seed and
+    id."""
+    runs = [load_run(path) for path in _folders(folder) if (path / "done.json").exists()]
+    return sorted(runs, key=lambda run: run.sort_key)
+
+
+def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Configurations of the profile's runs without `done.json`, sorted by id; only `run_id` where none was
+    written yet."""
+    paths = [path for path in _folders(folder) if not (path / "done.json").exists()]
+    return [_object(path / "config.json") if (path / "config.json").exists() else {"run_id": path.name}
+            for path in paths]
+
+
+def _rows(runs: Iterable[RunRecord], means: bool) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for run in runs:
+        c = run.config
+        for e in run.eval:
+            head = (c["run_id"], c["label"], c["method"]["name"], c["model"], c["reward"], e["reward"],
+                    c["seed"], *(e[counter] for counter in COUNTERS), e["epoch"], e["steps"])
+            for split, prompts in sorted(e["values"].items()):
+                if means:
+                    values = [value for _, seeds in sorted(prompts.items()) for value in seeds]
+                    rows.append((*head, split, math.fsum(values) / len(values), c["steps"], run.device))
+                else:
+                    rows.extend((*head, split, prompt, seed, value, c["steps"], run.device)
+                                for prompt, seeds in sorted(prompts.items())
+                                for seed, value in zip(e["noise_seeds"], seeds, strict=True))
+    return rows
+
+
+def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """Every evaluated value, one row each: columns `EVAL_COLUMNS`; `steps` are sampling steps,
+    `training_steps` the run's own K, `split` is seen or unseen prompts, the counters are cumulative at that
+    evaluation."""
+    return pd.DataFrame(_rows(records, means=False), columns=list(EVAL_COLUMNS))
+
+
+def mean_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """As `eval_frame`, but the mean over prompts and noises: a row per run, epoch, reward, step count and
+    split."""
+    columns = [column for column in EVAL_COLUMNS if column not in ("prompt", "noise_seed")]
+    return pd.DataFrame(_rows(records, means=True), columns=columns)

@@ -1,0 +1,73 @@
+"""The data that flows through a run. B prompts, groups of G samples (2: a pair), K steps, latents [C, H, W]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Trajectory:
+    """What sampling leaves behind.
+
+    prompts: B strings; embeddings [B, L, D]; timesteps int64 [K], noisiest first; coefficients float32 [K, 5];
+    latents [B, G, K+1, C, H, W], x_T first; predicted_clean [B, G, K, C, H, W]; log_prob float32 [B, G, K], mean over
+    latent dimensions, of the stored latents.
+    """
+
+    prompts: list[str]
+    embeddings: Tensor
+    timesteps: Tensor
+    coefficients: Tensor
+    latents: Tensor
+    predicted_clean: Tensor
+    log_prob: Tensor
+
+
+@dataclass
+class DenseRewards:
+    """values float32 [B, G, K]; queried bool [B, G, K]; queries: images that the reward model scored.
+
+    The samples of a group share their first picture, so that one query serves all of them.
+    """
+
+    values: Tensor
+    queried: Tensor
+    queries: int
+
+
+@dataclass
+class StepBatch:
+    """P pairs, each at one denoising step.
+
+    step int64 [P]; sample and prev_sample [P, 2, C, H, W]; coefficients [P, 5]; old_log_prob, advantages [P, 2];
+    reference_log_prob [P, 2], or None where the method needs no reference model.
+    """
+
+    step: Tensor
+    sample: Tensor
+    prev_sample: Tensor
+    coefficients: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    reference_log_prob: Tensor | None
+
+
+@dataclass
+class TrajectoryBatch:
+    """P pairs with all S trained steps: old_log_prob [P, 2, S], advantages [P, 2], reference_log_prob [P, 2, S] or None."""
+
+    old_log_prob: Tensor
+    advantages: Tensor
+    reference_log_prob: Tensor | None
+
+
+@dataclass
+class Counts:
+    """What a run has spent so far."""
+
+    samples: int = 0
+    reward_queries: int = 0
+    optimiser_steps: int = 0
+    model_evaluations: int = 0
