@@ -1,0 +1,80 @@
+"""`nox -l` lists the sessions, `nox -s reproduce` is the benchmark; arguments after `--` go to the command."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.3.2"
+nox.options.sessions = ["lint", "typecheck", "tests"]
+
+ROOT = Path(__file__).parent
+# One environment for all sessions: PyTorch, above all with CUDA, is too large to install for each of them.
+ENVIRONMENT = ROOT / ".nox" / f"project-{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON = str(ENVIRONMENT / "bin" / "python")
+
+
+def install(session: nox.Session, *extras: str) -> None:
+    """Installs the project with `extras`, pinned by constraints.txt, unless that was done before."""
+    if not Path(PYTHON).exists():
+        # nox brings virtualenv; Debian's Python has no ensurepip, which venv would need.
+        session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
+    pins = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    state = hashlib.sha256(pins + str(ROOT).encode()).hexdigest()
+    for extra in extras or ("",):
+        stamp = ENVIRONMENT / f".installed-{extra or 'project'}"
+        if not stamp.exists() or stamp.read_text() != state:
+            project = f".[{extra}]" if extra else "."
+            command = [PYTHON, "-m", "pip", "install", "-c", "constraints.txt", "-e", project]
+            session.run_install(*command, external=True)
+            stamp.write_text(state)
+
+
+def python(session: nox.Session, *arguments: str, threads: int | None = None) -> None:
+    env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    session.run(PYTHON, *arguments, external=True, env=env)
+
+
+@nox.session(venv_backend="none")
+def reproduce(session: nox.Session) -> None:
+    """Runs a profile and prints its tables: `nox -s reproduce -- --profile full --dry-run`; default: quick."""
+    install(session)
+    python(session, "-m", "sdpo_bench", "reproduce", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """The tests, without a GPU: `nox -s tests -- tests/test_cli.py -k doctor`."""
+    install(session, "test")
+    python(session, "-m", "pytest", *session.posargs, threads=1)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes (ruff)."""
+    install(session, "lint")
+    python(session, "-m", "ruff", "check", *(session.posargs or ["."]))
+
+
+@nox.session(venv_backend="none")
+def typecheck(session: nox.Session) -> None:
+    """Types (mypy)."""
+    install(session, "typecheck")
+    python(session, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tables(session: nox.Session) -> None:
+    """Tables, figures and report from the raw records in results/; `-- --check` only compares."""
+    install(session)
+    python(session, "-m", "sdpo_bench", "tables", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def testbed(session: nox.Session) -> None:
+    """Rebuilds the embedded model from the committed sprites (about an hour): `-- --out FOLDER`."""
+    install(session, "testbed")
+    python(session, "-m", "sdpo_bench.testbed.build", *(session.posargs or ["--out", "runs/testbed"]))
