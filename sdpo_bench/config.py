@@ -69,6 +69,8 @@ class RunConfig:
     """Seed of the run; every sample has its own, derived from it."""
     eval_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_start: bool = True
+    """Evaluate before training too. Profiles leave it to one run without epochs, the row "start"."""
     eval_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of sampling steps at which the model is evaluated. [official: 1 2 4 8 16 50]"""
     eval_noises: int = 4

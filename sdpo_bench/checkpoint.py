@@ -1,0 +1,39 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+Every random number derives from (seed, epoch, pair), so no generator's state is part of it.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.records import write_atomic
+
+FORMAT = 1
+KEYS = {"format", "run_id", "epoch", "weights", "optimiser", "normaliser", "counts", "seconds"}
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replaces the checkpoint, wholly or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT} | state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote; UserError for a file that is corrupt or of another run."""
+    remedy = "delete it and go on with --resume to train this run from its beginning"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise UserError(f"checkpoint {path} can't be read (truncated or damaged?); {remedy}") from error
+    if not isinstance(state, dict) or not state.keys() >= KEYS or state["format"] != FORMAT:
+        raise UserError(f"checkpoint {path} is not one of this version's; {remedy}")
+    if state["run_id"] != run_id:
+        raise UserError(f"checkpoint {path} belongs to run {state['run_id']}, not to {run_id}; {remedy}")
+    return state

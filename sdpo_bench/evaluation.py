@@ -1,0 +1,93 @@
+"""Evaluation: fixed prompts and fixed noise, the same for every method, at each number of sampling steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.policies import StableDiffusionPolicy, load_policy
+from sdpo_bench.prompts import splits
+from sdpo_bench.rewards import Reward, load_reward
+from sdpo_bench.rewards.base import to_uint8
+from sdpo_bench.sampler import derive_seeds, sample
+
+EVALUATION = 0x5EED  # keeps evaluation's seeds apart from training's
+GRID_PROMPTS = 8
+
+
+def pictures(policy: StableDiffusionPolicy, prompts: list[str], noises: list[int], steps: int, config: RunConfig) -> Tensor:
+    """Pictures [len(prompts) * len(noises), 3, H, W], prompt by prompt.
+
+    A picture is the clean latent predicted at the last step, decoded: the noise of the last step comes after it.
+    Its seed derives from its prompt's text and its noise alone, so that it does not depend on the other prompts.
+    """
+    keys = [(int.from_bytes(p.encode()[:24], "little"), n) for p in prompts for n in noises]
+    seeds = torch.stack([derive_seeds(EVALUATION, config.eval_seed, n, key, count=2) for key, n in keys])
+    trajectory = sample(
+        policy,
+        [p for p in prompts for _ in noises],
+        steps=steps,
+        initial_seeds=seeds[:, 0],
+        step_seeds=seeds[:, 1:],
+        eta=config.eta,
+        keep=False,
+    )
+    return policy.decode(trajectory.predicted_clean[:, 0, -1])
+
+
+def evaluate(policy: StableDiffusionPolicy, config: RunConfig, rewards: dict[str, Reward]) -> list[dict[str, Any]]:
+    """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}."""
+    lists = splits(config.prompts, config.unseen_prompts)
+    chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
+    prompts = [p for group in chosen.values() for p in group]
+    noises = list(range(config.eval_noises))
+    rows = []
+    for steps in config.eval_steps:
+        images = pictures(policy, prompts, noises, steps, config)
+        for name, reward in rewards.items():
+            values = reward(images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises)).tolist()
+            by_prompt = dict(zip(prompts, values, strict=True))
+            rows.append(
+                {
+                    "reward": name,
+                    "steps": steps,
+                    "values": {split: {p: by_prompt[p] for p in group} for split, group in chosen.items()},
+                    "noise_seeds": noises,
+                }
+            )
+    return rows
+
+
+def evaluation_rewards(config: RunConfig) -> dict[str, Reward]:
+    """The optimised reward first, then the others that the evaluation reports."""
+    return {name: load_reward(name) for name in dict.fromkeys((config.reward, *config.eval_rewards))}
+
+
+def save_grid(policy: StableDiffusionPolicy, config: RunConfig, path: Path) -> None:
+    """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen."""
+    lists = splits(config.prompts, config.unseen_prompts)
+    unseen = lists["unseen"][: GRID_PROMPTS // 2]
+    prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
+    rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
+    grid = to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy()
+    temporary = path.with_suffix(".tmp")
+    Image.fromarray(np.ascontiguousarray(grid)).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def evaluate_model(config: RunConfig, adapter: Path | None = None) -> list[dict[str, Any]]:
+    """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given."""
+    rewards = evaluation_rewards(config)
+    policy = load_policy(config)
+    if adapter is not None:
+        if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():
+            raise UserError(f"{adapter} holds no saved weights; expected a run's `adapter` or `model` folder")
+        policy.load(adapter)
+    return evaluate(policy, config, rewards)

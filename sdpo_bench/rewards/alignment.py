@@ -1,0 +1,42 @@
+"""How well a picture shows its prompt, by the embedded model's own image-text scorers (docs/testbed.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.rewards.base import Reward
+
+SCORERS = Path(__file__).parent.parent / "assets" / "scorers"
+
+
+class Alignment(Reward):
+    """Cosine similarity of picture and prompt: the reward that stands for the learned ones of the paper."""
+
+    name = "alignment"
+    title = "Alignment"
+    licence = "MIT (weights trained on the committed sprites)"
+    revision = "1"
+    scale = "cosine, -1..1"
+    folder: ClassVar[str] = "alignment"
+
+    def __init__(self) -> None:
+        from sdpo_bench.testbed.scorer import Scorer
+
+        self.scorer = Scorer.load(SCORERS / self.folder).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.scorer.score(images.float().cpu(), prompts).float()
+
+
+class AlignmentHeldout(Alignment):
+    """A second scorer of another architecture and seed that no run optimises: where it does not rise with
+    `alignment`, the reward is being hacked."""
+
+    name = "alignment_heldout"
+    title = "Alignment (held-out scorer)"
+    folder = "alignment_heldout"
