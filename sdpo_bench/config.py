@@ -50,7 +50,7 @@ class RunConfig:
     """LoRA on the UNet's attention [official], or all of its weights."""
     lora_rank: int = 4
     """[official: 4]"""
-    lora_alpha: float = 4.0
+    lora_alpha: int = 4
     """[official: 4]"""
     learning_rate: float = 1e-4
     """AdamW's. [official: 1e-4 for the Aesthetic reward]"""

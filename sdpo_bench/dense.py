@@ -50,9 +50,9 @@ def anchored(trajectory: Trajectory, score: Score) -> DenseRewards:
 
     by the cosine similarities of the predicted clean latents, not below SIMILARITY_FLOOR.
     """
-    B, G, K = trajectory.log_prob.shape
+    groups = trajectory.log_prob.shape[:2]
     similarity = sdpo_kernels.anchor_similarity(trajectory.predicted_clean.flatten(0, 1))
-    anchor = similarity.anchor_index.unflatten(0, (B, G))[..., None]
+    anchor = similarity.anchor_index.unflatten(0, groups)[..., None]
     queried = torch.zeros_like(trajectory.log_prob, dtype=torch.bool)
     queried[..., 0] = queried[..., -1] = True
     queried.scatter_(2, anchor, True)
@@ -60,7 +60,7 @@ def anchored(trajectory: Trajectory, score: Score) -> DenseRewards:
     known = torch.stack(
         [result.values[..., 0], result.values.gather(2, anchor)[..., 0], result.values[..., -1]], -1
     )
-    weights = torch.stack([similarity.first, similarity.anchor, similarity.last], -1).unflatten(0, (B, G))
+    weights = torch.stack([similarity.first, similarity.anchor, similarity.last], -1).unflatten(0, groups)
     weights = weights.clamp_min(SIMILARITY_FLOOR)
     between = (weights * known[..., None, :]).sum(-1) / weights.sum(-1)
     return DenseRewards(torch.where(queried, result.values, between), queried, result.queries)

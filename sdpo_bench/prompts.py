@@ -14,7 +14,7 @@ def read_prompts(path: str | Path) -> list[str]:
     try:
         prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts file {path} can't be read ({error}); expected a text file, one prompt a line") from error
+        raise UserError(f"prompts file {path} can't be read ({error}); expected text, one prompt a line") from error
     if not prompts:
         raise UserError(f"prompts file {path} is empty; expected one prompt a line")
     return prompts

@@ -71,16 +71,15 @@ class Trainer:
         rewards = provider(trajectory, self.score)
         advantages = self.normaliser(trajectory.prompts, self.method.returns(rewards.values)).to(self.policy.device)
         clock.append(time.perf_counter())
-        log = [
-            self.update(group, trajectory, advantages, reference) for group in self.groups(epoch, len(trajectory.prompts))
-        ]
+        log = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
         loss, clipped, log_ratio, norm = torch.tensor([[float(x) for x in row] for row in log]).unbind(1)
         clock.append(time.perf_counter())
         finite = bool(torch.isfinite(loss).all() and torch.isfinite(norm).all())
         if not finite or not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters):
             raise TrainingDiverged(
-                f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower --learning-rate "
-                f"({self.config.learning_rate:g}) and start another run; this run's records and its last checkpoint stay"
+                f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower "
+                f"--learning-rate ({self.config.learning_rate:g}) and start another run; this run's records and its "
+                f"last checkpoint stay"
             )
         self.counts.samples += trajectory.log_prob[..., 0].numel()
         self.counts.reward_queries += rewards.queries
@@ -158,7 +157,7 @@ class Trainer:
         evaluations = self.policy.evaluations
         trajectory = self.sample(epoch)
         largest = 0.0
-        for pairs, steps in self.groups(epoch, len(trajectory.prompts))[0]:
+        for pairs, steps in self.groups(epoch)[0]:
             old = trajectory.log_prob[pairs, :, steps]
             largest = max(largest, (self.log_prob(trajectory, pairs, steps).detach() - old).abs().max().item())
         self.policy.evaluations = evaluations
@@ -177,7 +176,7 @@ class Trainer:
     def microbatch(self) -> int:
         return max(1, self.policy.rows // GROUP)
 
-    def groups(self, epoch: int, pairs: int) -> list[list[Microbatch]]:
+    def groups(self, epoch: int) -> list[list[Microbatch]]:
         """The epoch's optimiser steps, each the micro-batches whose gradients it sums.
 
         Pairs are permuted; each pair has a permutation of the trained steps of its own, shared by its two samples
@@ -185,8 +184,8 @@ class Trainer:
         """
         config = self.config
         rng = np.random.default_rng((config.seed, epoch, ORDER))
-        batches = torch.from_numpy(rng.permutation(pairs)).split(config.pairs_per_update)
-        shuffled = torch.from_numpy(rng.permuted(np.tile(np.arange(config.trained_steps), (pairs, 1)), axis=1))
+        batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
+        shuffled = torch.from_numpy(rng.permuted(np.tile(np.arange(config.trained_steps), (config.pairs, 1)), axis=1))
 
         def microbatches(batch: Tensor, position: int) -> Iterator[Microbatch]:
             return ((p, shuffled[p, position]) for p in batch.split(self.microbatch))

@@ -56,7 +56,7 @@ class StepBatch:
 
 @dataclass
 class TrajectoryBatch:
-    """P pairs with all S trained steps: old_log_prob [P, 2, S], advantages [P, 2], reference_log_prob [P, 2, S] or None."""
+    """P pairs, all S trained steps: old_log_prob and reference_log_prob (or None) [P, 2, S], advantages [P, 2]."""
 
     old_log_prob: Tensor
     advantages: Tensor

@@ -14,7 +14,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
-    """int64 [K], noisiest first: t = round(T - i T / K) - 1, diffusers' "trailing" spacing (arXiv 2305.08891, table 2)."""
+    """int64 [K], noisiest first: t = round(T - i T / K) - 1, diffusers' "trailing" spacing (arXiv 2305.08891)."""
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps is {steps}; expected 1 to {train_steps}, the number of training timesteps")
     # The increment as numpy.arange(N, 0, -N / K) computes it: its rounding error decides the halves in diffusers.

@@ -16,7 +16,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class DDIMStep(NamedTuple):
-    """prev_sample and predicted_clean [N, ...] in the sample's dtype; log_prob float32 [N] of the stored prev_sample."""
+    """prev_sample and predicted_clean [N, ...] in the sample's dtype; log_prob float32 [N] of prev_sample."""
 
     prev_sample: Tensor
     predicted_clean: Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import sdpo_kernels
 from torch import Tensor
 from torch.nn import functional as F
 
-import sdpo_kernels
 from sdpo_bench.methods.base import Method, StepLoss
 from sdpo_bench.types import StepBatch
 
@@ -30,9 +30,11 @@ class D3PO(Method):
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         assert batch.reference_log_prob is not None
-        latents = (output, batch.sample, batch.prev_sample)
         log_prob = sdpo_kernels.gaussian_log_prob(
-            *(x.flatten(0, 1) for x in latents), batch.coefficients.repeat_interleave(2, 0)
+            output.flatten(0, 1),
+            batch.sample.flatten(0, 1),
+            batch.prev_sample.flatten(0, 1),
+            batch.coefficients.repeat_interleave(2, 0),
         ).reshape(output.shape[:2])
         log_ratio = log_prob - batch.reference_log_prob
         # Clipping exp() and taking its log would give NaN gradients far out.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sdpo_kernels
 from torch import Tensor
 
-import sdpo_kernels
 from sdpo_bench.methods.base import Method, StepLoss
 from sdpo_bench.types import StepBatch
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sdpo_kernels
 import torch
 from torch import Tensor
 
-import sdpo_kernels
 from sdpo_bench.methods.base import Method, StepLoss
 from sdpo_bench.types import StepBatch
 

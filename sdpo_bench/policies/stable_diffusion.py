@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
-def load_pipeline(model: str, revision: str | None = None) -> StableDiffusionPipeline:
+def load_pipeline(model: str, revision: str | None = None) -> Any:
     """The pipeline of a folder, a hub id or the embedded model. UserError says what is wrong with it."""
     folder = EMBEDDED_FOLDER if model == EMBEDDED else Path(model)
     local = model == EMBEDDED or folder.is_absolute() or folder.exists() or model.startswith((".", "~"))
@@ -53,7 +53,7 @@ def load_pipeline(model: str, revision: str | None = None) -> StableDiffusionPip
         raise
     except Exception as error:  # diffusers raises a dozen kinds here; each means that the model can't be used
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "is the folder complete?" if local else "check the id, the revision and the network, or give a local folder"
+        hint = "is the folder complete?" if local else "check id, revision and network, or give a local folder"
         raise UserError(f"--model {model} can't be loaded as a StableDiffusionPipeline ({reason}); {hint}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -66,7 +66,7 @@ class StableDiffusionPolicy:
     numbers do not depend on the batch that it is in (RunConfig.pad_rows).
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: RunConfig) -> None:
+    def __init__(self, pipeline: Any, config: RunConfig) -> None:
         self.device = resolve_device(config.device)
         self.pipeline = pipeline.to(self.device)
         self.finetune, self.rows, self.pad_rows = config.finetune, max(config.rows, config.pad_rows), config.pad_rows
@@ -172,9 +172,9 @@ class StableDiffusionPolicy:
     def save(self, folder: Path) -> None:
         """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder."""
         if self.finetune == "lora":
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.state_dict(), safe_serialization=True)
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.state_dict())
         else:
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            self.pipeline.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """Weights that `save` wrote."""

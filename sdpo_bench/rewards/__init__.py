@@ -16,7 +16,7 @@ REWARDS: dict[str, type[Reward]] = {}
 for _info in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_info.name}")
     for _value in vars(_module).values():
-        if isinstance(_value, type) and _value.__module__ == _module.__name__ and "name" in vars(_value):
+        if isinstance(_value, type) and issubclass(_value, Reward) and "name" in vars(_value):
             REWARDS[_value.name] = _value
 REWARDS = dict(sorted(REWARDS.items()))
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.rewards.base import Reward
 
 SCORERS = Path(__file__).parent.parent / "assets" / "scorers"
@@ -26,7 +27,10 @@ class Alignment(Reward):
     def __init__(self) -> None:
         from sdpo_bench.testbed.scorer import Scorer
 
-        self.scorer = Scorer.load(SCORERS / self.folder).requires_grad_(False).eval()
+        folder = SCORERS / self.folder
+        if not folder.is_dir():
+            raise UserError(f"reward {self.name}: {folder} does not exist; reinstall the package or run nox -s testbed")
+        self.scorer = Scorer.load(folder).requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:

@@ -1,0 +1,200 @@
+"""Invariants that every method in sdpo_bench/methods must pass; those that need a model are in test_trainer."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sdpo_kernels import gaussian_log_prob, normal
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.types import StepBatch, TrajectoryBatch
+
+ROW = torch.tensor([0.8, -0.5, 0.9, -0.4, 0.7], dtype=torch.float64)
+CLIPS = {"clip_range": 8e-4, "advantage_clip": 5.0}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+class Pairs:
+    """P pairs with K steps of 4-dimensional latents, a "model" whose outputs are free parameters [P, 2, K, 4]."""
+
+    def __init__(self, pairs=4, steps=3, seed=0, log_ratio=None, reference=0.01):
+        count = pairs * 2 * steps
+        shape = (pairs, 2, steps, 4)
+        m, x, y = (normal(torch.arange(count) + 1000 * i + seed, (4,)).double().reshape(shape) for i in range(3))
+        # Well into a step's usual range: latents lie about sigma away from their mean.
+        y = ROW[0] * x + ROW[1] * m + ROW[4] * y
+        self.m, self.x, self.y, self.steps = m, x, y, steps
+        self.old = self.log_prob(m).detach()
+        if log_ratio is not None:
+            self.old = self.old - torch.as_tensor(log_ratio, dtype=torch.float64)
+        self.reference = self.old + reference * normal(torch.arange(count) + 9000, (1,)).double().reshape(shape[:3])
+        advantage = normal(torch.arange(pairs) + 77 + seed, (2,)).double()
+        self.advantages = advantage[..., None].expand(pairs, 2, steps).clone()
+
+    def log_prob(self, m):
+        flat = (t.reshape(-1, 4) for t in (m, self.x, self.y))
+        return gaussian_log_prob(*flat, ROW.expand(m[..., 0].numel(), 5)).reshape(m.shape[:3])
+
+    def select(self, index):
+        out = object.__new__(Pairs)
+        out.steps = self.steps
+        for key in ("m", "x", "y", "old", "reference", "advantages"):
+            setattr(out, key, getattr(self, key)[index])
+        return out
+
+    def loss(self, method, m=None):
+        """Loss [P] of each pair, the mean over its steps for a method that works on single steps."""
+        m = self.m if m is None else m
+        if method.whole_trajectory:
+            batch = TrajectoryBatch(self.old, self.advantages[..., -1], self.reference)
+            return method.loss(self.log_prob(m), batch, **CLIPS).loss
+        losses = []
+        for k in range(self.steps):
+            batch = StepBatch(
+                torch.full((len(m),), k),
+                self.x[:, :, k],
+                self.y[:, :, k],
+                ROW.expand(len(m), 5),
+                self.old[:, :, k],
+                self.advantages[:, :, k],
+                self.reference[:, :, k],
+            )
+            losses.append(method.loss(m[:, :, k], batch, **CLIPS).loss)
+        return torch.stack(losses).mean(0)
+
+
+@every_method
+def test_swapping_a_pair_changes_nothing(name):
+    pairs = Pairs(log_ratio=5e-4)
+    swapped = pairs.select(slice(None))
+    for key in ("m", "x", "y", "old", "reference", "advantages"):
+        setattr(swapped, key, getattr(pairs, key).flip(1))
+    method = build_method(name)
+    assert torch.allclose(pairs.loss(method), swapped.loss(method), rtol=1e-12, atol=1e-14)
+
+
+@every_method
+def test_a_batch_is_its_parts(name):
+    pairs, method = Pairs(pairs=5, log_ratio=3e-4), build_method(name)
+    parts = torch.cat([pairs.select(slice(i, i + 1)).loss(method) for i in range(5)])
+    assert torch.allclose(pairs.loss(method), parts, rtol=1e-12)
+
+
+@every_method
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_step_moves_toward_the_preferred_sample(name, better):
+    """By little: the clip must not bite. Over all steps and at each of them."""
+    pairs, method = Pairs(pairs=1, reference=0.0), build_method(name)
+    pairs.advantages[:, better], pairs.advantages[:, 1 - better] = 0.6, -0.6
+    m = pairs.m.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(pairs.loss(method, m).sum(), m)
+    moved = pairs.log_prob(pairs.m - 1e-4 * grad) - pairs.old
+    assert (moved[0, better] - moved[0, 1 - better] > 0).all()
+
+
+@every_method
+def test_a_tie_has_no_direction(name):
+    """Equal rewards, unchanged policy: a pairwise method has nothing to learn."""
+    pairs, method = Pairs(pairs=1, reference=0.0), build_method(name)
+    if not method.pairwise:
+        pytest.skip("compares no pairs")
+    pairs.advantages[:] = 0.4
+    m = pairs.m.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(pairs.loss(method, m).sum(), m)
+    assert grad.abs().max() == 0
+
+
+@every_method
+@pytest.mark.parametrize("log_ratio", [-100.0, 100.0])
+def test_far_out_gradients_are_finite(name, log_ratio):
+    sign = torch.tensor([1.0, -1.0])[:, None]
+    for ratio in (log_ratio, log_ratio * sign):
+        pairs, method = Pairs(log_ratio=ratio), build_method(name)
+        m = pairs.m.clone().requires_grad_()
+        loss = pairs.loss(method, m)
+        (grad,) = torch.autograd.grad(loss.sum(), m)
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(grad).all()
+
+
+@every_method
+def test_gradcheck(name):
+    pairs, method = Pairs(pairs=2, steps=2, log_ratio=3e-4), build_method(name)
+    torch.autograd.gradcheck(lambda m: pairs.loss(method, m), pairs.m.clone().requires_grad_(), eps=1e-7, atol=1e-4)
+
+
+# Each method against its formula, written out once more as scalars.
+
+
+def scalar_terms(pairs):
+    log_ratio = pairs.old.new_tensor(0) + (pairs.log_prob(pairs.m) - pairs.old)
+    return log_ratio, pairs.advantages[..., -1]
+
+
+def clip(x, bound):
+    return max(-bound, min(bound, x))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.floats(-2e-3, 2e-3))
+def test_formulas(seed, size):
+    shift = size * normal(torch.arange(6) + seed, (1,)).double().reshape(1, 2, 3)
+    pairs = Pairs(pairs=1, steps=3, seed=seed, log_ratio=shift)
+    D = (pairs.log_prob(pairs.m) - pairs.old)[0].tolist()
+    R = (pairs.log_prob(pairs.m) - pairs.reference)[0].tolist()
+    A = pairs.advantages[0, :, -1].tolist()
+    dA, e = A[0] - A[1], CLIPS["clip_range"]
+    old_to_reference = (pairs.old - pairs.reference)[0].tolist()
+    sdpo = sum(
+        max(
+            (0.99**k * (D[0][k] - D[1][k]) - dA) ** 2,
+            (0.99**k * (clip(D[0][k], e) - clip(D[1][k], e)) - dA) ** 2,
+        )
+        for k in range(3)
+    )
+    ddpo = sum(
+        max(-A[i] * math.exp(D[i][k]), -A[i] * min(max(math.exp(D[i][k]), 1 - e), 1 + e)) / 2
+        for k in range(3)
+        for i in range(2)
+    )
+    near = [sum(old_to_reference[i][k] + clip(D[i][k], e) for k in range(3)) for i in range(2)]
+    prdp = max((sum(R[0]) - sum(R[1]) - dA) ** 2, (near[0] - near[1] - dA) ** 2)
+    rebel = (sum(D[0]) - sum(D[1]) - dA) ** 2
+    h = 1 if dA > 0 else -1
+    low, high = math.log(0.9), math.log(1.1)
+    d3po = sum(
+        math.log1p(math.exp(-0.1 * h * (min(max(R[0][k], low), high) - min(max(R[1][k], low), high))))
+        for k in range(3)
+    )
+    expected = {"sdpo": sdpo / 3, "sdpo_causal": sdpo / 3, "ddpo": ddpo / 3, "d3po": d3po / 3}
+    expected |= {"prdp": prdp, "rebel": rebel}
+    for name, value in expected.items():
+        assert pairs.loss(build_method(name)).item() == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def test_returns():
+    rewards = torch.tensor([[[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]])
+    g = 0.99
+    first = {
+        "sdpo": [1 + g * (10 + g * 100), 10 + g * 100, 100],
+        "sdpo_causal": [10 + g * 100, 100, 0],
+    }
+    for name in METHODS:
+        expected = torch.tensor(first.get(name, [100.0, 100.0, 100.0]))
+        assert torch.allclose(build_method(name).returns(rewards)[0, 0], expected), name
+        assert torch.allclose(build_method(name).returns(rewards)[0, 1], 2 * expected), name
+    undiscounted = build_method("sdpo", {"gamma": 0.0}).returns(rewards)
+    assert torch.equal(undiscounted, rewards)
+    assert torch.equal(rewards, torch.tensor([[[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]]))  # left as it was
+
+
+def test_bad_names_and_options():
+    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
+        build_method("ppo")
+    with pytest.raises(UserError, match="unknown option 'lambda' of sdpo; it has: gamma, scale, step_discount"):
+        build_method("sdpo", {"lambda": 0.9})
+    with pytest.raises(UserError, match="finite number"):
+        build_method("sdpo", {"gamma": float("nan")})

@@ -1,0 +1,58 @@
+"""Rewards on pictures whose values are known."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sdpo_kernels import normal
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.rewards import REWARDS, load_reward
+
+
+def test_jpeg_is_the_size_of_the_file():
+    noise = normal(torch.tensor([0, 1]), (3, 32, 32)).mul(0.3).add(0.5).clamp(0, 1)
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    images = torch.cat([noise, flat])
+    size = load_reward("jpeg_incompressibility")(images, ["cat"] * 3)
+    for image, kilobytes in zip(images, size, strict=True):
+        buffer = io.BytesIO()
+        array = np.round(image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        Image.fromarray(array).save(buffer, "JPEG", quality=95)
+        assert kilobytes.item() == pytest.approx(len(buffer.getvalue()) / 1000)
+    assert size[2] < size[:2].min()
+    assert torch.equal(load_reward("jpeg_compressibility")(images, ["cat"] * 3), -size)
+
+
+def test_colourfulness():
+    reward = load_reward("colourfulness")
+    grey = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(1, 3, 8, 8)
+    red = torch.zeros(1, 3, 8, 8)
+    red[:, 0] = 1
+    halves = red.clone()
+    halves[:, 0, :, :4], halves[:, 1, :, :4] = 0, 1  # half green, half red: rg = +-1, yb = 0.5 everywhere
+    value = reward(torch.cat([grey, red, halves]), ["x"] * 3)
+    assert value[0] == pytest.approx(0, abs=1e-6)
+    assert value[1] == pytest.approx(0.3 * (1 + 0.25) ** 0.5, rel=1e-5)
+    assert value[2] == pytest.approx(1 + 0.3 * 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward(name):
+    reward = load_reward(name)
+    images = normal(torch.arange(3), (3, 32, 32)).mul(0.3).add(0.5).clamp(0, 1)
+    together = reward(images, ["cat", "dog", "cow"])
+    assert together.dtype == torch.float32
+    assert together.shape == (3,)
+    assert torch.isfinite(together).all()
+    alone = torch.cat([reward(image[None], [p]) for image, p in zip(images, ["cat", "dog", "cow"], strict=True)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    for attribute in ("name", "title", "licence", "revision", "scale"):
+        assert getattr(reward, attribute)
+
+
+def test_unknown_reward():
+    with pytest.raises(UserError, match="unknown reward 'beauty'; choose one of: alignment, "):
+        load_reward("beauty")

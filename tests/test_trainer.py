@@ -1,0 +1,396 @@
+"""The trainer on a small random pipeline: the invariants that need a model, records, resumption, saving."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import sdpo_kernels
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.evaluation import evaluate, pictures
+from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.policies import load_policy
+from sdpo_bench.records import RecordError, load_run, run_id
+from sdpo_bench.rewards import load_reward
+from sdpo_bench.sampler import derive_seeds, sample
+from sdpo_bench.trainer import Trainer, TrainingDiverged, train
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    return RunConfig(
+        model=str(tiny_model),
+        reward="colourfulness",
+        eval_rewards=(),
+        steps=3,
+        epochs=3,
+        pairs=4,
+        pairs_per_update=2,
+        learning_rate=3e-3,
+        eval_every=2,
+        eval_start=False,
+        eval_steps=(1, 3),
+        eval_noises=1,
+        checkpoint_every=1,
+        device="cpu",
+    )
+
+
+def folder_of(root, config):
+    return root / run_id(config.to_json())
+
+
+def trainer_of(config):
+    return Trainer(config, load_policy(config), load_reward(config.reward))
+
+
+def weights(policy):
+    return {k: v.clone() for k, v in policy.state_dict().items()}
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(config, name, finetune):
+    config = dataclasses.replace(config, method=name, finetune=finetune, label="", learning_rate=1e-4)
+    trainer = trainer_of(config)
+    assert trainer.check_on_policy(1) == 0.0  # the unchanged policy's log-ratio
+    assert trainer.policy.evaluations == 0
+    before = weights(trainer.policy)
+    row = trainer.epoch(1)
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
+    method = build_method(name)
+    assert row["samples"] == 8
+    assert row["reward_queries"] == (4 * 5 if method.dense else 8)
+    assert row["optimiser_steps"] == (2 * 3 if method.updates == "step" else 2)
+    forward = 4 * (1 + 2 * 2)  # a pair's first step is evaluated once
+    assert row["model_evaluations"] == forward * (2 + method.reference + method.whole_trajectory)
+    assert row["log_ratio_max"] > 0
+    assert all(value >= 0 for value in row["seconds"].values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_accumulation_gives_the_gradient_of_the_batch(config, name):
+    """One pair at a time, or all at once; whole-trajectory methods too, whose loss is no sum over steps."""
+    gradients = []
+    for rows in (64, 2):
+        c = dataclasses.replace(
+            config, method=name, label="", rows=rows, pad_rows=1, pairs_per_update=4, updates="trajectory"
+        )
+        trainer = trainer_of(c)
+        trainer.optimiser.step = lambda: None
+        trajectory = trainer.sample(1)
+        advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
+        reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
+        (group,) = trainer.groups(1)
+        assert len(group) == 3 * (1 if rows == 64 else 4)
+        trainer.update(group, trajectory, advantages, reference)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters]))
+    difference = (gradients[0] - gradients[1]).abs()
+    assert difference.max() < 1e-4 * gradients[0].abs().max()
+    assert difference.mean() < 1e-5 * gradients[0].abs().max()
+
+
+def test_trajectory_gradient_is_the_graphs(config):
+    """The two passes of a whole-trajectory method against autograd through all steps at once."""
+    c = dataclasses.replace(config, method="rebel", label="", max_grad_norm=1e9, pairs_per_update=4)
+    trainer = trainer_of(c)
+    trajectory = trainer.sample(1)
+    trainer.optimiser.step()  # nothing yet: no gradients
+    advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
+    with torch.no_grad():  # leave the policy that sampled, so that log-ratios count
+        for i, p in enumerate(trainer.policy.parameters):
+            p += 0.02 * sdpo_kernels.normal(torch.tensor([i]), tuple(p.shape))[0]
+    trainer.optimiser.step = lambda: None
+    trainer.update(trainer.groups(1)[0], trajectory, advantages, None)
+    ours = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
+    trainer.optimiser.zero_grad()
+    log_prob = torch.stack([trainer.log_prob(trajectory, torch.arange(4), torch.full((4,), k)) for k in range(3)], -1)
+    log_ratio = (log_prob - trajectory.log_prob).sum(-1)
+    target = (advantages[:, 0] - advantages[:, 1])[:, -1]
+    ((log_ratio[:, 0] - log_ratio[:, 1] - target) ** 2).mean().backward()
+    direct = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
+    assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
+
+
+@pytest.mark.parametrize("updates", ["step", "trajectory"])
+def test_groups_cover_every_step_of_every_pair_once(config, updates):
+    c = dataclasses.replace(config, updates=updates, train_last_step=False, pairs=6, steps=5)
+    groups = trainer_of(c).groups(1)
+    assert len(groups) == (3 * 4 if updates == "step" else 3)
+    entries = [
+        (int(p), int(k)) for group in groups for pairs, steps in group for p, k in zip(pairs, steps, strict=True)
+    ]
+    assert sorted(entries) == [(p, k) for p in range(6) for k in range(4)]
+    orders = {p: [k for q, k in entries if q == p] for p in range(6)}
+    assert len({tuple(order) for order in orders.values()}) > 1  # each pair has a permutation of its own
+    again = trainer_of(c).groups(2)
+    assert [[s.tolist() for _, s in g] for g in groups] != [[s.tolist() for _, s in g] for g in again]
+
+
+def test_pairs_share_their_start_and_nothing_else(config):
+    trajectory = trainer_of(config).sample(1)
+    latents = trajectory.latents
+    assert torch.equal(latents[:, 0, 0], latents[:, 1, 0])
+    assert torch.equal(trajectory.predicted_clean[:, 0, 0], trajectory.predicted_clean[:, 1, 0])
+    assert not torch.isclose(latents[:, 0, 1], latents[:, 1, 1]).any(-1).all()
+    assert latents.shape == (4, 2, 4, *latents.shape[3:])
+    assert trajectory.log_prob.shape == (4, 2, 3)
+
+
+def test_samples_do_not_depend_on_the_batch(config):
+    """Sampling one of 40 prompts alone gives the same bits."""
+    policy = load_policy(config)
+    prompts = ["cat", "dog", "cow", "ant"] * 10
+    seeds = {"initial_seeds": derive_seeds(1, count=40), "step_seeds": derive_seeds(2, count=40).reshape(40, 1)}
+    whole = sample(policy, prompts, steps=3, **seeds)
+    for i in (0, 17, 39):
+        one = sample(policy, prompts[i : i + 1], steps=3, **{k: v[i : i + 1] for k, v in seeds.items()})
+        assert torch.equal(one.latents[0], whole.latents[i])
+        assert torch.equal(one.log_prob[0], whole.log_prob[i])
+
+
+def test_evaluation_does_not_depend_on_the_batch(config):
+    policy = load_policy(config)
+    both = pictures(policy, ["cat", "dog"], [0, 1, 2], 2, config)
+    alone = pictures(policy, ["dog"], [2], 2, config)
+    assert torch.equal(both[5], alone[0])
+    rewards = {"colourfulness": load_reward("colourfulness")}
+    rows = [evaluate(policy, dataclasses.replace(config, rows=rows), rewards) for rows in (64, 16)]
+    assert rows[0] == rows[1]
+    assert [row["steps"] for row in rows[0]] == [1, 3]
+    assert set(rows[0][0]["values"]) == {"seen", "unseen"}
+    assert len(rows[0][0]["values"]["unseen"]) >= 5
+    other = evaluate(policy, dataclasses.replace(config, eval_seed=1), rewards)
+    assert other[0]["values"] != rows[0][0]["values"]
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_reference_is_the_pretrained_model(config, finetune):
+    c = dataclasses.replace(config, finetune=finetune)
+    trainer = trainer_of(c)
+    arguments = (
+        sdpo_kernels.normal(torch.arange(16), trainer.policy.latent_shape),
+        torch.full((16,), 500),
+        trainer.policy.encode(["cat"] * 16),
+    )
+    with torch.no_grad():
+        before = trainer.policy.predict(*arguments)
+        trainer.epoch(1)
+        after = trainer.policy.predict(*arguments)
+        with trainer.policy.reference():
+            reference = trainer.policy.predict(*arguments)
+    assert torch.equal(reference, before)
+    assert not torch.equal(after, before)
+
+
+def without_seconds(record):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in record.train], record.eval
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(epoch, phase):
+    def on_epoch(event):
+        if (event["epoch"], event["phase"]) == (epoch, phase):
+            raise Stop
+
+    return on_epoch
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resume_is_exact(config, tmp_path, name):
+    """Stopped twice, between a record and its checkpoint: the same records and weights as without, bit for bit."""
+    config = dataclasses.replace(config, method=name, label="", checkpoint_every=2, epochs=4)
+    whole, parts = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "parts", config)
+    train(config, whole)
+    with pytest.raises(Stop):
+        train(config, parts, on_epoch=stop_at(2, "train"))
+    with pytest.raises(Stop):
+        train(config, parts, resume=True, on_epoch=stop_at(3, "train"))
+    assert load_run(parts).done is None
+    train(config, parts, resume=True)
+    assert without_seconds(load_run(parts)) == without_seconds(load_run(whole))
+    one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert (whole / "grid_after.png").read_bytes() == (parts / "grid_after.png").read_bytes()
+
+
+KILLED = """
+import sys, json
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from sdpo_bench.config import RunConfig
+from sdpo_bench.trainer import train
+options = json.loads(sys.argv[1])
+options["eval_steps"], options["eval_rewards"] = tuple(options["eval_steps"]), ()
+options.pop("eval_splits")
+print("ready", flush=True)
+train(RunConfig(**options), Path(sys.argv[2]), resume=True, on_epoch=lambda event: print(event, flush=True))
+"""
+
+
+def test_kill_and_resume(config, tmp_path):
+    """kill -9 at random moments, then --resume: nothing lost, nothing doubled, the same weights."""
+    config = dataclasses.replace(config, epochs=6, checkpoint_every=1)
+    whole, killed = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "killed", config)
+    start = time.perf_counter()
+    train(config, whole)
+    duration = time.perf_counter() - start
+    command = [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(config)), str(killed)]
+    chance, kills = random.Random(0), 0
+    while not (killed / "done.json").exists():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"ready"
+        try:
+            process.wait(timeout=chance.uniform(0.1, 0.7) * duration if kills < 4 else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills >= 2
+    assert without_seconds(load_run(killed)) == without_seconds(load_run(whole))
+    one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, killed))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert not list(killed.glob("*.tmp"))
+    assert not list(killed.glob(".*.tmp"))
+
+
+def test_saved_weights_load_in_plain_diffusers(config, tmp_path, tiny_model):
+    for finetune in ("lora", "full"):
+        c = dataclasses.replace(config, finetune=finetune, epochs=1)
+        policy = load_policy(c)
+        trainer = Trainer(c, policy, load_reward(c.reward))
+        trainer.epoch(1)
+        saved = tmp_path / finetune
+        policy.save(saved)
+        if finetune == "lora":
+            plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+            plain.load_lora_weights(saved)
+        else:
+            plain = StableDiffusionPipeline.from_pretrained(saved, safety_checker=None)
+        arguments = (
+            sdpo_kernels.normal(torch.arange(16), policy.latent_shape),
+            torch.full((16,), 700),
+            policy.encode(["dog"] * 16),
+        )
+        with torch.no_grad():
+            assert torch.equal(plain.unet.eval()(*arguments).sample, policy.predict(*arguments))
+        # and in a policy of our own, with the same pictures
+        again = load_policy(c)
+        again.load(saved)
+        assert torch.equal(pictures(again, ["cat"], [0], 2, c), pictures(policy, ["cat"], [0], 2, c))
+
+
+def test_divergence_stops_the_run_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, config)
+    original = Trainer.score
+
+    def break_weights(self, latents, prompts):
+        if self.counts.samples:  # in the second epoch
+            with torch.no_grad():
+                self.policy.parameters[0].fill_(torch.nan)
+        return original(self, latents, prompts)
+
+    monkeypatch.setattr(Trainer, "score", break_weights)
+    with pytest.raises(TrainingDiverged, match=r"epoch 2.*--learning-rate"):
+        train(config, folder)
+    assert [row["epoch"] for row in load_run(folder).train] == [1]
+    monkeypatch.undo()
+    train(config, folder, resume=True)
+    assert load_run(folder).done["epochs"] == 3
+
+
+def test_a_reward_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    from sdpo_bench.rewards.colourfulness import Colourfulness
+
+    monkeypatch.setattr(Colourfulness, "__call__", lambda self, images, prompts: torch.full((len(images),), torch.nan))
+    with pytest.raises(UserError, match="colourfulness gave a value that is not finite"):
+        train(config, folder_of(tmp_path, config))
+
+
+def test_foreign_and_damaged_files_are_named_and_kept(config, tmp_path):
+    folder = folder_of(tmp_path, config)
+    with pytest.raises(Stop):
+        train(config, folder, on_epoch=stop_at(2, "train"))
+    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+        train(config, folder)
+    checkpoint = folder / "checkpoint.pt"
+    good = checkpoint.read_bytes()
+    for bad in (good[: len(good) // 2], b"", b"nonsense"):
+        checkpoint.write_bytes(bad)
+        with pytest.raises(UserError, match=r"checkpoint\.pt can't be read"):
+            train(config, folder, resume=True)
+        assert checkpoint.read_bytes() == bad
+    checkpoint.write_bytes(good)
+    other = dataclasses.replace(config, seed=5)
+    elsewhere = folder_of(tmp_path, other)
+    elsewhere.mkdir()
+    shutil.copy(checkpoint, elsewhere)
+    with pytest.raises(UserError, match="belongs to run"):
+        train(other, elsewhere, resume=True)
+    shutil.rmtree(elsewhere)
+    shutil.copytree(folder, elsewhere)
+    (elsewhere / "checkpoint.pt").unlink()
+    with pytest.raises(RecordError, match="another configuration"):
+        train(other, elsewhere, resume=True)
+    train(config, folder, resume=True)
+    assert load_run(folder).done
+
+
+def test_start_run(config, tmp_path):
+    c = dataclasses.replace(config, epochs=0, label="")
+    folder = folder_of(tmp_path, c)
+    train(c, folder)
+    record = load_run(folder)
+    assert record.label == "start"
+    assert record.config["method"] == {"name": "start"}
+    assert {row["epoch"] for row in record.eval} == {0}
+    assert (folder / "grid_before.png").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, tmp_path):
+    for change, message in (
+        ({"eta": 0.0}, "sigma = 0"),
+        ({"reward": "beauty"}, "unknown reward"),
+        ({"model": str(tmp_path)}, "model_index.json does not exist"),
+    ):
+        c = dataclasses.replace(config, **change)
+        with pytest.raises(UserError, match=message):
+            train(c, folder_of(tmp_path / "out", c))
+    assert not (tmp_path / "out").exists()
+    for change, message in (
+        ({"steps": 1}, "--steps is 1"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"method": "ppo"}, "unknown method"),
+        ({"options": {"beta": 1.0}}, "unknown option 'beta' of sdpo"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0"),
+        ({"pairs_per_update": 3}, "multiple of --pairs-per-update"),
+        ({"eval_steps": ()}, "--eval-steps"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(config, **change)
+
+
+def test_damaged_model_folder_is_named(config, tmp_path, tiny_model):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"broken can't be loaded.*is the folder complete"):
+        load_policy(dataclasses.replace(config, model=str(broken)))
+    assert isinstance(load_policy(config).unet, UNet2DConditionModel)
