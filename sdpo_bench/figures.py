@@ -1,7 +1,7 @@
 """Figures of a profile: a pure function of its raw records, the same records giving the same bytes.
 
-A method has one colour and marker everywhere (Okabe and Ito's palette, safe for colour-blind readers). Drawn with
-matplotlib's Agg and SVG writers, without pyplot, so without global state or display.
+A method has one colour and marker everywhere (Okabe and Ito's palette, safe for colour-blind readers). Drawn
+with matplotlib's Agg and SVG writers, without pyplot, so without global state or display.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KNOWN = {  # label: (colour, marker)
 SPARE = ("#7a5195", "#8c564b", "#b59f00", "#1b6d85", "#a0a0a0", "#5c8a00")
 AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
 WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4, "legend.frameon": False,
@@ -39,7 +39,8 @@ RC: dict[str, Any] = {
 
 
 def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Line style of each label: the known methods' own, and of the profile's other labels, sorted, one each."""
+    """Line style of each label: the known methods' own, and of the profile's other labels, sorted, one
+    each."""
     unknown = sorted(set(labels) - KNOWN.keys())
     spare = {label: (SPARE[i % len(SPARE)], "hp*d<>"[i % 6]) for i, label in enumerate(unknown)}
     result = {}
@@ -51,29 +52,45 @@ def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _band(values: Values) -> tuple[float, float, float]:
-    """Interquartile mean and the ends of the band: lowest and highest run, or the 95 % interval from 5 runs on."""
+    """Interquartile mean and the ends of the band: lowest and highest run, or the 95 % interval from 5 runs
+    on."""
     point, low, high, n = summary(values)
     scores = list(values.values())
     return (point, min(scores), max(scores)) if n < MIN_RUNS else (point, low, high)
 
 
-def _legend(figure: Figure, group: Group, style: dict[str, dict[str, Any]], labels: list[str], title: str) -> None:
-    handles = [Line2D([], [], label=label + (" (untrained)" if label == START else ""), **style[label])
-               for label in labels]
+def _frame(figure: Figure, group: Group, style: dict[str, dict[str, Any]], labels: list[str], title: str,
+           footnote: str) -> None:
+    """Title, legend (its rows filled left to right) and footnote, outside the panels; margins in inches."""
     height = figure.get_figheight()
     figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.002, 1 - 0.27 / height), ncols=min(len(handles), 7),
-                  handlelength=2.2, columnspacing=1.3, borderaxespad=0)
+    figure.text(0.01, 0.06 / height, footnote, ha="left", va="bottom", fontsize=7.5, color="#555555")
+    lines: list[list[Line2D]] = [[]]
+    used = 0.0
+    for label in labels:
+        text = label + (" (untrained)" if label == START else "")
+        width = 0.62 + 0.075 * len(text)  # inches: the line, and about a character's width at 9 points
+        if used + width > WIDTH:
+            lines.append([])
+            used = 0.0
+        used += width
+        lines[-1].append(Line2D([], [], label=text, **style[label]))
+    for row, handles in enumerate(lines):
+        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.002, 1 - (0.28 + 0.2 * row) / height),
+                      ncols=len(handles), handlelength=2.2, columnspacing=1.3, borderaxespad=0)
+    figure.subplots_adjust(left=0.075, right=0.985, top=1 - (0.65 + 0.2 * len(lines)) / height,
+                           bottom=0.68 / height, wspace=0.24, hspace=0.42)
 
 
 def _bands(group: Group) -> str:
-    counts = {label: sum(run.label == label for run in group.runs) for label in group.labels if label != START}
+    labels = [run.label for run in group.runs if run.label != START]
+    counts = {labels.count(label) for label in labels}
     parts = []
-    if any(1 < n < MIN_RUNS for n in counts.values()):
+    if any(1 < n < MIN_RUNS for n in counts):
         parts.append("band: lowest to highest run")
-    if any(n >= MIN_RUNS for n in counts.values()):
+    if any(n >= MIN_RUNS for n in counts):
         parts.append("band: 95 % bootstrap interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
-    lowest, highest = min(counts.values(), default=0), max(counts.values(), default=0)
+    lowest, highest = min(counts, default=0), max(counts, default=0)
     runs = f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
     return f"line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts)
 
@@ -104,7 +121,8 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
 
 
 def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], split: str = "seen") -> Figure:
-    """Reward against `counter` (samples or reward_queries, cumulative), a panel per number of sampling steps."""
+    """Reward against `counter` (samples or reward_queries, cumulative), a panel per number of sampling
+    steps."""
     frame = group.curves[(group.curves["reward"] == group.reward) & (group.curves["split"] == split)]
     steps = sorted(int(k) for k in frame["steps"].unique())
     rows, columns = _layout(len(steps))
@@ -130,16 +148,9 @@ def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], 
             axis.set_ylabel(f"{group.reward} reward")
         if index + columns >= len(steps):
             axis.set_xlabel(AXES[counter])
-    _legend(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}")
-    _fit(figure, _bands(group))
+    _frame(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}",
+           _bands(group))
     return figure
-
-
-def _fit(figure: Figure, footnote: str) -> None:
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=0.075, right=0.985, top=1 - 0.85 / height, bottom=0.68 / height, wspace=0.24,
-                           hspace=0.42)
-    figure.text(0.01, 0.06 / height, footnote, ha="left", va="bottom", fontsize=7.5, color="#555555")
 
 
 def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
@@ -165,13 +176,14 @@ def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
         axis.set_xlabel("sampling steps (log scale)")
         axis.set_title(f"{split} prompts", loc="left")
     axes.flat[0].set_ylabel(f"{group.reward} reward")
-    _legend(figure, group, style, labels, f"{group.reward} before and after training with K = {group.steps}")
-    _fit(figure, _bands(group).replace("band", "bar"))
+    _frame(figure, group, style, labels, f"{group.reward} before and after training with K = {group.steps}",
+           _bands(group).replace("band", "bar"))
     return figure
 
 
 def picture_grid(group: Group) -> Figure | None:
-    """The runs' pictures before and after training, of each label's lowest seed that has both; None without any.
+    """The runs' pictures before and after training, of each label's lowest seed that has both; None without
+    any.
 
     Where all runs start from the same picture it is shown once.
     """
@@ -219,7 +231,8 @@ def _bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def write_figures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `results/<profile>/figures/*.{png,svg}` anew (picture grids as PNG only); returns the paths, sorted."""
+    """Writes `results/<profile>/figures/*.{png,svg}` anew (picture grids as PNG only); returns the paths,
+    sorted."""
     groups = load_groups(folder)
     style = styles({START} | {label for group in groups for label in group.labels})
     target = Path(folder) / "figures"

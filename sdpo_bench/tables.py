@@ -450,48 +450,52 @@ def render_terminal(folder: str | os.PathLike[str]) -> str:
     return "\n".join(parts).rstrip() or f"no finished run in {folder}"
 
 
-def _tolerance(mine: list[float], reference: list[float]) -> float | None:
-    """Half width of the 95 % prediction interval of the mean of as many new runs as mine, given the
-    reference's spread (Student's t); None for fewer than 2 reference runs, which have no spread."""
-    n = len(reference)
-    if n < 2:
-        return None
-    return float(stats.t.ppf(0.975, n - 1) * np.std(reference, ddof=1) * np.sqrt(1 / n + 1 / len(mine)))
+def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
+    """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
+    freedom."""
+    cells = [list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != START]
+    freedom = sum(len(cell) - 1 for cell in cells if cell)
+    squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
+    return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
 
 
 def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.PathLike[str]) -> str:
     """Text: per label and step count my value against the reference results' and whether it lies within
     tolerance.
 
-    Tolerance: the 95 % prediction interval from the spread of the reference's runs, so about 1 cell in 20
-    falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices may differ,
-    model, reward, K may not.
+    Values are means over runs. Tolerance: half the 95 % prediction interval (Student's t) from the spread
+    between the reference's runs, pooled over its methods since a method alone may have two runs; about 1
+    value in 20 falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices
+    may differ; model, reward, K may not.
     """
     theirs = {(g.model, g.reward, g.steps): g for g in reversed(load_groups(reference))}
-    lines, inside, judged = [], 0, 0
+    lines: list[str] = []
+    verdicts: list[str] = []
     for group in load_groups(mine):
         other = theirs.get((group.model, group.reward, group.steps))
-        lines += [group.title, f"reference: {other.device if other else 'none, nothing to compare with'}"]
+        lines += [group.title, f"reference: {other.device if other else 'none, nothing to compare with'}", ""]
         if other is None:
             continue
-        rows = [("prompts", "method", "steps", "mine", "reference", "tolerance", "")]
+        rows: list[tuple[str, ...]] = [("prompts", "method", "steps", "mine", "reference", "tolerance", "")]
         frame = group.values[group.values["reward"] == group.reward]
         for split in sorted(frame["split"].unique()):
-            for label in group.labels:
-                for k in sorted(int(k) for k in frame["steps"].unique()):
-                    x = list(group.cell(label, group.reward, split, k).values())
-                    y = list(other.cell(label, group.reward, split, k).values())
-                    if not x or not y:
-                        rows.append((split, label, str(k), *(f"{np.mean(v):.3f}" if v else DASH for v in (x, y)), DASH,
-                                     "not in both"))
-                        continue
-                    tolerance = 0.01 * abs(y[0]) if label == START else _tolerance(x, y)
-                    within = tolerance is not None and abs(np.mean(x) - np.mean(y)) <= tolerance
-                    judged += tolerance is not None
-                    inside += within
-                    rows.append((split, label, str(k), f"{np.mean(x):.3f} (n={len(x)})",
-                                 f"{np.mean(y):.3f} (n={len(y)})", DASH if tolerance is None else f"{tolerance:.3f}",
-                                 "no spread" if tolerance is None else "within" if within else "OUTSIDE"))
-        lines += ["", *_aligned(rows), ""]
-    lines.append(f"{inside} of {judged} values within tolerance; about 1 in 20 falls outside by chance.")
+            for steps in sorted(int(k) for k in frame["steps"].unique()):
+                spread, freedom = _spread(other, split, steps)
+                for label in sorted({*group.labels, *other.labels}, key=label_key):
+                    x = list(group.cell(label, group.reward, split, steps).values())
+                    y = list(other.cell(label, group.reward, split, steps).values())
+                    tolerance, verdict = np.nan, "not in both"
+                    if x and y:
+                        tolerance = 0.01 * abs(y[0]) if label == START else float(
+                            stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                        within = abs(np.mean(x) - np.mean(y)) <= tolerance
+                        verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"
+                    verdicts.append(verdict)
+                    rows.append((split, label, str(steps), *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH
+                                                             for v in (x, y)),
+                                 DASH if np.isnan(tolerance) else f"{tolerance:.3f}", verdict))
+        lines += [*_aligned(rows), ""]
+    inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
+    lines.append(f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by chance; "
+                 f"{len(verdicts) - inside - outside} not compared.")
     return "\n".join(lines)
