@@ -1,13 +1,9 @@
 """The trainer on a small random pipeline: the invariants that need a model, records, resumption, saving."""
 
 import dataclasses
-import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -28,8 +24,13 @@ from sdpo_bench.trainer import Trainer, TrainingDiverged, train
 
 
 @pytest.fixture(scope="module")
-def config(tiny_model):
+def config(tiny_model, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "seen").write_text("cat\ndog\nhorse\n")
+    (prompts / "unseen").write_text("wolf\nfox\n")
     return RunConfig(
+        prompts=str(prompts / "seen"),
+        unseen_prompts=str(prompts / "unseen"),
         model=str(tiny_model),
         reward="colourfulness",
         eval_rewards=(),
@@ -170,7 +171,6 @@ def test_evaluation_does_not_depend_on_the_batch(config):
     assert rows[0] == rows[1]
     assert [row["steps"] for row in rows[0]] == [1, 3]
     assert set(rows[0][0]["values"]) == {"seen", "unseen"}
-    assert len(rows[0][0]["values"]["unseen"]) >= 5
     other = evaluate(policy, dataclasses.replace(config, eval_seed=1), rewards)
     assert other[0]["values"] != rows[0][0]["values"]
 
@@ -186,7 +186,8 @@ def test_reference_is_the_pretrained_model(config, finetune):
     )
     with torch.no_grad():
         before = trainer.policy.predict(*arguments)
-        trainer.epoch(1)
+    trainer.epoch(1)
+    with torch.no_grad():
         after = trainer.policy.predict(*arguments)
         with trainer.policy.reference():
             reference = trainer.policy.predict(*arguments)
@@ -229,21 +230,6 @@ def test_resume_is_exact(config, tmp_path, name):
     assert (whole / "grid_after.png").read_bytes() == (parts / "grid_after.png").read_bytes()
 
 
-KILLED = """
-import sys, json
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from sdpo_bench.config import RunConfig
-from sdpo_bench.trainer import train
-options = json.loads(sys.argv[1])
-options["eval_steps"], options["eval_rewards"] = tuple(options["eval_steps"]), ()
-options.pop("eval_splits")
-print("ready", flush=True)
-train(RunConfig(**options), Path(sys.argv[2]), resume=True, on_epoch=lambda event: print(event, flush=True))
-"""
-
-
 def test_kill_and_resume(config, tmp_path):
     """kill -9 at random moments, then --resume: nothing lost, nothing doubled, the same weights."""
     config = dataclasses.replace(config, epochs=6, checkpoint_every=1)
@@ -251,19 +237,17 @@ def test_kill_and_resume(config, tmp_path):
     start = time.perf_counter()
     train(config, whole)
     duration = time.perf_counter() - start
-    command = [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(config)), str(killed)]
+    fork = multiprocessing.get_context("fork")  # a new interpreter would import for longer than it trains
     chance, kills = random.Random(0), 0
     while not (killed / "done.json").exists():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == b"ready"
-        try:
-            process.wait(timeout=chance.uniform(0.1, 0.7) * duration if kills < 4 else 300)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+        process = fork.Process(target=train, args=(config, killed), kwargs={"resume": True})
+        process.start()
+        process.join(chance.uniform(0.1, 0.6) * duration if kills < 8 else 300)
+        if process.is_alive():
+            process.kill()
             kills += 1
-        process.communicate()
-    assert kills >= 2
+        process.join()
+    assert kills >= 3
     assert without_seconds(load_run(killed)) == without_seconds(load_run(whole))
     one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, killed))
     assert all(torch.equal(one[k], other[k]) for k in one)
