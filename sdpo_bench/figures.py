@@ -20,14 +20,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from .records import write_atomic
+from .records import RunRecord, write_atomic
 from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_groups, summary
 
-KNOWN = {  # label: (colour, marker)
-    START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
-    "DDPO (per step)": ("#e69f00", "v"), "REBEL": ("#009e73", "D"), "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"),
+KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue and a dotted line
+    START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"),
+    "DDPO": ("#d55e00", "^"), "DDPO (per step)": ("#e69f00", "v"), "REBEL": ("#009e73", "D"),
+    "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"), "SDPO (terminal)": ("#7a5195", "h"),
+    "SDPO (exact)": ("#1b6d85", "p"), "SDPO (last step)": ("#8c8c00", "*"),
 }
-SPARE = ("#7a5195", "#8c564b", "#b59f00", "#1b6d85", "#a0a0a0", "#5c8a00")
+SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#a08000", "#2f6f4f")
 AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
 WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
 RC: Any = {
@@ -46,7 +48,7 @@ def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     result = {}
     for label in sorted({*labels}, key=label_key):
         colour, marker = KNOWN.get(label) or spare[label]
-        line = "--" if label == START else ":" if label in spare else "-"
+        line = "--" if label == START else ":" if label in spare or "(" in label else "-"
         result[label] = {"color": colour, "marker": marker, "linestyle": line}
     return result
 
@@ -104,13 +106,15 @@ def _count(value: float, _: object = None) -> str:
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str, style: dict[str, Any]) -> None:
+def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str,
+           style: dict[str, Any]) -> None:
     f = group.curves[(group.curves["label"] == label) & (group.curves["reward"] == group.reward)
                      & (group.curves["split"] == split) & (group.curves["steps"] == steps)]
     points = []
     start = group.cell(START, group.reward, split, steps)
     if start and not (f["epoch"] == 0).any() and len(f):
-        points.append((0.0, *(next(iter(start.values())),) * 3))  # before the first update every run is the start
+        # Before its first update every run is the start.
+        points.append((0.0, *(next(iter(start.values())),) * 3))
     for _, rows in f.groupby("epoch", sort=True):
         values = dict(zip(rows["seed"].astype(int), rows["value"].astype(float), strict=True))
         points.append((float(rows[counter].mean()), *_band(values)))
@@ -182,28 +186,27 @@ def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
 
 
 def picture_grid(group: Group) -> Figure | None:
-    """The runs' pictures before and after training, of each label's lowest seed that has both; None without
-    any.
+    """The pictures of each label's lowest seed before and after training, as its runs saved them; None without any.
 
-    Where all runs start from the same picture it is shown once.
+    The same prompts and noise everywhere. A picture before training that serves all, the start's, is shown once.
     """
-    pictures: dict[str, tuple[bytes, bytes]] = {}
-    seeds = {}
+    def picture(run: RunRecord, when: str) -> bytes | None:
+        path = run.folder / f"grid_{when}.png"
+        return path.read_bytes() if path.exists() else None
+
+    start = next((data for run in group.runs if run.label == START and (data := picture(run, "before"))), None)
+    chosen: dict[str, tuple[int, bytes | None, bytes]] = {}
     for run in sorted(group.runs, key=lambda run: (label_key(run.label), run.config["seed"])):
-        before, after = run.folder / "grid_before.png", run.folder / "grid_after.png"
-        if run.label not in (*pictures, START) and before.exists() and after.exists():
-            pictures[run.label] = before.read_bytes(), after.read_bytes()
-            seeds[run.label] = run.config["seed"]
-    if not pictures:
+        if run.label not in (*chosen, START) and (after := picture(run, "after")):
+            chosen[run.label] = run.config["seed"], picture(run, "before") or start, after
+    if not chosen:
         return None
     panels: list[tuple[str, bytes]] = []
-    if len({before for before, _ in pictures.values()}) == 1:
-        panels.append(("before training", next(iter(pictures.values()))[0]))
-        panels += [(f"{label}, seed {seeds[label]}", after) for label, (_, after) in pictures.items()]
-    else:
-        for label, pair in pictures.items():
-            panels += [(f"{label}, seed {seeds[label]}, {when}", data)
-                       for when, data in zip(("before", "after"), pair, strict=True)]
+    shared = {before for _, before, _ in chosen.values()}
+    for label, (seed, before, after) in chosen.items():
+        if before and (len(shared) > 1 or not panels):
+            panels.append((f"{label}, before training" if len(shared) > 1 else "before training", before))
+        panels.append((f"{label}, seed {seed}" + (", after" if len(shared) > 1 else ""), after))
     images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in panels]
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     columns = 1 if ratio < 1 / 3 else 2
@@ -211,8 +214,10 @@ def picture_grid(group: Group) -> Figure | None:
     tile = WIDTH / columns * 0.97
     height = 0.35 + rows * (tile * ratio + 0.3)
     figure = Figure(figsize=(WIDTH, height))
-    figure.suptitle(f"Pictures before and after training on {group.reward} with K = {group.steps}", x=0.01,
-                    y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
+    counts = group.runs[0].config.get("eval_steps", ())
+    rows_are = f"; rows: {', '.join(map(str, counts))} sampling steps, columns: prompts" if counts else ""
+    figure.suptitle(f"Pictures before and after training on {group.reward} with K = {group.steps}{rows_are}",
+                    x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
     for index, ((title, _), image) in enumerate(zip(panels, images, strict=True)):
         row, column = divmod(index, columns)
         bottom = height - 0.35 - (row + 1) * (tile * ratio + 0.3)

@@ -321,7 +321,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     if config["run_id"] != (expected := run_id(config)):
         raise _bad(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
     if config["run_id"] != path.parent.name:
-        raise RecordError(f"{path}: lies in a folder of another name; rename the folder to {config['run_id']}")
+        raise RecordError(f"{path}: the folder has another name; rename it to {config['run_id']}")
 
 
 def _check_eval(row: Mapping[str, Any], where: str) -> None:

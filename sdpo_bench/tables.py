@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from .statistics import Interval, iqm, paired_difference, probability_of_improve
 
 START = "start"
 BASELINE = "SDPO"
-ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO (per step)", "REBEL", "PRDP", "D3PO")  # rows, lines, colours
+ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "REBEL", "PRDP", "D3PO")  # of rows and lines; others follow by name
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
 DASH = "–"
 RERUN = "nox -s reproduce -- --profile {} --resume"
@@ -80,7 +82,7 @@ class Group:
     def labels(self) -> list[str]:
         return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
 
-    @property
+    @cached_property
     def values(self) -> pd.DataFrame:
         last = self.curves.groupby(["run", "reward"])["epoch"].transform("max")
         return self.curves[self.curves["epoch"] == last]
@@ -89,7 +91,8 @@ class Group:
     def title(self) -> str:
         return f"trained on {self.reward} with K = {self.steps}, {self.model} on {self.device}"
 
-    def cell(self, label: str, reward: str, split: str, steps: int, frame: pd.DataFrame | None = None) -> Values:
+    def cell(self, label: str, reward: str, split: str, steps: int,
+             frame: pd.DataFrame | None = None) -> Values:
         """Value of each of a label's runs, by seed, sorted; empty where there is none."""
         f = self.values if frame is None else frame
         f = f[(f["label"] == label) & (f["reward"] == reward) & (f["split"] == split) & (f["steps"] == steps)]
@@ -106,8 +109,9 @@ def _check_labels(runs: Iterable[RunRecord]) -> None:
         differ = [k for k in sorted(first.config.keys() | run.config.keys()) if k not in ("seed", "run_id")
                   and first.config.get(k) != run.config.get(k)]
         if differ or (run is not first and run.config["seed"] == first.config["seed"]):
+            what = differ[0] if differ else "nothing, not even the seed"
             raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
-                              f"{differ[0] if differ else 'nothing, not even the seed'}: give one another label")
+                              f"{what}: give one another label")
 
 
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
@@ -131,11 +135,12 @@ def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
     for device, model, reward, steps in keys:
         own = [run for run in trained if (run.device, *(run.config[k] for k in ("model", "reward", "steps")))
                == (device, model, reward, steps)]
-        # The start is not trained: one of its runs serves every reward and K; the group's own one if there are several.
+        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
         fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
-        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
-        missing = {str(config["label"]) for config in pending if (config["model"], config["reward"], config["steps"])
-                   == (model, reward, steps) and device == main_device}
+        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps,
+                                      run.sort_key))
+        missing = {str(config["label"]) for config in pending if device == main_device and
+                   (config["model"], config["reward"], config["steps"]) == (model, reward, steps)}
         suffix = f"_{slug(reward)}_k{steps}" + (f"_{slug(str(model))}" if len(models) > 1 else "")
         suffix += f"_{slug(device)}" if device != main_device else ""
         chosen = (*fitting[:1], *own)
@@ -206,8 +211,8 @@ def _value_table(group: Group, name: str, title: str, note: str, reward: str, fr
                          *(cell_text(cells[k], decimals) for k in steps)))
             for k in steps:
                 value, low, high, n = summary(cells[k])
-                long.append({**_context(group), "reward": reward, "split": split, "label": label, "steps": k, "n": n,
-                             "value": value, "low": low, "high": high,
+                long.append({**_context(group), "reward": reward, "split": split, "label": label, "steps": k,
+                             "n": n, "value": value, "low": low, "high": high,
                              "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
                              "run_ids": _ids(group, label, cells[k])})
         blocks.append((f"{split} prompts", tuple(rows)))
@@ -220,9 +225,10 @@ def main_table(group: Group, reward: str | None = None) -> Table:
     other = reward is not None and reward != group.reward
     reward = reward or group.reward
     what = f"{reward} of runs {group.title}" if other else f"{reward}, {group.title}"
-    note = CELLS + (f" No run here was trained on {reward}: a fall shows reward hacking." if other else "")
-    return _value_table(group, ("other" if other else "main") + group.suffix + (f"_{slug(reward)}" if other else ""),
-                        what, note, reward, group.values)
+    note = CELLS + (f" No run here was trained on {reward}: where it falls while {group.reward} rises, the "
+                    "run hacked its reward." if other else "")
+    name = f"other{group.suffix}_{slug(reward)}" if other else f"main{group.suffix}"
+    return _value_table(group, name, what, note, reward, group.values)
 
 
 def query_budget(group: Group) -> int | None:
@@ -242,10 +248,10 @@ def equal_queries_table(group: Group) -> Table:
         queries = sorted(f.loc[f["label"] == label, "reward_queries"].astype(int).unique())
         if queries:
             used[label] = f"{queries[0]:,}" + (f"–{queries[-1]:,}" if len(queries) > 1 else "")
-    note = (f"Every run at its last evaluation within {budget:,} reward queries, the smallest total of a trained run; "
-            f"the queries used are shown. {CELLS}")
-    return _value_table(group, f"equal_queries{group.suffix}", f"{group.reward} at equal reward queries, {group.title}",
-                        note, group.reward, f, used)
+    note = (f"Every run at its last evaluation within {budget:,} reward queries, the smallest total of a trained "
+            f"run; the queries used are shown. {CELLS}")
+    title = f"{group.reward} at equal reward queries, {group.title}"
+    return _value_table(group, f"equal_queries{group.suffix}", title, note, group.reward, f, used)
 
 
 def cost_table(group: Group) -> Table:
@@ -268,7 +274,7 @@ def cost_table(group: Group) -> Table:
         long.append({**_context(group), "label": label, "n": len(runs), **totals,
                      **{f"seconds_{key}": value for key, value in seconds.items()},
                      "run_ids": " ".join(run.run_id for run in runs)})
-    note = "Means over runs of the totals at the end of training, and of the seconds of an epoch (mean over epochs)."
+    note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
     return Table(f"cost{group.suffix}", f"Cost, {group.title}", _note(note, rows, group.profile), header,
                  (("", tuple(rows)),), pd.DataFrame(long))
 
@@ -316,28 +322,26 @@ def difference_table(group: Group) -> Table:
         blocks += [(f"{split} prompts: difference", tuple(differences)),
                    (f"{split} prompts: probability of improvement", tuple(chances))]
     note = ("Differences are paired by seed: their mean [95 % bootstrap interval]; with fewer than 5 pairs the "
-            f"differences themselves. The probability is that a run of the row beats one of {base}, ties half.")
+            f"differences themselves. Probability: that a run of the row beats one of {base}, ties half.")
     return Table(f"differences{group.suffix}", f"{reward} minus {base}'s, {group.title}",
                  _note(note, blocks, group.profile), ("method", *(f"{k} step{'s' * (k > 1)}" for k in steps)),
                  tuple(blocks), pd.DataFrame(long))
 
 
-def _order(group: Group, split: str, steps: int) -> tuple[str, list[str]]:
+def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
+    """Labels from best to worst interquartile mean, each with whether the one before it is ahead beyond
+    doubt: the 95 % interval of their difference, paired by at least `MIN_RUNS` seeds, lies above 0."""
     cells = {label: group.cell(label, group.reward, split, steps) for label in group.labels}
     points = {label: float(iqm(list(values.values()))) for label, values in cells.items() if values}
     labels = sorted(points, key=lambda label: (-points[label], label_key(label)))
-    text = ""
-    for better, worse in zip([None, *labels], labels, strict=False):
-        if better is not None:
-            x, y = cells[better], cells[worse]
-            # The start has no seed of its own: it stands against every run.
-            x = dict.fromkeys(y, next(iter(x.values()))) if better == START else x
-            y = dict.fromkeys(x, next(iter(y.values()))) if worse == START else y
-            shared = x.keys() & y.keys()
-            sure = len(shared) >= MIN_RUNS and paired_difference(x, y).low > 0
-            text += " > " if sure else " ~ "
-        text += worse
-    return text or DASH, labels
+    order = [(label, False) for label in labels[:1]]
+    for better, worse in pairwise(labels):
+        x, y = cells[better], cells[worse]
+        # The start has no seed of its own: it stands against every run.
+        x = dict.fromkeys(y, next(iter(x.values()))) if better == START else x
+        y = dict.fromkeys(x, next(iter(y.values()))) if worse == START else y
+        order.append((worse, len(x.keys() & y.keys()) >= MIN_RUNS and paired_difference(x, y).low > 0))
+    return order
 
 
 def order_table(groups: list[Group]) -> Table:
@@ -349,14 +353,15 @@ def order_table(groups: list[Group]) -> Table:
         frame = group.values[group.values["reward"] == group.reward]
         for split in sorted(frame["split"].unique()):
             for steps in sorted(int(k) for k in frame["steps"].unique()):
-                text, labels = _order(group, split, steps)
-                rows.append((group.reward, str(group.steps), split, str(steps), text))
-                long += [{**_context(group), "split": split, "steps": steps, "rank": rank, "label": label}
-                         for rank, label in enumerate(labels, 1)]
+                order = ranking(group, split, steps)
+                text = "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:]
+                rows.append((group.reward, str(group.steps), split, str(steps), text or DASH))
+                long += [{**_context(group), "split": split, "steps": steps, "rank": rank, "label": label,
+                          "established": sure} for rank, (label, sure) in enumerate(order, 1)]
     extra = first.suffix.removeprefix(f"_{slug(first.reward)}_k{first.steps}")
-    note = (f"Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above 0 "
-            f"(at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order of the estimates, "
-            "not established.")
+    note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
+            f"0 (at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order of the "
+            "estimates, not established.")
     return Table(f"order{extra}", f"Order of the methods, {first.model} on {first.device}", note,
                  ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
                  pd.DataFrame(long))
@@ -367,8 +372,8 @@ def build_tables(groups: list[Group]) -> list[Table]:
     tables = []
     for group in groups:
         others = sorted(set(group.curves["reward"]) - {group.reward})
-        tables += [main_table(group), equal_queries_table(group), *(main_table(group, other) for other in others),
-                   difference_table(group), cost_table(group)]
+        tables += [main_table(group), equal_queries_table(group),
+                   *(main_table(group, other) for other in others), difference_table(group), cost_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
         tables.append(order_table([group for group in groups if (group.device, group.model) == key]))
     return tables
@@ -384,8 +389,8 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", table.note])
 
 
-TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-       "~": r"$\sim$", "^": r"\^{}", "–": "--", ">": "$>$", "<": "$<$"}
+TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+       "}": r"\}", "~": r"$\sim$", "^": r"\^{}", "–": "--", ">": "$>$", "<": "$<$"}
 
 
 def _tex(text: str) -> str:
@@ -395,8 +400,9 @@ def _tex(text: str) -> str:
 def latex(table: Table) -> str:
     """A LaTeX table environment (package booktabs), without a trailing newline."""
     columns = len(table.header)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title[:1].upper() + table.title[1:])}. "
-             rf"{_tex(table.note.replace('`', ''))}}}", rf"\label{{tab:{table.name.replace('_', '-')}}}",
+    caption = f"{table.title[:1].upper() + table.title[1:]}. {table.note.replace('`', '')}"
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}",
+             rf"\label{{tab:{table.name.replace('_', '-')}}}",
              rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule",
              " & ".join(map(_tex, table.header)) + r" \\"]
     for title, rows in table.blocks:
@@ -433,7 +439,8 @@ def write_tables(folder: str | os.PathLike[str]) -> list[Path]:
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows]
 
 
 def render_terminal(folder: str | os.PathLike[str]) -> str:
@@ -453,7 +460,8 @@ def render_terminal(folder: str | os.PathLike[str]) -> str:
 def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
     """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
     freedom."""
-    cells = [list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != START]
+    cells = [list(group.cell(label, group.reward, split, steps).values())
+             for label in group.labels if label != START]
     freedom = sum(len(cell) - 1 for cell in cells if cell)
     squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
     return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
@@ -496,6 +504,6 @@ def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.Pat
                                  DASH if np.isnan(tolerance) else f"{tolerance:.3f}", verdict))
         lines += [*_aligned(rows), ""]
     inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
-    lines.append(f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by chance; "
-                 f"{len(verdicts) - inside - outside} not compared.")
+    lines.append(f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
+                 f"chance; {len(verdicts) - inside - outside} not compared.")
     return "\n".join(lines)
