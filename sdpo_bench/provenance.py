@@ -27,7 +27,7 @@ def repository() -> Path | None:
 def _git(*arguments: str) -> str | None:
     """Git's answer about the checkout; None without one (or without git)."""
     try:
-        done = subprocess.run(["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -111,9 +111,8 @@ def command(argv: list[str] | None = None) -> str:
 
 def collect(device: Any) -> dict[str, Any]:
     """What provenance.json holds, for a run on `device` (a torch.device or its name)."""
-    import torch
-
     import sdpo_kernels
+    import torch
 
     return code_version() | {
         "versions": versions(),

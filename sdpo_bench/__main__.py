@@ -1,0 +1,383 @@
+"""The command line. Modules that import PyTorch are imported where they are used, so that --help comes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from sdpo_bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a profile of the benchmark, print its tables and compare them with the committed results.
+
+    examples:
+      sdpo-bench reproduce                                    # quick: every method, minutes on a laptop's CPU
+      sdpo-bench reproduce --profile full --dry-run           # what would be run, and for how long
+      sdpo-bench reproduce --resume                           # go on after an interruption
+      sdpo-bench reproduce --methods sdpo ddpo --seeds 0 1 2  # fewer methods, more seeds
+    """
+
+    profile: str = "quick"
+    """quick; smoke (a minute, shows that all works); sweep, sweep-k20 (learning rates); first-look (K = 4 against
+    K = 20); full (all methods, ablations, rewards, K: a night and more)."""
+    results: Path = Path("runs")
+    """Where to write: a folder for each profile. The committed results are in results/, which is the reference."""
+    methods: tuple[str, ...] = ()
+    """These methods or ablations in place of the profile's."""
+    seeds: tuple[int, ...] = ()
+    """These seeds in place of the profile's."""
+    workers: int | None = None
+    """Runs at the same time, each on one thread. Default: one per physical core."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the runs are made. Results of different devices never share a table."""
+    resume: bool = False
+    """Keep finished runs, go on with the others from their checkpoints."""
+    dry_run: bool = False
+    """Only list the runs, with estimated times."""
+
+    def __call__(self) -> int:
+        from sdpo_bench.reproduce import reproduce
+
+        given = dataclasses.asdict(self)
+        return reproduce(**given | {"methods": self.methods or None, "seeds": self.seeds or None})
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a model, or one with the weights that a run saved, on fixed prompts and fixed noise.
+
+    examples:
+      sdpo-bench evaluate                                       # the embedded model as it is
+      sdpo-bench evaluate --weights runs/train/raw/RUN/adapter  # after training
+      sdpo-bench evaluate --model stabilityai/sd-turbo --rewards jpeg_compressibility --eval-steps 1 4
+    """
+
+    model: str = "embedded"
+    """A StableDiffusionPipeline folder, a hub id, or "embedded"."""
+    revision: str | None = None
+    """The commit of a hub model."""
+    weights: Path | None = None
+    """A run's `adapter` or `model` folder."""
+    lora_rank: int = 4
+    """Of the adapter in --weights."""
+    lora_alpha: float = 4.0
+    """Of the adapter in --weights."""
+    rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
+    """Rewards to report."""
+    eval_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of sampling steps."""
+    eval_noises: int = 4
+    """Fixed initial noises for each prompt."""
+    eval_seed: int = 0
+    """Which set of fixed noises."""
+    prompts: str | None = None
+    """A file with prompts, one a line; default: the 45 animals of DDPO."""
+    unseen_prompts: str | None = None
+    """A file with more prompts, reported apart."""
+    rows: int = 64
+    """Most latents in one forward pass: lower it where memory is short."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    out: Path | None = None
+    """Also write every value, as JSON, to this file."""
+
+    def __call__(self) -> int:
+        if not self.rewards:
+            raise UserError("--rewards is empty; expected at least one reward")
+        if self.out is not None and not self.out.absolute().parent.is_dir():
+            raise UserError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
+        from sdpo_bench.config import RunConfig
+        from sdpo_bench.evaluation import evaluate_model
+        from sdpo_bench.records import write_atomic
+
+        quiet_libraries()
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        weights, rewards, out = given.pop("weights"), given.pop("rewards"), given.pop("out")
+        full = weights is not None and (weights / "model_index.json").is_file()
+        config = RunConfig(
+            **given, reward=rewards[0], eval_rewards=rewards, finetune="full" if full else "lora", epochs=0
+        )
+        rows = evaluate_model(config, weights)
+        print(evaluation_table(rows))
+        if out is not None:
+            write_atomic(out, (json.dumps(rows, indent=1) + "\n").encode())
+            print(f"every value: {out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Make tables, figures and report anew from raw records; the same records give the same bytes.
+
+    examples:
+      sdpo-bench tables             # all profiles in results/
+      sdpo-bench tables runs/quick  # one
+      sdpo-bench tables --check     # change nothing, list what would differ
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Profiles' folders, as results/quick; default: all in results/."""
+    check: bool = False
+    """Write nothing; exit with code 1 where a committed file is not what the records give."""
+
+    def __call__(self) -> int:
+        from sdpo_bench.reproduce import reference_results, shown, write_all
+
+        results = reference_results()
+        folders = [*self.folders] or sorted(path.parent for path in results.glob("*/raw"))
+        if not folders:
+            raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
+        for folder in folders:
+            if not (folder / "raw").is_dir():
+                raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick")
+        if self.check:
+            return check_tables(folders)
+        for folder in folders:
+            write_all(folder)
+            print(f"{shown(folder)}: tables, figures and report written")
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this installation: versions, device, embedded model, scorers, results; says what to do about problems."""
+
+    def __call__(self) -> int:
+        from sdpo_bench.doctor import examine
+
+        return examine()
+
+
+def quiet_libraries() -> None:
+    """No bars for reading files that are here; those of downloads, huggingface_hub's own, stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means over prompts and noises, a line per reward and split, a column per number of steps."""
+    steps = list(dict.fromkeys(row["steps"] for row in rows))
+    cells: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        for split, prompts in row["values"].items():
+            values = [value for noises in prompts.values() for value in noises]
+            cells.setdefault((row["reward"], split), {})[row["steps"]] = sum(values) / len(values)
+    width = max(len("reward, prompts"), *(len(f"{reward}, {split}") for reward, split in cells))
+    lines = [f"{'reward, prompts':<{width}}" + "".join(f"{f'{k} steps':>10}" for k in steps)]
+    for (reward, split), means in cells.items():
+        lines.append(f"{f'{reward}, {split}':<{width}}" + "".join(f"{means[k]:>10.4f}" for k in steps))
+    return "\n".join(lines)
+
+
+def check_tables(folders: Sequence[Path]) -> int:
+    """Compares generated files byte by byte with what the records give now."""
+    import tempfile
+
+    from sdpo_bench.reproduce import shown, write_all
+
+    wrong = []
+    for folder in folders:
+        with tempfile.TemporaryDirectory() as temporary:
+            fresh = Path(temporary) / folder.resolve().name  # the folder's name is the profile's
+            fresh.mkdir()
+            (fresh / "raw").symlink_to((folder / "raw").resolve(), target_is_directory=True)
+            write_all(fresh)
+
+            def generated(root: Path) -> dict[str, bytes]:
+                made = [*root.glob("tables/*"), *root.glob("figures/*"), root / "report.html", root / "README.md"]
+                return {path.relative_to(root).as_posix(): path.read_bytes() for path in made if path.is_file()}
+
+            expected, found = generated(fresh), generated(folder)
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                why = "missing" if name not in found else "not from these records" if name not in expected else "other"
+                wrong.append(f"{shown(folder / name)}: {why}")
+    print("\n".join(wrong) if wrong else f"{len(folders)} profiles: all files are what their records give")
+    if wrong:
+        print(
+            "error: the files above differ; `sdpo-bench tables` writes them anew. (Pictures are the same to the byte "
+            "only with the versions in constraints.txt.)",
+            file=sys.stderr,
+        )
+    return 1 if wrong else 0
+
+
+def train_command() -> type:
+    """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use, for RunConfig needs PyTorch."""
+    from sdpo_bench.config import RunConfig
+    from sdpo_bench.methods import METHODS
+    from sdpo_bench.rewards import REWARDS
+
+    def options(cls: type) -> str:
+        found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
+        return f" ({', '.join(found)})" if found else ""
+
+    methods = "\n".join(f"  {name}: {cls.title}{options(cls)}" for name, cls in METHODS.items())
+
+    @dataclass(frozen=True)
+    class Train(RunConfig):
+        out: Path = field(default=Path("runs/train"))
+        """Where to write: the run gets a folder of its own in OUT/raw/."""
+        resume: bool = False
+        """Go on with the same run from its checkpoint."""
+
+        def __call__(self) -> int:
+            config = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+            return train(config, self.out, self.resume)
+
+    Train.__doc__ = f"""Train a model with one method on one reward.
+
+examples:
+  sdpo-bench train --method ddpo --learning-rate 3e-3 --no-train-last-step
+  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
+  sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --rows 2 --reward jpeg_compressibility
+
+methods, with their options and defaults:
+{methods}
+
+rewards: {", ".join(REWARDS)}"""
+    return Train
+
+
+def train(config: Any, out: Path, resume: bool) -> int:
+    """One run, with a progress bar; says what it made."""
+    from tqdm import tqdm
+
+    from sdpo_bench.records import load_run, run_id
+    from sdpo_bench.reproduce import shown, speed
+    from sdpo_bench.trainer import train as run
+
+    quiet_libraries()
+    folder = out / "raw" / run_id(config.to_json())
+    terminal = sys.stderr.isatty()
+    with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
+
+        def on_epoch(event: dict[str, Any]) -> None:
+            if event["phase"] != "train":
+                return
+            bar.update(event["epoch"] - bar.n)
+            bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
+            if not terminal and (event["epoch"] % 10 == 0 or event["epoch"] == config.epochs):
+                text = f"{config.label}: epoch {event['epoch']}/{config.epochs}, reward {event['reward_mean']:.3f}"
+                print(text, file=sys.stderr, flush=True)
+
+        run(config, folder, resume=resume, on_epoch=on_epoch)
+    record = load_run(folder)
+    last = max(row["epoch"] for row in record.eval)
+    print(evaluation_table([row for row in record.eval if row["epoch"] == last]))
+    print(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
+    weights = folder / ("adapter" if config.finetune == "lora" else "model")
+    if weights.is_dir():
+        how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
+        print(f'weights: {how}("{shown(weights)}")')
+    return 0
+
+
+COMMANDS: dict[str, Callable[[], type]] = {
+    "reproduce": lambda: Reproduce,
+    "train": train_command,
+    "evaluate": lambda: Evaluate,
+    "tables": lambda: Tables,
+    "doctor": lambda: Doctor,
+}
+OVERVIEW = """usage: sdpo-bench COMMAND [OPTIONS]
+
+A benchmark of reinforcement learning on few-step diffusion models.
+
+  reproduce  run a profile of the benchmark and print its tables (start here)
+  train      train a model with one method on one reward
+  evaluate   evaluate a model, or the weights that a run saved
+  tables     make tables, figures and report anew from raw records
+  doctor     check this installation
+
+`sdpo-bench COMMAND --help` lists a command's options, with examples."""
+
+
+def parse(cls: type, arguments: Sequence[str], prog: str) -> Any:
+    """The command from its arguments. What tyro has to say about bad ones is brought into one line."""
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(cls, args=list(arguments), prog=prog)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{unboxed(boxed.getvalue())}; see `{prog} --help`") from None
+
+
+def unboxed(text: str) -> str:
+    """The message of a box that tyro draws, without its frame, its copy of the help and its line breaks."""
+    # The title is in the frame's first line; where the terminal has no such characters, above a line of dashes.
+    lines = [line.strip(" │") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = [" ".join(section.split()) for section in re.split("[─-]{20,}", "\n".join(lines))]
+    message, *more = sections if "╭" in text else sections[1:]
+    for prefix, words in (("Perhaps you meant: ", "perhaps you meant"), ("Argument helptext: ", "expected")):
+        if more and more[0].startswith(prefix):
+            option = re.match(r"--\S+( ([A-Z]{3,}|\{\S+|\[[^a-z]+\]))?", more[0].removeprefix(prefix))
+            message = f"{message.rstrip('.')}; {words} {option[0] if option else ''}"
+    return message.rstrip(".")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Of the libraries' messages only errors concern a user; set before they are imported, for workers too.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0 if arguments else 2
+    try:
+        name, *rest = arguments
+        if name == "--version":
+            from importlib.metadata import version
+
+            print(version("sdpo-bench"))
+            return 0
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}; choose one of: {', '.join(COMMANDS)}")
+        code: int = parse(COMMANDS[name](), rest, f"sdpo-bench {name}")()
+        return code
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise
+        message = f"{error.strerror}: {error.filename or 'while writing'}"
+        if error.errno == errno.ENOSPC:
+            message += "; free space and go on with --resume"
+    except Exception as error:
+        from sdpo_bench.records import RecordError, RunLocked
+
+        if not isinstance(error, RecordError | RunLocked):
+            raise
+        message = str(error)
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""The profiles: lists of run configurations. What is compared is decided here, in the open, and nowhere else.
+
+Within a profile everything but the method (and its learning rate, chosen by a sweep of the same size for each) is
+the same: model, prompts, initial noises, LoRA, optimiser, epochs, samples, evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError, choose
+from sdpo_bench.methods import METHODS, build_method
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables: a method with settings of its own."""
+
+    method: str
+    label: str
+    changes: Options = field(default_factory=dict)
+
+
+# Every method is a variant of its own name; these are the ablations that say where a difference comes from.
+ABLATIONS = {
+    # SDPO takes K optimiser steps where DDPO takes one: how much of its lead is only that?
+    "ddpo_per_step": Variant("ddpo", "DDPO (per step)", {"updates": "step"}),
+    # Do dense rewards help, or only SDPO's loss? And what does interpolating them cost?
+    "sdpo_terminal": Variant("sdpo", "SDPO (terminal)", {"dense": "terminal"}),
+    "sdpo_exact": Variant("sdpo", "SDPO (exact)", {"dense": "exact"}),
+    # The official code trains the last step too, whose noise comes after the picture that is scored.
+    "sdpo_last_step": Variant("sdpo", "SDPO (last step)", {"train_last_step": True}),
+}
+VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | ABLATIONS
+METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
+
+# Learning rates by training K, each the best of SWEEP in `--profile sweep` (sweep_k20 for K = 20).
+# Other K take the entry whose K is nearest by ratio.
+SWEEP = (1e-4, 3e-4, 1e-3, 3e-3)
+LEARNING_RATES: dict[str, dict[int, float]] = {
+    "sdpo": {4: 1e-3, 20: 3e-4},
+    "sdpo_causal": {4: 1e-3, 20: 3e-4},
+    "ddpo": {4: 3e-3, 20: 3e-3},
+    "rebel": {4: 1e-3, 20: 1e-3},
+    "prdp": {4: 1e-3, 20: 1e-3},
+    "d3po": {4: 1e-3, 20: 1e-3},
+    "ddpo_per_step": {4: 1e-3, 20: 3e-4},
+    "sdpo_terminal": {4: 1e-3, 20: 3e-4},
+    "sdpo_exact": {4: 1e-3, 20: 3e-4},
+    "sdpo_last_step": {4: 1e-3, 20: 3e-4},
+}
+
+# Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same.
+EPOCHS = {4: 50, 8: 50, 20: 40, 50: 30}
+COMMON: Options = {
+    "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
+    "eval_start": False,  # the row "start" does that once for all
+    "train_last_step": False,  # with it every method fell below its start at K = 4 (docs/methods/sdpo.md)
+}
+
+
+def learning_rate(name: str, steps: int) -> float:
+    """The swept learning rate of a variant at K = `steps`; UserError for a variant without a sweep."""
+    if name not in LEARNING_RATES:
+        raise UserError(
+            f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
+            f"and put the best into LEARNING_RATES in sdpo_bench/experiments.py"
+        )
+    rates = LEARNING_RATES[name]
+    return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]
+
+
+def start(**changes: Any) -> RunConfig:
+    """The model before any training: what every method starts from."""
+    return RunConfig(**{**COMMON, "eval_start": True, "epochs": 0, **changes})
+
+
+def run(name: str, seed: int, **changes: Any) -> RunConfig:
+    """One run of a variant; `changes` are the profile's, the variant's own come last."""
+    variant = VARIANTS[name]
+    steps = changes.get("steps", 4)
+    settings: Options = COMMON | {"label": variant.label, "epochs": EPOCHS.get(steps, 50)}
+    if "learning_rate" not in changes:
+        settings["learning_rate"] = learning_rate(name, steps)
+    return RunConfig(method=variant.method, seed=seed, **settings | changes | variant.changes)
+
+
+def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """About a minute: does everything run from end to end? Its numbers say nothing about the methods."""
+    small: Options = {"eval_steps": (1, 4), "eval_noises": 1, "eval_every": 2}
+    runs = [run(name, seed, epochs=4, pairs=16, **small) for seed in seeds for name in methods]
+    return [start(**small), *runs]
+
+
+def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The default: every method on a laptop's CPU in minutes, at the K = 4 that few-step models are made for."""
+    return [start(), *(run(name, seed) for seed in seeds for name in methods)]
+
+
+def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
+    # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
+    tuning: Options = {"eval_splits": ("tuning",), "eval_seed": 1, "eval_every": EPOCHS[steps], "steps": steps}
+    return [start(**tuning)] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
+        for seed in seeds
+        for rate in SWEEP
+        for name in methods
+    ]
+
+
+def sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The same learning rates for every method at K = 4, evaluated on tuning prompts: fills LEARNING_RATES."""
+    return _sweep(methods, seeds, 4)
+
+
+def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 20, where a method that updates at every step takes five times as many of them."""
+    return _sweep(methods, seeds, 20)
+
+
+def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Does the order of the methods change between K = 4 and K = 20? With the two ablations of SDPO's lead."""
+    return [start(), *(run(name, seed, steps=k) for seed in seeds for k in (4, 20) for name in methods)]
+
+
+def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The study: all methods, ablations, K and rewards, 5 seeds. A night and more on a CPU, so seed by seed: stopped
+    anywhere, it leaves as many seeds of one method as of another (but for the cell it was stopped in)."""
+    runs = [start()]
+    for seed in seeds:
+        for reward in ("alignment", "jpeg_compressibility", "colourfulness"):
+            for k in EPOCHS:
+                # Ablations on one reward: they ask what makes a method work, not what it is good for.
+                names = [name for name in methods if reward == "alignment" or name not in ABLATIONS]
+                runs += [run(name, seed, reward=reward, steps=k) for name in names]
+    return runs
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a profile's runs are built, and its methods and seeds where the command line names none."""
+
+    build: Callable[[Sequence[str], Sequence[int]], list[RunConfig]]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def purpose(self) -> str:
+        return " ".join((self.build.__doc__ or "").split())
+
+
+FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "ddpo_per_step", "sdpo_terminal", "rebel", "d3po")
+TUNING_SEEDS = (100,)  # never reported
+PROFILES = {
+    "quick": Profile(quick, METHOD_NAMES, (0, 1)),
+    "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
+    "sweep": Profile(sweep, (*METHOD_NAMES, "ddpo_per_step", "sdpo_terminal"), TUNING_SEEDS),
+    "sweep_k20": Profile(sweep_k20, FIRST_LOOK, TUNING_SEEDS),
+    "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
+    "full": Profile(full, (*METHOD_NAMES, *ABLATIONS), (0, 1, 2, 3, 4)),
+}
+
+
+def canonical(profile: str) -> str:
+    """The profile's name as its results folder has it; hyphens are as good as underscores."""
+    return choose("profile", profile.replace("-", "_"), PROFILES)
+
+
+def build(profile: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
+    """The runs of a profile, in the order in which they are made; `methods` and `seeds` in place of its own."""
+    chosen = PROFILES[canonical(profile)]
+    names = [choose("method", name.replace("-", "_"), VARIANTS) for name in methods or chosen.methods]
+    numbers = list(chosen.seeds if seeds is None else seeds)
+    for what, values in (("--methods", names), ("--seeds", numbers)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, each once")
+    return chosen.build(names, numbers)
+
+
+# Time -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one unit of each kind of work, on one core; `source` says where they come from."""
+
+    sample: float = 1.0e-3  # a denoising step of a picture
+    reward: float = 8.0e-4  # a reward query: decoding and scoring
+    train: float = 3.0e-3  # a trained step of a picture, forward and backward
+    evaluate: float = 1.2e-3  # a denoising step of an evaluated picture, its share of decoding and scoring included
+    startup: float = 3.0  # of a run
+    source: str = "constants of one core of a 2025 server CPU (no committed records to learn from)"
+
+    def seconds(self, config: RunConfig) -> float:
+        """Expected duration of a run of the embedded model."""
+        units = work(config)
+        return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items())
+
+
+EVALUATED_PROMPTS = 40
+
+
+def work(config: RunConfig) -> dict[str, float]:
+    """How many units of each kind of work a run has: see `Cost`."""
+    method = build_method(config.method, config.options)
+    pictures = 2 * config.pairs * config.epochs
+    provider = config.dense if method.dense else "terminal"
+    # Pairs share their first picture: 2 K - 1 queries a pair where every step is queried.
+    queries = {"terminal": 2, "anchored": min(5, 2 * config.steps - 1), "exact": 2 * config.steps - 1}[provider]
+    evaluations = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every)
+    images = EVALUATED_PROMPTS * config.eval_noises
+    return {
+        "sample": pictures * config.steps * (2 if method.reference else 1),
+        "reward": config.pairs * config.epochs * queries,
+        "train": pictures * config.trained_steps,
+        "evaluate": evaluations * images * sum(config.eval_steps),
+    }
+
+
+def config_from_json(row: dict[str, Any]) -> RunConfig:
+    """The RunConfig whose `to_json` is `row`, config.json's content."""
+    fields = {f.name for f in dataclasses.fields(RunConfig)}
+    values: Options = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in fields}
+    options = dict(values.pop("method"))
+    name = options.pop("name")
+    # The start has no method of its own; it keeps the default one, which it never uses.
+    return RunConfig(**values, **({} if name == "start" else {"method": name, "options": options}))
+
+
+def calibrate(results: Iterable[Path]) -> Cost:
+    """Costs from the finished runs in the given profile folders; the constants where there are none.
+
+    Read without the checks of `records`: an estimate should not fail for a record that no table uses.
+    """
+    seconds = dict.fromkeys(("sample", "reward", "train", "evaluate"), 0.0)
+    units = dict.fromkeys(seconds, 0.0)
+    runs = 0
+    for profile in results:
+        for done in sorted(profile.glob("raw/*/done.json")):
+            try:
+                spent = json.loads(done.read_text())["seconds"]
+                config = config_from_json(json.loads((done.parent / "config.json").read_text()))
+                device = json.loads((done.parent / "provenance.json").read_text())["device"]
+            except (OSError, ValueError, KeyError, TypeError, UserError):
+                continue
+            if not device.startswith("cpu") or config.model != "embedded":
+                continue
+            runs += 1
+            for kind, amount in work(config).items():
+                seconds[kind] += spent.get(kind, 0.0)
+                units[kind] += amount
+    known = {kind: seconds[kind] / units[kind] for kind in seconds if units[kind] and seconds[kind]}
+    if len(known) < len(seconds):
+        return Cost()
+    return Cost(**known, source=f"{runs} recorded runs")

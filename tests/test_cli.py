@@ -1,0 +1,256 @@
+"""The command line: help one can act on, and for bad input one clear line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from synthetic_records import write_profile
+
+from sdpo_bench import __main__ as cli
+from sdpo_bench import experiments
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.records import run_id
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty folder: its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:  # --help
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], folder: Path) -> str:
+    """The error's line, of a command that must be refused and leave `folder` as empty as it was."""
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert not list(folder.iterdir())
+    return err
+
+
+TINY_ARGUMENTS = [
+    "--reward", "jpeg_compressibility", "--eval-rewards", "colourfulness", "--eval-steps", "1", "2",
+    "--eval-noises", "1", "--steps", "3", "--epochs", "2", "--pairs", "4", "--pairs-per-update", "2",
+    "--checkpoint-every", "1", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, doctor"),
+        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, prdp, rebel, sdpo"),
+        (["train", "--reward", "beauty"], "unknown reward 'beauty'; choose one of: alignment, alignment_heldout"),
+        (["train", "--eval-rewards", "beauty"], "unknown reward 'beauty'; choose one of"),
+        (["train", "--options", "gama", "1"], "unknown option 'gama' of sdpo; it has: gamma, scale, step_discount"),
+        (["train", "--options", "gamma", "nan"], "option gamma of sdpo is nan; expected a finite number"),
+        (["train", "--options", "gamma"], "--options"),
+        (["train", "--stepz", "3"], "Unrecognized options: --stepz, 3; perhaps you meant --steps INT; see"),
+        (["train", "--steps", "four"], "invalid literal for int() with base 10: 'four'; expected --steps INT; see"),
+        (["train", "--steps", "0"], "--steps is 0; expected at least 2"),
+        (["train", "--updates", "never"], "Expected one of ('auto', 'step', 'trajectory')"),
+        (["train", "--learning-rate", "0"], "--learning-rate is 0.0; expected a number > 0"),
+        (["train", "--learning-rate", "nan"], "--learning-rate is nan; expected a number > 0"),
+        (["train", "--pairs", "6", "--pairs-per-update", "4"], "--pairs is 6; expected a multiple of"),
+        (["train", "--epochs", "-1"], "--epochs is -1; expected 0 or more"),
+        (["train", "--eval-steps", "0"], "--eval-steps is (0,); expected numbers of sampling steps, each at least 1"),
+        (["train", "--model", "/no/such/folder"], "/no/such/folder/model_index.json does not exist"),
+        (["train", "--prompts", "none.txt"], "prompts file none.txt can't be read"),
+        (["evaluate", "--rewards"], "--rewards is empty"),
+        (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
+        (["evaluate", "--out", "no/such/file.json"], "does not exist"),
+        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, smoke"),
+        (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_per_step"),
+        (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
+        (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
+        (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
+        (["reproduce", "--device", "tpu"], "Expected one of ('cpu', 'cuda')"),
+        (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),
+    ],
+)
+def test_bad_input(run, tmp_path, arguments, message):
+    if arguments[0] in ("train", "evaluate") and "--reward" not in arguments and "--rewards" not in arguments:
+        computed = ["jpeg_compressibility"]
+        arguments += ["--rewards", *computed] if arguments[0] == "evaluate" else ["--reward", *computed]
+        arguments += ["--eval-rewards", *computed] * (arguments[0] == "train" and "--eval-rewards" not in arguments)
+    assert message in refused(run(*arguments), tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_parsers_boxes_become_one_line(monkeypatch, encoding):
+    """tyro draws its messages in a frame, in one way or another depending on the terminal."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(UserError) as caught:
+        cli.parse(cli.Reproduce, ["--sedes", "1"], "sdpo-bench reproduce")
+    meant = "Unrecognized options: --sedes, 1; perhaps you meant --seeds [INT [INT ...]]"
+    assert str(caught.value) == f"{meant}; see `sdpo-bench reproduce --help`"
+
+
+def test_a_step_without_noise_is_refused(run, tmp_path, tiny_model):
+    """eta = 0 makes every step deterministic: sigma = 0 where it is trained."""
+    error = refused(run("train", "--model", tiny_model, *TINY_ARGUMENTS, "--eta", "0"), tmp_path)
+    assert "sigma" in error
+    assert "eta" in error
+
+
+def test_a_damaged_model_is_refused(run, tmp_path, tiny_model, tmp_path_factory):
+    broken = tmp_path_factory.mktemp("models") / "broken"
+    shutil.copytree(tiny_model, broken)
+    (weights,) = (broken / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    error = refused(run("train", "--model", broken, *TINY_ARGUMENTS), tmp_path)
+    assert "can't be loaded as a StableDiffusionPipeline" in error
+
+
+def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
+    """One run from the command line; what is refused about its folder; its weights evaluated."""
+    command = ["train", "--model", tiny_model, *TINY_ARGUMENTS]
+    code, out, err = run(*command)
+    assert code == 0, err
+    config = RunConfig(model=str(tiny_model), **TINY)
+    folder = Path("runs/train/raw") / run_id(config.to_json())
+    for part in ("jpeg_compressibility, seen", "colourfulness, unseen", "seconds per epoch", f"records: {folder}",
+                 f'weights: pipeline.load_lora_weights("{folder}/adapter")'):  # fmt: skip
+        assert part in out
+    assert "epoch 2/2, reward" in err
+    assert json.loads((folder / "provenance.json").read_text())["device"].startswith("cpu: ")
+
+    code, _, err = run(*command)  # the same again
+    assert code == 2
+    assert "--resume" in err
+    assert run(*command, "--resume")[:2] == (0, out), "a finished run is shown as it is"
+
+    evaluation = ["evaluate", "--model", tiny_model, "--rewards", "jpeg_compressibility", "--eval-steps", "1", "2",
+                  "--eval-noises", "1"]  # fmt: skip
+    code, out, err = run(*evaluation, "--weights", folder / "adapter", "--out", "values.json")
+    assert code == 0, err
+    rows = {row["steps"]: row["values"] for row in json.loads(Path("values.json").read_text())}
+    recorded = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    last = [row for row in recorded if row["epoch"] == 2 and row["reward"] == "jpeg_compressibility"]
+    assert {row["steps"]: row["values"] for row in last} == {
+        k: {s: {p: [float(f"{v:.6g}") for v in x] for p, x in prompts.items()} for s, prompts in values.items()}
+        for k, values in rows.items()
+    }, "the saved weights evaluate to what training recorded"
+    assert "holds no saved weights" in run(*evaluation, "--weights", tmp_path)[2]
+
+    (folder / "done.json").unlink()
+    (folder / "checkpoint.pt").write_bytes(b"garbage")
+    code, _, err = run(*command, "--resume")
+    assert code == 2
+    assert f"{folder}/checkpoint.pt can't be read" in err
+    (folder / "checkpoint.pt").unlink()
+    (folder / "config.json").write_text("{}")
+    code, _, err = run(*command, "--resume")
+    assert code == 2
+    assert "config.json" in err
+
+
+def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
+    profile = write_profile(tmp_path / "results" / "quick", 1, ("SDPO",))
+    code, out, _ = run("tables", profile)
+    assert (code, "results/quick: tables, figures and report written" in out) == (0, True)
+    assert run("tables", profile, "--check")[0] == 0
+    shutil.copytree(profile, tmp_path / "moved" / "quick")
+    assert run("tables", "moved/quick", "--check")[0] == 0, "their place does not matter"
+    (profile / "report.html").write_text("mine")
+    (profile / "tables" / "old.md").touch()
+    next((profile / "figures").glob("*.svg")).unlink()
+    code, out, err = run("tables", profile, "--check")
+    assert code == 1
+    assert out.count("\n") == 3
+    for part in ("report.html: other", "tables/old.md: not from these records", ".svg: missing"):
+        assert part in out
+    assert err.startswith("error: ")
+    record = next((profile / "raw").glob("sdpo*/eval.jsonl"))
+    record.write_text("nonsense\n")
+    code, _, err = run("tables", profile)
+    assert code == 2
+    assert f"{record.parent.name}/eval.jsonl, line 1" in err
+
+
+def test_dry_run_lists_without_writing(run, tmp_path):
+    code, out, _ = run("reproduce", "--profile", "first-look", "--dry-run", "--seeds", "3", "--workers", "2")
+    assert code == 0
+    assert len(re.findall(r"-k20-s3-", out)) == 7
+    assert re.search(r"15 runs, about .* left with 2 workers", out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_results_are_not_touched(run, tmp_path):
+    write_profile(tmp_path / "runs" / "quick", 1, ("SDPO",))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, _, err = run("reproduce")
+    assert code == 2
+    assert err.startswith("error: runs/quick already holds 2 runs: add --resume")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: sdpo-bench {command}" in out
+    if command != "doctor":
+        assert "examples:" in out
+    if command == "reproduce":
+        words = out.replace("-", "_")
+        assert all(name in words for name in experiments.PROFILES)
+    if command == "train":
+        assert "sdpo_causal: SDPO-causal (gamma 0.99" in out
+        assert "jpeg_incompressibility" in out
+
+
+def test_overview(run):
+    code, out, _ = run()
+    assert code == 2
+    assert run("--help") == (0, out, "")
+    assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+    assert run("--version") == (0, "0.1.0\n", "")
+
+
+def test_doctor(run, monkeypatch):
+    from sdpo_bench import doctor
+
+    def missing() -> str:
+        raise FileNotFoundError("config.json")
+
+    checks = {name: doctor.CHECKS[name] for name in ("device", "results")}
+    monkeypatch.setattr(doctor, "CHECKS", checks | {"rewards": (missing, "restore it")})
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "ok      device: cpu: " in out
+    assert "FAILED  rewards: FileNotFoundError: config.json\n        restore it" in out
+    assert "1 of 3 checks failed" in out
+
+
+def test_the_real_command(tmp_path):
+    """Once as a user runs it: exit code, streams, and help without the seconds that importing PyTorch takes."""
+    command = [sys.executable, "-X", "importtime", "-m", "sdpo_bench"]
+    done = subprocess.run([*command, "reproduce", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert " torch\n" not in done.stderr
+    assert "--dry-run" in done.stdout
+    command = [sys.executable, "-m", "sdpo_bench", "train", "--method", "ppo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: unknown method 'ppo'; choose one of: [^\n]+\n", done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())

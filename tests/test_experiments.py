@@ -1,0 +1,152 @@
+"""Profiles: what is compared is balanced and alike in everything but the method."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from sdpo_bench import experiments
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import METHOD_NAMES, PROFILES, VARIANTS, build, config_from_json
+from sdpo_bench.methods import METHODS
+from sdpo_bench.records import run_id
+
+ROOT = Path(__file__).parents[1]
+FREE = {"method", "options", "learning_rate", "seed", "label"}  # what may differ between the methods of one cell
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_runs_are_distinct_and_survive_json(name):
+    configs = build(name)
+    ids = [run_id(config.to_json()) for config in configs]
+    assert len(set(ids)) == len(ids)
+    for config in configs:
+        assert config_from_json(json.loads(json.dumps(config.to_json()))).to_json() == config.to_json()
+    assert sum(config.epochs == 0 for config in configs) == 1, "one start"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_label_is_one_configuration(name):
+    """What tables demand of a row: but for the seed, the runs of a label, reward and K agree."""
+    seen: dict[tuple[object, ...], dict[str, object]] = {}
+    for config in build(name):
+        row = {k: v for k, v in config.to_json().items() if k != "seed"}
+        assert seen.setdefault((config.reward, config.steps, config.label), row) == row
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_methods_differ_in_nothing_else(name):
+    cells: dict[tuple[object, ...], list[RunConfig]] = {}
+    for config in build(name):
+        if config.epochs:
+            cells.setdefault((config.reward, config.steps), []).append(config)
+    ablated = {variant.label: variant.changes.keys() for variant in VARIANTS.values()}
+    for configs in cells.values():
+        for config in configs:
+            label = config.label if config.label in ablated else config.label.rsplit(" ", 1)[0]  # "SDPO 0.001"
+            free = FREE | ablated[label]
+            rest = {k: v for k, v in vars(config).items() if k not in free}
+            assert rest == {k: vars(configs[0])[k] for k in rest}
+
+
+@pytest.mark.parametrize("name", ["quick", "first_look", "full"])
+def test_every_prefix_is_balanced(name):
+    """Stopped anywhere, a profile has as many seeds of one method as of another in every cell, give or take one."""
+    configs = [config for config in build(name) if config.epochs]
+    cells = {(c.reward, c.steps): sorted({d.label for d in configs if (d.reward, d.steps) == (c.reward, c.steps)})
+             for c in configs}
+    counts: Counter[tuple[object, ...]] = Counter()
+    for config in configs:
+        cell = config.reward, config.steps
+        counts[*cell, config.label] += 1
+        seeds = {label: counts[*cell, label] for label in cells[cell]}
+        assert max(seeds.values()) - min(seeds.values()) <= 1
+    assert len(set(counts.values())) == 1
+
+
+def test_quick_is_what_the_benchmark_promises():
+    configs = build("quick")
+    trained = [config for config in configs if config.epochs]
+    assert configs[0].label == "start"
+    assert {config.method for config in trained} == set(METHOD_NAMES) == set(METHODS)
+    assert {config.seed for config in trained} == {0, 1}
+    assert {(config.steps, config.reward, config.train_last_step) for config in trained} == {(4, "alignment", False)}
+
+
+@pytest.mark.parametrize("name", ["sweep", "sweep_k20"])
+def test_sweeps_share_no_data_with_what_is_reported(name):
+    swept = build(name)
+    reported = [config for other in ("quick", "first_look", "full") for config in build(other)]
+    assert {config.eval_splits for config in swept} == {("tuning",)}
+    assert not {config.seed for config in swept if config.epochs} & {config.seed for config in reported}
+    assert not {config.eval_seed for config in swept} & {config.eval_seed for config in reported}
+    rates: dict[str, list[float]] = {}
+    for config in swept:
+        if config.epochs:
+            rates.setdefault(config.label.rsplit(" ", 1)[0], []).append(config.learning_rate)
+    assert set(map(tuple, rates.values())) == {experiments.SWEEP}, "the same sweep for every method"
+
+
+def test_learning_rates_are_of_the_sweep():
+    for rates in experiments.LEARNING_RATES.values():
+        assert set(rates.values()) <= set(experiments.SWEEP)
+    assert experiments.learning_rate("ddpo", 4) == experiments.LEARNING_RATES["ddpo"][4]
+    assert experiments.learning_rate("ddpo", 50) == experiments.LEARNING_RATES["ddpo"][20]
+    assert experiments.learning_rate("ddpo", 8) == experiments.LEARNING_RATES["ddpo"][4]
+    with pytest.raises(UserError, match="--profile sweep --methods mine"):
+        experiments.learning_rate("mine", 4)
+
+
+def test_narrowing_and_widening():
+    configs = build("first-look", ["ddpo-per-step", "sdpo"], [7])
+    assert [(c.label, c.steps, c.seed) for c in configs[1:]] == [
+        ("DDPO (per step)", 4, 7), ("SDPO", 4, 7), ("DDPO (per step)", 20, 7), ("SDPO", 20, 7),
+    ]  # fmt: skip
+    assert configs[1].updates == "step"
+    with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, quick"):
+        build("quik")
+    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
+        build("quick", ["ppo"])
+    with pytest.raises(UserError, match="each once"):
+        build("quick", None, [0, 0])
+
+
+def test_costs_are_learned_from_records(tmp_path):
+    assert "constants" in experiments.calibrate([tmp_path]).source
+    config = build("quick", ["sdpo"], [0])[1]
+    units = experiments.work(config)
+    assert units["train"] == 2 * config.pairs * config.epochs * 3
+    assert units["reward"] == 5 * config.pairs * config.epochs
+    folder = tmp_path / "quick" / "raw" / "x"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    (folder / "provenance.json").write_text('{"device": "cpu: x"}')
+    seconds = {kind: 2.0 * amount for kind, amount in units.items()}
+    (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+    cost = experiments.calibrate([tmp_path / "quick"])
+    assert cost.source == "1 recorded runs"
+    assert cost.seconds(config) == pytest.approx(sum(seconds.values()) + cost.startup)
+    (folder / "done.json").write_text("{")  # an estimate does not fail for a broken record
+    assert "constants" in experiments.calibrate([tmp_path / "quick"]).source
+
+
+def test_other_supported_versions_fit_the_requirements():
+    """The newest and the oldest environments the suite is used in; constraints.txt pins a third."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Version("3.12") in SpecifierSet(project["requires-python"])
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
+    assert Version("2.11") in ranges["torch"]
+    assert Version("5.17") in ranges["transformers"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {name: Version(number) for name, number in (line.split("==") for line in lines if "==" in line)}
+    for name, versions in ranges.items():
+        assert pins[name] in versions
+    assert not any(version.local for version in pins.values()), "a local version would refuse the other builds"

@@ -1,0 +1,260 @@
+"""Orchestration: workers, resumption, locks, crashes and interruptions, on a tiny random model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from synthetic_records import write_profile
+
+from sdpo_bench import experiments, reproduce
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.records import RecordError, RunWriter, load_profile, run_id
+from sdpo_bench.reproduce import Progress, Run, Worker, execute, plan
+
+
+def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
+    return [RunConfig(model=str(model), seed=seed, **TINY | changes) for seed in range(count)]
+
+
+def runs_in(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
+    return plan(folder, configs, experiments.Cost())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files of a run that do not hold clocks."""
+    names = ("config.json", "eval.jsonl", "adapter/pytorch_lora_weights.safetensors")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+class Killing(Progress):
+    """Kills, once, the worker that makes `victim`, half-way through."""
+
+    victim: Run
+
+    def update(self, worker=None, reward=None):
+        if worker is not None and worker.run is self.victim and self.victim.epoch == 2:
+            os.kill(worker.process.pid, signal.SIGKILL)
+        super().update(worker, reward)
+
+
+@pytest.fixture(scope="module")
+def executed(tiny_model, tmp_path_factory):
+    """A profile with all that can happen to a run, by two workers: the runs by name, and what was printed.
+
+    Starting a process costs seconds of imports, so it happens once for many tests.
+    """
+    first, second, other = configs(tiny_model, 3)
+    folder = tmp_path_factory.mktemp("results") / "mine"
+    settings = {
+        "good": first,
+        "bad": RunConfig(**vars(first) | {"model": str(tmp_path_factory.mktemp("no_model"))}),
+        "killed": RunConfig(**vars(first) | {"seed": 9, "epochs": 500, "eval_every": 500}),
+        "locked": other,
+        "second": second,
+    }
+    runs = dict(zip(settings, runs_in(folder, list(settings.values())), strict=True))
+    text = io.StringIO()
+    progress = Killing(list(runs.values()), 2, text)
+    progress.victim = runs["killed"]
+    with RunWriter(runs["locked"].folder):
+        execute(list(runs.values()), 2, progress)
+    return folder, runs, text.getvalue()
+
+
+@pytest.fixture
+def finished(executed, tmp_path):
+    """A copy of the two finished runs."""
+    _, runs, _ = executed
+    for name in ("good", "second"):
+        shutil.copytree(runs[name].folder, tmp_path / "mine" / "raw" / runs[name].name)
+    return tmp_path / "mine", runs_in(tmp_path / "mine", [runs[name].config for name in ("good", "second")])
+
+
+def test_a_run_that_fails_leaves_the_others_alone(executed):
+    """One that raises, one whose process is killed, one that another process holds; the others are made."""
+    _, runs, text = executed
+    states = {name: run.state for name, run in runs.items()}
+    expected = {"good": "done", "bad": "failed", "killed": "failed", "locked": "locked", "second": "done"}
+    assert states == expected, [(run.message, run.details) for run in runs.values()]
+    assert "model_index.json does not exist" in runs["bad"].message
+    assert not runs["bad"].folder.exists()
+    assert "SIGKILL" in runs["killed"].message
+    assert not (runs["killed"].folder / "done.json").exists()
+    assert f"{runs['good'].name}: done (1/5 runs, about" in text
+
+
+def test_records_of_workers(executed):
+    folder, runs, _ = executed
+    records = load_profile(folder)
+    assert {record.run_id for record in records} == {runs["good"].name, runs["second"].name}
+    assert {record.provenance["threads"] for record in records} == {1}
+
+
+@pytest.mark.parametrize("name", ["good", "second"])
+def test_a_worker_makes_the_same_run_as_another_process(executed, tmp_path, name):
+    """Runs that share a process share nothing else: the same bytes as alone, and after others."""
+    from sdpo_bench.trainer import train
+
+    run = executed[1][name]
+    train(run.config, tmp_path / run.name)
+    assert contents(tmp_path / run.name) == contents(run.folder)
+
+
+def test_plan_and_resume(finished, capsys):
+    folder, runs = finished
+    with pytest.raises(UserError, match=r"already holds 2 runs: add --resume .* or --results OTHER"):
+        reproduce.check_folder(folder, runs, resume=False)
+    fresh = runs_in(folder, [run.config for run in runs])
+    reproduce.check_folder(folder, fresh, resume=True)
+    assert [run.state for run in fresh] == ["done", "done"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    execute(fresh, 2, Progress(fresh, 2, io.StringIO()))  # nothing to do, no worker starts
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    listed = reproduce.list_runs(fresh, 2, "nothing")
+    assert listed.count(" done") == 2
+    assert "2 runs, about 0 s left with 2 workers" in listed
+
+
+def test_a_corrupt_record_is_named_before_anything_runs(finished, tmp_path):
+    folder, runs = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    broken = copy / "raw" / runs[0].name / "eval.jsonl"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    with pytest.raises(RecordError, match=f"{runs[0].name}/eval.jsonl"):
+        reproduce.check_folder(copy, runs, resume=True)
+
+
+def test_a_full_disk_stops_all(tiny_model, tmp_path, monkeypatch):
+    """Every write fails with ENOSPC, as on a full disk: one clear error, no hour of failing runs."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os\nreal = os.fsync\ndef full(fd):\n    raise OSError(28, os.strerror(28))\nos.fsync = full\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    runs = runs_in(tmp_path / "p", configs(tiny_model))
+    with pytest.raises(UserError, match=r"the disk is full.*--resume"):
+        execute(runs, 1, Progress(runs, 1, io.StringIO()))
+    assert runs[1].state == "pending"
+
+
+MAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_reproduce import configs
+from sdpo_bench import experiments, reproduce
+if __name__ == "__main__":
+    runs = configs(Path({model!r}), 1, epochs=400, eval_every=400)
+    experiments.PROFILES["slow"] = experiments.Profile(lambda methods, seeds: runs, ("sdpo",), (0,))
+    reproduce.PACKAGE = Path({package!r})
+    sys.exit(reproduce.reproduce("slow"))
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at the worker through /proc")
+def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
+    """Ctrl-C ends them in order and says how to go on."""
+    package = tmp_path / "package"
+    (package / "assets" / "embedded_model").mkdir(parents=True)
+    (package / "assets" / "embedded_model" / "model_index.json").touch()
+    script = tmp_path / "main.py"
+    script.write_text(MAIN.format(tests=str(Path(__file__).parent), model=str(tiny_model), package=str(package)))
+    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    raw = tmp_path / "runs" / "slow" / "raw"
+    wait_for(lambda: any(raw.glob("*/checkpoint.pt")) or process.poll() is not None)
+    (lock,) = raw.glob("*/.lock")
+    worker = int(lock.read_text())
+    assert alive(worker)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "nothing is lost. Go on with: nox -s reproduce -- --profile slow --resume" in errors
+    assert "Traceback" not in errors
+    assert not alive(worker)
+    assert not any(raw.glob("*/done.json"))
+
+
+def test_a_worker_ends_with_its_parent():
+    """A parent that dies without a word, as by kill -9, closes the pipe: no orphan goes on computing."""
+    worker = Worker(1, queue.SimpleQueue())
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(60) == 1
+
+
+def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
+    """The table, the comparison with the reference, seconds per epoch, and where everything lies."""
+    monkeypatch.chdir(tmp_path)
+    mine, reference = write_profile(tmp_path / "runs" / "quick", 1, ("SDPO", "REBEL")), tmp_path / "results" / "quick"
+    shutil.copytree(mine, reference)
+    monkeypatch.setattr(reproduce, "reference_results", lambda: tmp_path / "results")
+    records = load_profile(mine)
+    runs = [Run(RunConfig(), record.folder, 1.0, "done") for record in records]
+    text = reproduce.summarise(mine, "quick", runs, 600.0)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["SDPO,", "K", "=", "4", "0.23", "0.14", "0.60", "0.97"] in lines
+    for part in ("REBEL", "seconds per epoch", "within tolerance",
+                 "Comparison with the committed results (results/quick)",
+                 "3 of 3 runs finished, 10 min now. They lie in runs/quick", "runs/quick/report.html"):  # fmt: skip
+        assert part in text
+    assert "Comparison" not in reproduce.summarise(reference, "quick", runs, 600.0), "the reference is not its own"
+    shutil.rmtree(reference)
+    assert "No committed results of this profile" in reproduce.summarise(mine, "quick", runs, 600.0)
+
+
+def test_remaining_time():
+    config = RunConfig(epochs=10)
+    runs = [Run(config, Path(str(i)), 100.0) for i in range(4)]
+    progress = Progress(runs, 2, io.StringIO())
+    assert progress.remaining() == pytest.approx(200, rel=0.02)
+    runs[0].state = "done"
+    runs[1].epoch = 5  # resumed half-way: no work of this process
+    assert progress.remaining() == pytest.approx(125, rel=0.02)
+    progress.begin -= 60  # a minute without an epoch: slower than expected
+    assert progress.remaining() > 200
+    assert [reproduce.clock(s) for s in (5, 300, 3600 * 3 + 61)] == ["5 s", "5 min", "3 h 01 min"]
+
+
+def test_resume_command():
+    command = reproduce.resume_command("quick", Path("runs"), None, None, None, "cpu")
+    assert command == "nox -s reproduce -- --resume"
+    command = reproduce.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
+    assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
+    assert command.endswith("--workers 3 --device cuda --resume")
+
+
+def test_run_ids_of_a_plan(tiny_model, tmp_path):
+    (run,) = runs_in(tmp_path, configs(tiny_model, 1))
+    assert run.folder == tmp_path / "raw" / run_id(run.config.to_json())
+    assert json.loads(json.dumps(run.config.to_json())) == run.config.to_json()
+    assert run.estimate > 0
