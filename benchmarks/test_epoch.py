@@ -1,0 +1,88 @@
+"""Seconds of an epoch's parts on the embedded model, and what each saving of the trainer is worth, as ratios.
+
+    pytest benchmarks --benchmark-only
+
+On a CPU these are times of PyTorch's own operations, not of kernels. Correctness comes first: the savings must leave
+the log-probs exactly as they are, or nothing is timed.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from sdpo_bench import RunConfig, Trainer, dense, load_policy, load_reward
+
+torch.set_num_threads(1)
+CONFIG = RunConfig(steps=4, pairs=32, train_last_step=False, learning_rate=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = Trainer(CONFIG, load_policy(CONFIG), load_reward(CONFIG.reward))
+    assert trainer.check_on_policy(1) == 0.0 or trainer.policy.device.type == "cuda"
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trajectory(trainer):
+    return trainer.sample(1)
+
+
+def update(trainer, trajectory):
+    advantages = torch.ones_like(trajectory.log_prob)
+    advantages[:, 1] = -1
+    for group in trainer.groups(1):
+        trainer.update(group, trajectory, advantages, None)
+
+
+def test_sample(benchmark, trainer):
+    benchmark.extra_info |= {"samples": 64, "steps": 4, "device": str(trainer.policy.device)}
+    benchmark.pedantic(trainer.sample, args=(1,), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("provider", dense.PROVIDERS)
+def test_reward(benchmark, trainer, trajectory, provider):
+    result = benchmark.pedantic(dense.PROVIDERS[provider], args=(trajectory, trainer.score), rounds=5, warmup_rounds=1)
+    benchmark.extra_info |= {"queries": result.queries}
+
+
+def test_train(benchmark, trainer, trajectory):
+    benchmark.pedantic(update, args=(trainer, trajectory), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("form", ["one forward a pair", "one forward a sample", "shared first step"])
+def test_forward(benchmark, trainer, trajectory, form):
+    """The model's outputs along the trajectories: as the trainer has them, and as a loop over samples does."""
+    policy = trainer.policy
+    pairs = torch.arange(CONFIG.pairs)
+
+    def shared():
+        return [trainer.predict(trajectory, pairs, torch.full_like(pairs, k)) for k in range(CONFIG.steps)]
+
+    def separate(rows):
+        out = []
+        for k in range(CONFIG.steps):
+            x = trajectory.latents[:, :, k].flatten(0, 1)
+            t = trajectory.timesteps[k].expand(len(x))
+            c = trajectory.embeddings.repeat_interleave(2, 0)
+            parts = [
+                policy.unet(a, b, d, return_dict=False)[0]
+                for a, b, d in zip(x.split(rows), t.split(rows), c.split(rows), strict=True)
+            ]
+            out.append(torch.cat(parts).unflatten(0, (-1, 2)))
+        return out
+
+    function = {
+        "one forward a pair": lambda: separate(2),
+        "one forward a sample": lambda: separate(1),
+        "shared first step": shared,
+    }[form]
+    with torch.no_grad():
+        for ours, theirs in zip(function(), separate(64), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+        benchmark.pedantic(function, rounds=3, warmup_rounds=1)
