@@ -82,10 +82,10 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
     reached = {(row["steps"], row["baseline"]): DASH if np.isnan(row["samples"]) else
                f"{row['samples']:,.0f} ({row['speedup']:.1f}x; {row['speedup_per_query']:.1f}x)"
                for row in reach.to_dict("records")}
-    note = ("In brackets: the baseline's total of samples over that, per sample and per reward query (SDPO queries the "
-            f"reward {QUERIES['SDPO']} times per trajectory, the baselines once: below 1 it is behind). SDPO's curve is "
-            f"smoothed over {SMOOTH} epochs; the final value is the mean of the last {LAST}. A dash: SDPO is not "
-            "distinguishable from it at the start.")
+    note = ("In brackets: the baseline's total of samples over that, per sample and per reward query (SDPO queries "
+            f"the reward {QUERIES['SDPO']} times per trajectory, the baselines once: below 1 it is behind). SDPO's "
+            f"curve is smoothed over {SMOOTH} epochs; the final value is the mean of the last {LAST}. A dash: SDPO is "
+            "not distinguishable from it at the start.")
     second = Table("samples_to_final", "Samples from which SDPO stays above a baseline's final value", note,
                    ("sampling steps", *METHODS[1:]),
                    (("", tuple((str(k), *(reached[k, b] for b in METHODS[1:])) for k in starts.index)),), reach)

@@ -23,7 +23,7 @@ from .tables import (
     ranking,
 )
 
-REGENERATE = "nox -s tables -- --profile {}"
+REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 
 
 def _joined(words: Iterable[object]) -> str:
@@ -96,7 +96,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         "trained": configs, "provenance": _versions(runs),
         "commands": sorted({str(run.provenance.get("command", "")) for run in runs} - {""}),
         "unfinished": [str(config["run_id"]) for config in unfinished_runs(folder)],
-        "resume": RERUN.format(profile), "regenerate": REGENERATE.format(profile), "start": START,
+        "resume": RERUN.format(profile), "regenerate": REGENERATE, "start": START,
     }
 
 
@@ -131,7 +131,8 @@ def _readme(facts: dict[str, Any]) -> str:
     lines += [f"| {name} | {', '.join(values)} |" for name, values in facts["provenance"]]
     lines += ["", "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
               "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "", "```",
-              *facts["commands"], f"{facts['resume']}  # what is missing", f"{facts['regenerate']}  # these pages",
+              *facts["commands"], f"{facts['resume']}  # what is missing",
+              f"{facts['regenerate']}  # these pages, where FOLDER holds them",
               "```", ""]
     return "\n".join(lines)
 

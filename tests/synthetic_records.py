@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -88,4 +92,25 @@ def write_profile(profile: Path, seeds: int = 2, labels: tuple[str, ...] = tuple
         for label in labels:
             for seed in range(seeds):
                 write_run(profile, make_config(label, seed, steps=steps))
+    return profile
+
+
+@functools.cache
+def reported_profile() -> Path:
+    """A profile with tables, figures and report, made once for all tests, which only read it: 5 runs of SDPO and DDPO
+    each and 2 of REBEL at K = 4, 2 of SDPO and DDPO at K = 20, one unfinished."""
+    from sdpo_bench.figures import write_figures
+    from sdpo_bench.report import write_report
+    from sdpo_bench.tables import write_tables
+
+    root = Path(tempfile.mkdtemp(prefix="sdpo-bench-test-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    profile = write_profile(root / "quick", seeds=5, labels=("SDPO", "DDPO"))
+    for label, steps in (("REBEL", 4), ("SDPO", 20), ("DDPO", 20)):
+        for seed in range(2):
+            write_run(profile, make_config(label, seed, steps=steps))
+    write_run(profile, make_config("PRDP"), finished=False)
+    write_tables(profile)
+    write_figures(profile)
+    write_report(profile)
     return profile

@@ -1,0 +1,121 @@
+"""Statistics against their definitions, and against rliable's own examples."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from sdpo_bench.statistics import (
+    Interval,
+    iqm,
+    mean,
+    paired_difference,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+
+FINITE = st.floats(-1e3, 1e3, allow_subnormal=False)
+VECTOR = hnp.arrays(np.float64, st.integers(1, 12), elements=FINITE)
+MATRIX = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=FINITE)
+
+# The score matrices of rliable's own test, [runs, tasks], and what it expects of them.
+X = np.array([[1, 2], [2, 2], [1, 1], [2, 1]])
+Y = np.array([[1, 1], [2, 2], [3, 3]])
+
+
+def test_as_rliable():
+    assert iqm(X) == 1.5
+    assert iqm(Y) == 2
+    assert mean(X) == 1.5
+    assert probability_of_improvement(X, Y).value == pytest.approx(1 / 3)
+
+
+@given(VECTOR)
+def test_iqm_is_scipys_trimmed_mean(scores):
+    assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25), rel=1e-12, abs=1e-9)
+
+
+@given(MATRIX)
+def test_iqm_takes_all_tasks_together_and_batches(scores):
+    assert iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None), rel=1e-12, abs=1e-9)
+    np.testing.assert_array_equal(iqm(np.stack([scores, 2 * scores])), [iqm(scores), iqm(2 * scores)])
+
+
+def test_iqm_ignores_an_outlier():
+    assert iqm([1, 2, 3, 4, 1e9]) == iqm([1, 2, 3, 4, 5]) == 3
+
+
+@given(VECTOR, VECTOR)
+@settings(max_examples=30)
+def test_improvement_is_the_mann_whitney_probability(x, y):
+    found = probability_of_improvement(x, y, reps=50)
+    brute = np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)])
+    u = stats.mannwhitneyu(x, y, method="asymptotic").statistic
+    assert found.value == pytest.approx(brute) == pytest.approx(u / (len(x) * len(y)))
+    assert found.value + probability_of_improvement(y, x, reps=50).value == pytest.approx(1)
+    assert 0 <= found.low <= found.high <= 1
+
+
+@given(VECTOR)
+@settings(max_examples=20)
+def test_no_improvement_over_itself(x):
+    assert probability_of_improvement(x, x, reps=20).value == pytest.approx(0.5)
+
+
+@given(MATRIX, st.floats(-10, 10), st.floats(0.1, 10))
+@settings(max_examples=30)
+def test_bootstrap_is_deterministic_bounded_and_moves_with_the_scores(scores, shift, scale):
+    interval = stratified_bootstrap(scores, reps=200)
+    assert interval == stratified_bootstrap(scores, reps=200)
+    assert scores.min() - 1e-9 <= interval.low <= interval.high <= scores.max() + 1e-9
+    moved = stratified_bootstrap(scores * scale + shift, reps=200)
+    np.testing.assert_allclose(moved[:3], np.array(interval[:3]) * scale + shift, rtol=1e-9, atol=1e-6)
+
+
+def test_bootstrap_resamples_within_tasks():
+    # Two tasks whose runs agree: strata leave nothing to vary; unstratified draws would mix the tasks.
+    assert stratified_bootstrap([[0.0, 10.0]] * 5, mean) == Interval(5.0, 5.0, 5.0, 5)
+
+
+def test_bootstrap_of_three_runs_matches_all_its_resamples():
+    scores = [0.0, 1.0, 5.0]
+    every = [np.mean(draw) for draw in itertools.product(scores, repeat=3)]
+    found = stratified_bootstrap(scores, mean, reps=20000)
+    assert found.low == pytest.approx(np.quantile(every, 0.025, method="inverted_cdf"), abs=1e-9)
+    assert found.high == pytest.approx(np.quantile(every, 0.975, method="inverted_cdf"), abs=1e-9)
+
+
+def test_coverage_of_many_runs_is_95_percent():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(300):
+        interval = stratified_bootstrap(rng.normal(size=40), mean, reps=500, seed=seed)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
+def test_pairing_removes_what_seeds_share():
+    rng = np.random.default_rng(0)
+    luck = rng.normal(size=8)
+    x = {seed: luck[seed] + 0.1 for seed in range(8)}
+    y = {seed: luck[seed] for seed in range(8)}
+    found = paired_difference(x, y)
+    np.testing.assert_allclose(found, (0.1, 0.1, 0.1, 8), atol=1e-12)
+    assert paired_difference(x, {seed: y[seed] for seed in (2, 5)}).n == 2
+
+
+def test_what_cannot_be_computed_is_refused():
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired_difference({0: 1.0}, {1: 1.0})
+    with pytest.raises(ValueError, match="not empty"):
+        stratified_bootstrap([])
+    with pytest.raises(ValueError, match="not finite"):
+        stratified_bootstrap([1.0, np.nan])
+    with pytest.raises(ValueError, match="tasks"):
+        probability_of_improvement(np.ones((2, 2)), np.ones((2, 3)))

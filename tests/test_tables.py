@@ -1,0 +1,197 @@
+"""Tables: what a cell says, who meets whom, and that nothing but the records decides."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from synthetic_records import DEVICE, STEPS, make_config, reported_profile, write_profile, write_run
+
+from sdpo_bench import tables
+from sdpo_bench.records import RecordError, load_profile
+from sdpo_bench.tables import (
+    DASH,
+    cell_text,
+    compare_with_reference,
+    load_groups,
+    query_budget,
+    ranking,
+    render_terminal,
+    write_tables,
+)
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return reported_profile()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_profile(tmp_path_factory.mktemp("small") / "quick", seeds=2, labels=("SDPO", "DDPO"))
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """First row of each label of a Markdown table."""
+    found: dict[str, list[str]] = {}
+    for line in table.splitlines():
+        if line.startswith("| ") and not line.startswith("| method"):
+            label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(label, cells)
+    return found
+
+
+def test_a_cell_is_the_last_evaluations_mean_over_runs(profile):
+    frame = pd.read_csv(profile / "tables" / "main_alignment_k4.csv")
+    runs = [run for run in load_profile(profile) if run.label == "SDPO" and run.config["steps"] == 4]
+    scores = []
+    for run in runs:
+        row = next(e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))
+        scores.append(np.mean(list(row["values"]["unseen"].values())))
+    cell = frame[(frame["label"] == "SDPO") & (frame["steps"] == 2) & (frame["split"] == "unseen")].iloc[0]
+    assert cell["value"] == pytest.approx(stats.trim_mean(scores, 0.25), abs=1e-6)
+    assert cell["n"] == 5
+    assert min(scores) - 1e-6 <= cell["low"] <= cell["value"] <= cell["high"] <= max(scores) + 1e-6
+    assert cell["run_ids"].split() == [run.run_id for run in runs]
+    assert [float(v) for v in cell["runs"].split()] == pytest.approx(scores, abs=1e-6)
+
+
+def test_few_runs_are_shown_themselves_without_an_interval(profile):
+    text = (profile / "tables" / "main_alignment_k4.md").read_text()
+    found = rows(text)
+    assert list(found) == ["start", "SDPO", "DDPO", "REBEL", "PRDP"]
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] \(n=5\)", found["SDPO"][0])
+    assert re.fullmatch(r"0\.\d{3}, 0\.\d{3} \(n=2\)", found["REBEL"][0])
+    assert found["start"][0].endswith("(n=1)")
+    assert found["PRDP"] == [DASH] * len(STEPS)
+    assert "nox -s reproduce -- --profile quick --resume" in text
+
+
+@pytest.mark.parametrize(("values", "text"), [
+    ({}, DASH), ({0: 0.5}, "0.500 (n=1)"), ({0: 0.51249, 3: 0.519}, "0.512, 0.519 (n=2)"),
+    (dict.fromkeys(range(5), 0.5), "0.500 [0.500, 0.500] (n=5)")])
+def test_cell_text(values, text):
+    assert cell_text(values, 3) == text
+
+
+def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
+    profile = write_profile(tmp_path / "mixed", seeds=1, labels=("SDPO",))
+    write_run(profile, make_config("SDPO", 0, steps=20))
+    write_run(profile, make_config("SDPO", 0, reward="jpeg"), rewards=("jpeg",))
+    write_run(profile, make_config("DDPO"), device="cuda: Test GPU")
+    groups = {(g.device, g.reward, g.steps): g for g in load_groups(profile)}
+    assert set(groups) == {(DEVICE, "alignment", 4), (DEVICE, "alignment", 20), (DEVICE, "jpeg", 4),
+                           ("cuda: Test GPU", "alignment", 4)}
+    assert groups[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
+    assert groups["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
+    names = {path.name for path in write_tables(profile)}
+    assert {"main_alignment_k4.md", "main_alignment_k20.md", "main_jpeg_k4.md", "order.md",
+            "main_alignment_k4_cuda-test-gpu.md", "order_cuda-test-gpu.md"} <= names
+
+
+def test_two_configurations_under_one_label_are_refused(tmp_path):
+    profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
+    write_run(profile, make_config("SDPO", 1, learning_rate=3e-4))
+    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in learning_rate"):
+        load_groups(profile)
+
+
+def test_equal_queries(profile):
+    group = next(g for g in load_groups(profile) if g.steps == 4)
+    assert query_budget(group) == 3840
+    found = rows((profile / "tables" / "equal_queries_alignment_k4.md").read_text())
+    assert found["SDPO"][0] == "3,840" == found["DDPO"][0]
+    frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv")
+    main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv")
+    keys = ["label", "split", "steps"]
+    both = frame.set_index(keys).join(main.set_index(keys), rsuffix="_main")
+    assert (both.loc["DDPO"]["value"] == both.loc["DDPO"]["value_main"]).all()  # one query a sample: its last
+    assert (both.loc["SDPO"]["value"] < both.loc["SDPO"]["value_main"]).all()  # three: its 20th epoch of 60
+
+
+def test_cost(profile):
+    cost = pd.read_csv(profile / "tables" / "cost_alignment_k4.csv").set_index("label")
+    assert list(cost.loc["SDPO", ["samples", "reward_queries", "optimiser_steps", "model_evaluations"]]) == [
+        3840, 11520, 240, 15360]
+    assert cost.loc["SDPO", "seconds_train"] == pytest.approx(0.6)
+
+
+def test_differences_are_paired(profile):
+    frame = pd.read_csv(profile / "tables" / "differences_alignment_k4.csv")
+    assert set(frame["baseline"]) == {"SDPO"}
+    assert set(frame["label"]) == {"DDPO", "REBEL"}
+    # SDPO and DDPO have the same spread over seeds here: paired, it cancels.
+    ddpo = frame[frame["label"] == "DDPO"]
+    np.testing.assert_allclose(ddpo["high"] - ddpo["low"], 0, atol=1e-5)
+    np.testing.assert_allclose(ddpo["difference"], 0.005 * (1 - np.exp(-3)), atol=1e-4)
+    assert ((ddpo["probability"] > 0.5) & (ddpo["probability"] < 1)).all()
+    assert frame[frame["label"] == "REBEL"]["low"].isna().all()
+
+
+def test_order_and_what_establishes_it(profile):
+    group = next(g for g in load_groups(profile) if g.steps == 4)
+    order = ranking(group, "seen", 4)
+    assert order[0] == ("DDPO", False)
+    assert order[1] == ("SDPO", True)
+    assert order[-1][0] == "start"
+    assert dict(order)["REBEL"] is False  # two runs establish nothing
+    text = (profile / "tables" / "order.md").read_text()
+    assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ start |" in text
+    assert "| alignment | 20 | seen | 4 | DDPO ~ SDPO ~ start |" in text
+
+
+def test_another_reward_has_its_table(profile):
+    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.md").read_text()
+    assert "No run here was trained on alignment_heldout" in text
+
+
+def test_latex_is_escaped_and_balanced(profile):
+    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.tex").read_text()
+    assert r"alignment\_heldout" in text
+    assert r"95 \%" in text
+    assert text.count("{") == text.count("}")
+    body = text[text.index(r"\toprule"):text.index(r"\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if "&" in line} == {len(STEPS)}
+
+
+def test_stale_tables_go_and_the_rest_is_rewritten_alike(small):
+    before = {path: path.read_bytes() for path in write_tables(small)}
+    (small / "tables" / "main_old_k4.md").write_text("stale")
+    assert {path: path.read_bytes() for path in write_tables(small)} == before
+    assert set((small / "tables").iterdir()) == set(before)
+
+
+def test_terminal(small):
+    text = render_terminal(small)
+    assert text.splitlines()[0] == "alignment, trained on alignment with K = 4, embedded on " + DEVICE
+    header, *body = (line for line in text.splitlines() if line.startswith(("seen", "start", "SDPO", "DDPO")))
+    table = pd.read_fwf(io.StringIO("\n".join([header, *body[:3]])), colspecs="infer")
+    assert list(table.iloc[:, 0]) == ["start", "SDPO", "DDPO"]
+    assert max(map(len, [header, *body])) < 120
+
+
+def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
+    same = compare_with_reference(small, small)
+    assert "24 of 24 values within tolerance" in same
+    assert "OUTSIDE" not in same
+    other = write_profile(tmp_path / "quick", seeds=1, labels=("DDPO",))
+    for path in other.glob("raw/*/eval.jsonl"):
+        path.write_text(path.read_text().replace("[0.5", "[0.9"))
+    changed = compare_with_reference(other, small)
+    assert "OUTSIDE" in changed
+    assert "not in both" in changed  # SDPO is missing from mine
+    lone = write_profile(tmp_path / "lone", seeds=1, labels=("DDPO",))
+    assert "no spread" in compare_with_reference(small, lone)
+
+
+def test_tables_and_figures_do_not_import_torch():
+    code = ("import sys, sdpo_bench.tables, sdpo_bench.figures, sdpo_bench.report, sdpo_bench.paper\n"
+            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tables.__file__).parents[1])
