@@ -96,8 +96,8 @@ def run(name: str, seed: int, **changes: Any) -> RunConfig:
 
 def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """About a minute: does everything run from end to end? Its numbers say nothing about the methods."""
-    small: Options = {"eval_steps": (1, 4), "eval_noises": 1, "eval_every": 2}
-    runs = [run(name, seed, epochs=4, pairs=16, **small) for seed in seeds for name in methods]
+    small: Options = {"eval_steps": (1, 4), "eval_noises": 1, "eval_every": 5}
+    runs = [run(name, seed, epochs=10, pairs=16, **small) for seed in seeds for name in methods]
     return [start(**small), *runs]
 
 

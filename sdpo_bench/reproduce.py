@@ -168,9 +168,8 @@ class Progress:
         if self.stream.isatty():
             from tqdm import tqdm
 
-            one, every = "{desc} {n_fmt:>3}/{total_fmt}|{bar}|{postfix}", "all runs {percentage:3.0f}%|{bar}|{postfix}"
             for i in range(self.workers + 1):
-                bar = tqdm(total=1.0, leave=not i, position=i, bar_format=one if i else every, file=self.stream)
+                bar = tqdm(total=1.0, leave=not i, position=i, bar_format="{desc}|{bar}|", file=self.stream)
                 self.bars.append(bar)
 
     def remaining(self) -> float:
@@ -197,12 +196,13 @@ class Progress:
         total = sum(run.estimate for run in self.runs)
         if self.bars:
             self.bars[0].n = sum(run.estimate * run.fraction for run in self.runs) / total
-            self.bars[0].set_postfix_str(self.status())
+            self.bars[0].set_description_str(f"{'all':<40} {self.bars[0].n:>7.0%}  {self.status()} ")
             if worker is not None and worker.run is not None:
                 bar, run = self.bars[worker.number], worker.run
-                bar.total, bar.n = max(run.config.epochs, 1), run.epoch
-                bar.set_description_str(f"{run.name:<40.40}", refresh=False)
-                bar.set_postfix_str("" if reward is None else f" reward {reward:.3f}")
+                epochs = f"{run.epoch}/{run.config.epochs}"
+                bar.n = run.fraction
+                mean = "" if reward is None else f"reward {reward:.3f}"
+                bar.set_description_str(f"{run.name:<40.40} {epochs:>7}  {mean:<{len(self.status())}} ")
         elif time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()
             at_work = [f"{run.name} {run.epoch}/{run.config.epochs}" for run in self.runs if 0 < run.fraction < 1]
