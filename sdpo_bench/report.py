@@ -41,15 +41,14 @@ def answers(group: Group) -> list[str]:
         leaders: dict[tuple[str, str | None], list[int]] = {}
         for steps in sorted(int(k) for k in frame["steps"].unique()):
             order = ranking(group, split, steps)
-            if order:
-                sure = len(order) > 1 and order[1][1]
-                leaders.setdefault((order[0][0], order[1][0] if sure else None), []).append(steps)
+            if len(order) > 1:
+                leaders.setdefault((order[0][0], order[1][0] if order[1][1] else None), []).append(steps)
         for (first, second), counts in leaders.items():
             at = f"{_joined(counts)} sampling step{'s' * (counts != [1])}"
             ahead = (f"ahead of the next, {second}, by an interval above 0" if second else
                      "its lead over the next not established")
             sentences.append(f"{split} prompts, {at}: **{first}** is highest, {ahead}.")
-    return sentences
+    return sentences or ["nothing to compare yet."]
 
 
 def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
@@ -123,7 +122,8 @@ def _readme(facts: dict[str, Any]) -> str:
             files = ", ".join(f"[{kind}](tables/{table.name}.{kind})" for kind in ("md", "csv", "tex"))
             lines += [markdown(table), "", f"As {files}.", ""]
     others = [table.name for table in facts["tables"] if table.name not in shown]
-    lines += ["Further tables: " + ", ".join(f"[{name}](tables/{name}.md)" for name in others) + ".", ""]
+    if others:
+        lines += ["Further tables: " + ", ".join(f"[{name}](tables/{name}.md)" for name in others) + ".", ""]
     lines += ["## Figures", ""]
     for figure in facts["figures"]:
         lines += [f"![{figure['caption']}](figures/{figure['stem']}.png)", ""]

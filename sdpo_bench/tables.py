@@ -372,8 +372,10 @@ def build_tables(groups: list[Group]) -> list[Table]:
     tables = []
     for group in groups:
         others = sorted(set(group.curves["reward"]) - {group.reward})
-        tables += [main_table(group), equal_queries_table(group),
-                   *(main_table(group, other) for other in others), difference_table(group), cost_table(group)]
+        trained = [label for label in group.labels if label != START]
+        tables += [main_table(group), *([equal_queries_table(group)] if query_budget(group) else []),
+                   *(main_table(group, other) for other in others),
+                   *([difference_table(group)] if len(trained) > 1 else []), cost_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
         tables.append(order_table([group for group in groups if (group.device, group.model) == key]))
     return tables

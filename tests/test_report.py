@@ -59,6 +59,22 @@ def test_answers_do_not_claim_what_two_runs_show(profile):
     assert all("not established" in sentence for sentence in answers(group))
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
+    from sdpo_bench.figures import write_figures
+    from sdpo_bench.tables import render_terminal, write_tables
+
+    write_run(tmp_path, make_config("start"), finished=finished)
+    write_run(tmp_path, make_config("SDPO"), finished=False)
+    write_tables(tmp_path)
+    write_figures(tmp_path)
+    write_report(tmp_path)
+    assert ("nothing to compare yet" in (tmp_path / "README.md").read_text()) == finished
+    assert make_config("SDPO")["run_id"] in (tmp_path / "report.html").read_text()
+    assert make_config("SDPO")["run_id"] in render_terminal(tmp_path)
+    assert not any("None" in path.read_text() for path in (tmp_path / "tables").iterdir())
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and checks that its elements are closed in order."""
 

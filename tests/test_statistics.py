@@ -81,6 +81,9 @@ def test_bootstrap_is_deterministic_bounded_and_moves_with_the_scores(scores, sh
 def test_bootstrap_resamples_within_tasks():
     # Two tasks whose runs agree: strata leave nothing to vary; unstratified draws would mix the tasks.
     assert stratified_bootstrap([[0.0, 10.0]] * 5, mean) == Interval(5.0, 5.0, 5.0, 5)
+    # And each task draws on its own: drawn together, these two would cancel.
+    interval = stratified_bootstrap([[x, -x] for x in range(5)], mean)
+    assert interval.low < -0.3 < 0.3 < interval.high
 
 
 def test_bootstrap_of_three_runs_matches_all_its_resamples():

@@ -63,6 +63,12 @@ def test_a_cell_is_the_last_evaluations_mean_over_runs(profile):
     assert [float(v) for v in cell["runs"].split()] == pytest.approx(scores, abs=1e-6)
 
 
+def test_values_are_the_last_evaluations_alone(profile):
+    for group in load_groups(profile):
+        assert set(group.values.loc[group.values["label"] != "start", "epoch"]) == {60}
+        assert not group.values.duplicated(["run", "reward", "steps", "split"]).any()
+
+
 def test_few_runs_are_shown_themselves_without_an_interval(profile):
     text = (profile / "tables" / "main_alignment_k4.md").read_text()
     found = rows(text)
