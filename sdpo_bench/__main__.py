@@ -138,11 +138,11 @@ class Tables:
         from sdpo_bench.reproduce import reference_results, shown, write_all
 
         results = reference_results()
-        folders = [*self.folders] or sorted(path.parent for path in results.glob("*/raw"))
+        folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
         if not folders:
             raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
         for folder in folders:
-            if not (folder / "raw").is_dir():
+            if not sources(folder):
                 raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick")
         if self.check:
             return check_tables(folders)
@@ -186,6 +186,13 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sources(folder: Path) -> list[Path]:
+    """What a folder's tables are made from: a profile's raw records, or the paper's curves."""
+    from sdpo_bench.paper import CURVES
+
+    return [path for path in (folder / "raw", folder / CURVES) if path.exists()]
+
+
 def check_tables(folders: Sequence[Path]) -> int:
     """Compares generated files byte by byte with what the records give now."""
     import tempfile
@@ -197,19 +204,17 @@ def check_tables(folders: Sequence[Path]) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             fresh = Path(temporary) / folder.resolve().name  # the folder's name is the profile's
             fresh.mkdir()
-            (fresh / "raw").symlink_to((folder / "raw").resolve(), target_is_directory=True)
-            write_all(fresh)
-
-            def generated(root: Path) -> dict[str, bytes]:
-                made = [*root.glob("tables/*"), *root.glob("figures/*"), root / "report.html", root / "README.md"]
-                return {path.relative_to(root).as_posix(): path.read_bytes() for path in made if path.is_file()}
-
-            expected, found = generated(fresh), generated(folder)
+            for path in sources(folder):
+                (fresh / path.name).symlink_to(path.resolve())
+            expected = {path.relative_to(fresh).as_posix(): path.read_bytes() for path in write_all(fresh)}
+            # Files that nothing gives any more are found where only generated ones lie.
+            kept = [folder / name for name in expected] + [*folder.glob("tables/*"), *folder.glob("figures/*")]
+            found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept if path.is_file()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 why = "missing" if name not in found else "not from these records" if name not in expected else "other"
                 wrong.append(f"{shown(folder / name)}: {why}")
-    print("\n".join(wrong) if wrong else f"{len(folders)} profiles: all files are what their records give")
+    print("\n".join(wrong) if wrong else f"{len(folders)} folders: all files are what their records give")
     if wrong:
         print(
             "error: the files above differ; `sdpo-bench tables` writes them anew. (Pictures are the same to the byte "

@@ -25,6 +25,7 @@ from sdpo_bench.provenance import PACKAGE, repository
 from sdpo_bench.records import load_run, run_id
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
+PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
 PLAIN_EVERY = 30.0  # seconds between status lines where there is no terminal
 
 
@@ -248,7 +249,7 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None) -> 
         run, worker.run = worker.run, None
         assert run is not None
         run.state, run.message, run.details = state, message, details
-        words = {"done": "done", "locked": "left to another process", "failed": f"FAILED: {message}"}
+        words = {"done": f"done{pace(run.folder)}", "locked": "left to another process", "failed": f"FAILED: {message}"}
         progress.say(f"{run.name}: {words[state]} ({progress.status()})")
 
     def next_run(worker: Worker) -> None:
@@ -301,6 +302,16 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None) -> 
         progress.close()
 
 
+def pace(folder: Path) -> str:
+    """Seconds per epoch of a run that was just finished; nothing for one without epochs."""
+    done = folder / "done.json"
+    seconds = json.loads(done.read_text())["seconds_per_epoch"] if done.exists() else {}
+    if not any(seconds.values()):
+        return ""
+    parts = ", ".join(f"{name} {seconds[key]:.2f}" for name, key in PHASES.items())
+    return f", {sum(seconds.values()):.2f} s an epoch ({parts})"
+
+
 def _exit_words(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
@@ -331,15 +342,16 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             run.state = "done"
 
 
-def write_all(folder: Path) -> None:
-    """Tables, figures and report of a profile's folder."""
+def write_all(folder: Path) -> list[Path]:
+    """Tables, figures and report of a profile's folder, or the tables of results/paper; the files written."""
     from sdpo_bench.figures import write_figures
+    from sdpo_bench.paper import CURVES, write_paper_tables
     from sdpo_bench.report import write_report
     from sdpo_bench.tables import write_tables
 
-    write_tables(folder)
-    write_figures(folder)
-    write_report(folder)
+    if (folder / CURVES).is_file():
+        return write_paper_tables(folder)
+    return [*write_tables(folder), *write_figures(folder), *write_report(folder)]
 
 
 def speed(folder: Path, names: set[str]) -> str:
@@ -351,9 +363,10 @@ def speed(folder: Path, names: set[str]) -> str:
             assert record.done is not None
             if record.config["epochs"]:
                 rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
-    lines = [f"seconds per epoch   {'sampling':>9} {'reward':>9} {'training':>9} {'all':>9}"] if rows else []
+    heads = " ".join(f"{name:>9}" for name in (*PHASES, "all"))
+    lines = [f"{'seconds per epoch':<19} {heads}"] if rows else []
     for (label, steps), found in rows.items():
-        means = [sum(row[kind] for row in found) / len(found) for kind in ("sample", "reward", "train")]
+        means = [sum(row[kind] for row in found) / len(found) for kind in PHASES.values()]
         cells = " ".join(f"{value:>9.2f}" for value in (*means, sum(means)))
         lines.append(f"{f'{label}, K = {steps}':<19} {cells}")
     return "\n".join(lines)

@@ -168,7 +168,6 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     profile = write_profile(tmp_path / "results" / "quick", 1, ("SDPO",))
     code, out, _ = run("tables", profile)
     assert (code, "results/quick: tables, figures and report written" in out) == (0, True)
-    assert run("tables", profile, "--check")[0] == 0
     shutil.copytree(profile, tmp_path / "moved" / "quick")
     assert run("tables", "moved/quick", "--check")[0] == 0, "their place does not matter"
     (profile / "report.html").write_text("mine")

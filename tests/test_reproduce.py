@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -93,7 +94,8 @@ def test_a_run_that_fails_leaves_the_others_alone(executed):
     assert not runs["bad"].folder.exists()
     assert "SIGKILL" in runs["killed"].message
     assert not (runs["killed"].folder / "done.json").exists()
-    assert f"{runs['good'].name}: done (1/5 runs, about" in text
+    pace = r"[\d.]+ s an epoch \(sampling [\d.]+, reward [\d.]+, training [\d.]+\)"
+    assert re.search(rf"{runs['good'].name}: done, {pace} \(1/5 runs, about", text)
 
 
 def test_records_of_workers(executed):
@@ -166,7 +168,7 @@ if __name__ == "__main__":
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -196,7 +198,7 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     worker = int(lock.read_text())
     assert alive(worker)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "nothing is lost. Go on with: nox -s reproduce -- --profile slow --resume" in errors
     assert "Traceback" not in errors
@@ -209,7 +211,7 @@ def test_a_worker_ends_with_its_parent():
     worker = Worker(1, queue.SimpleQueue())
     assert worker.process.stdin is not None
     worker.process.stdin.close()
-    assert worker.process.wait(60) == 1
+    assert worker.process.wait(120) == 1
 
 
 def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
