@@ -295,6 +295,7 @@ def train(config: Any, out: Path, resume: bool) -> int:
     return 0
 
 
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 COMMANDS: dict[str, Callable[[], type]] = {
     "reproduce": lambda: Reproduce,
     "train": train_command,
@@ -368,18 +369,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise
-        message = f"{error.strerror}: {error.filename or 'while writing'}"
-        if error.errno == errno.ENOSPC:
-            message += "; free space and go on with --resume"
     except Exception as error:
         from sdpo_bench.records import RecordError, RunLocked
 
-        if not isinstance(error, RecordError | RunLocked):
+        if os.strerror(errno.ENOSPC) in str(error):  # not every library that writes files raises OSError
+            message = f"the disk is full ({error}): free space and go on with --resume"
+        elif isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            message = f"{error.strerror}: {error.filename or 'while writing'}"
+        elif isinstance(error, RecordError | RunLocked):
+            message = str(error)
+        else:
             raise
-        message = str(error)
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
 

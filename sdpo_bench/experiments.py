@@ -193,9 +193,9 @@ def build(profile: str, methods: Sequence[str] | None = None, seeds: Sequence[in
 class Cost:
     """Seconds of one unit of each kind of work, on one core; `source` says where they come from."""
 
-    sample: float = 1.0e-3  # a denoising step of a picture
-    reward: float = 8.0e-4  # a reward query: decoding and scoring
-    train: float = 3.0e-3  # a trained step of a picture, forward and backward
+    sample: float = 1.2e-3  # a denoising step of a picture
+    reward: float = 2.0e-3  # a reward query: decoding and scoring
+    train: float = 2.5e-3  # a trained step of a picture, forward and backward
     evaluate: float = 1.2e-3  # a denoising step of an evaluated picture, its share of decoding and scoring included
     startup: float = 3.0  # of a run
     source: str = "constants of one core of a 2025 server CPU (no committed records to learn from)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -162,6 +164,21 @@ def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
     code, _, err = run(*command, "--resume")
     assert code == 2
     assert "config.json" in err
+
+
+def test_a_full_disk_and_a_place_that_takes_nothing(run, tmp_path, tiny_model, monkeypatch):
+    (tmp_path / "file").touch()
+    code, _, err = run("train", "--model", tiny_model, *TINY_ARGUMENTS, "--out", "file")
+    assert code == 2
+    assert re.fullmatch("error: Not a directory: [^\n]*file[^\n]*\n", err)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run("train", "--model", tiny_model, *TINY_ARGUMENTS)
+    assert code == 2
+    assert re.fullmatch(r"error: the disk is full \([^\n]*\): free space and go on with --resume\n", err), err
 
 
 def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
