@@ -124,6 +124,29 @@ def test_trajectory_gradient_is_the_graphs(config):
     assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
 
 
+def test_step_gradient_is_the_graphs(config):
+    """Each step's latents, log-probs and advantages belong together: the sum over steps against one graph."""
+    c = dataclasses.replace(config, max_grad_norm=1e9, pairs_per_update=4, updates="trajectory", clip_range=1e9)
+    trainer = trainer_of(c)
+    trajectory = trainer.sample(1)
+    advantages = sdpo_kernels.normal(torch.arange(4), (2, 3))
+    with torch.no_grad():
+        for i, p in enumerate(trainer.policy.parameters):
+            p += 0.02 * sdpo_kernels.normal(torch.tensor([i]), tuple(p.shape))[0]
+    trainer.optimiser.step = lambda: None
+    trainer.update(trainer.groups(1)[0], trajectory, advantages, None)
+    ours = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
+    trainer.optimiser.zero_grad()
+    loss = 0
+    for k in range(3):
+        log_ratio = trainer.log_prob(trajectory, torch.arange(4), torch.full((4,), k)) - trajectory.log_prob[..., k]
+        target = advantages[:, 0, k] - advantages[:, 1, k]
+        loss = loss + ((0.99**k * (log_ratio[:, 0] - log_ratio[:, 1]) - target) ** 2).mean() / 3
+    loss.backward()
+    direct = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
+    assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
+
+
 @pytest.mark.parametrize("updates", ["step", "trajectory"])
 def test_groups_cover_every_step_of_every_pair_once(config, updates):
     c = dataclasses.replace(config, updates=updates, train_last_step=False, pairs=6, steps=5)
