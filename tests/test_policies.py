@@ -1,0 +1,57 @@
+"""The policy against diffusers' own pipeline."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.evaluation import pictures
+from sdpo_bench.policies import load_policy
+from sdpo_bench.sampler import derive_seeds, sample
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    return RunConfig(model=str(tiny_model), device="cpu")
+
+
+def test_pictures_are_the_pipelines(config, tiny_model):
+    """One step from the same initial noise: text encoder, UNet, coefficients and VAE as diffusers puts them together.
+
+    With alpha = 1 after the last step, diffusers' last latent is the predicted clean one.
+    """
+    policy = load_policy(config)
+    seeds = derive_seeds(3, count=2)
+    trajectory = sample(policy, ["cat", "a dog"], steps=1, initial_seeds=seeds, step_seeds=seeds[:, None])
+    ours = policy.decode(trajectory.predicted_clean[:, 0, -1])
+    plain = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    plain.set_progress_bar_config(disable=True)
+    plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config, set_alpha_to_one=True, clip_sample=False)
+    theirs = plain(
+        ["cat", "a dog"],
+        latents=trajectory.latents[:, 0, 0],
+        num_inference_steps=1,
+        guidance_scale=0.0,
+        output_type="pt",
+    ).images
+    assert ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_pictures_differ_by_prompt_noise_and_steps(config):
+    policy = load_policy(config)
+    first = pictures(policy, ["cat", "dog"], [0, 1], 2, config)
+    assert first.shape[0] == 4
+    assert 0 <= first.min() <= first.max() <= 1
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(first[i], first[j])
+    assert not torch.equal(first, pictures(policy, ["cat", "dog"], [0, 1], 3, config))
+    assert torch.equal(first, pictures(policy, ["cat", "dog"], [0, 1], 2, config))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_cuda_without_a_gpu_is_refused(tiny_model):
+    with pytest.raises(UserError, match="finds no CUDA device"):
+        load_policy(RunConfig(model=str(tiny_model), device="cuda"))
