@@ -17,20 +17,20 @@ ENVIRONMENT = ROOT / ".nox" / f"project-{sys.version_info.major}.{sys.version_in
 PYTHON = str(ENVIRONMENT / "bin" / "python")
 
 
-def install(session: nox.Session, *extras: str) -> None:
-    """Installs the project with `extras`, pinned by constraints.txt, unless that was done before."""
+def install(session: nox.Session, extra: str = "") -> None:
+    """Installs the project with an extra, pinned by constraints.txt, unless that was done before."""
     if not Path(PYTHON).exists():
         # nox brings virtualenv; Debian's Python has no ensurepip, which venv would need.
         session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
     pins = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
     state = hashlib.sha256(pins + str(ROOT).encode()).hexdigest()
-    for extra in extras or ("",):
-        stamp = ENVIRONMENT / f".installed-{extra or 'project'}"
-        if not stamp.exists() or stamp.read_text() != state:
-            project = f".[{extra}]" if extra else "."
-            command = [PYTHON, "-m", "pip", "install", "-c", "constraints.txt", "-e", project]
-            session.run_install(*command, external=True)
-            stamp.write_text(state)
+    done = {path.name for path in ENVIRONMENT.glob(".installed-*") if path.read_text() == state}
+    if f".installed-{extra}" not in done and (extra or not done):
+        quiet = [] if sys.stdout.isatty() else ["--quiet"]  # a person wants to see what takes so long, a log does not
+        project = f".[{extra}]" if extra else "."
+        command = [PYTHON, "-m", "pip", "install", *quiet, "-c", "constraints.txt", "-e", project]
+        session.run_install(*command, external=True)
+        (ENVIRONMENT / f".installed-{extra}").write_text(state)
 
 
 def python(session: nox.Session, *arguments: str, threads: int | None = None) -> None:
@@ -48,21 +48,21 @@ def reproduce(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The tests, without a GPU: `nox -s tests -- tests/test_cli.py -k doctor`."""
-    install(session, "test")
+    install(session, "dev")
     python(session, "-m", "pytest", *session.posargs, threads=1)
 
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Style and common mistakes (ruff)."""
-    install(session, "lint")
+    install(session, "dev")
     python(session, "-m", "ruff", "check", *(session.posargs or ["."]))
 
 
 @nox.session(venv_backend="none")
 def typecheck(session: nox.Session) -> None:
     """Types (mypy)."""
-    install(session, "typecheck")
+    install(session, "dev")
     python(session, "-m", "mypy", *session.posargs)
 
 
