@@ -80,7 +80,9 @@ class RunConfig:
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards that the evaluation reports beside the one that is optimised."""
     eval_splits: tuple[str, ...] = ("seen", "unseen")
-    """Prompt lists that are evaluated: seen, unseen, tuning (never trained on, never reported)."""
+    """Prompt lists that are evaluated: seen, unseen, tuning (for choosing settings, never reported)."""
+    train_split: Literal["seen", "tuning"] = "seen"
+    """The prompt list that is trained on; tuning runs have one of their own."""
     prompts: str | None = None
     """A file with training prompts, one a line; default: the 45 animals of DDPO, less the held-out ones."""
     unseen_prompts: str | None = None
@@ -103,6 +105,9 @@ class RunConfig:
         choose("dense reward", self.dense, DENSE)
         choose("updates", self.updates, ("auto", "step", "trajectory"))
         choose("finetune", self.finetune, ("lora", "full"))
+        choose("train split", self.train_split, ("seen", "tuning"))
+        for split in self.eval_splits:
+            choose("evaluation split", split, ("seen", "unseen", "tuning"))
         for name in ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")

@@ -44,7 +44,7 @@ VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | A
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 
 # Learning rates by training K, each the best of SWEEP in `--profile sweep` (sweep_k20 for K = 20).
-# Other K take the entry whose K is nearest by ratio.
+# Other K take the entry whose K is nearest by ratio; an ablation takes its method's unless it has one of its own.
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3)
 LEARNING_RATES: dict[str, dict[int, float]] = {
     "sdpo": {4: 1e-3, 20: 3e-4},
@@ -53,29 +53,29 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
     "rebel": {4: 1e-3, 20: 1e-3},
     "prdp": {4: 1e-3, 20: 1e-3},
     "d3po": {4: 1e-3, 20: 1e-3},
-    "ddpo_per_step": {4: 1e-3, 20: 3e-4},
-    "sdpo_terminal": {4: 1e-3, 20: 3e-4},
-    "sdpo_exact": {4: 1e-3, 20: 3e-4},
-    "sdpo_last_step": {4: 1e-3, 20: 3e-4},
 }
 
 # Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same.
 EPOCHS = {4: 50, 8: 50, 20: 40, 50: 30}
+SWEEP_EPOCHS = {4: 25, 20: 10}
+FIRST_LOOK_EPOCHS = 20  # at both K, so that these see the same number of samples
 COMMON: Options = {
     "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
     "eval_start": False,  # the row "start" does that once for all
-    "train_last_step": False,  # with it every method fell below its start at K = 4 (docs/methods/sdpo.md)
+    "train_last_step": False,  # its noise comes after the picture that is scored (docs/methods/sdpo.md)
 }
 
 
 def learning_rate(name: str, steps: int) -> float:
     """The swept learning rate of a variant at K = `steps`; UserError for a variant without a sweep."""
-    if name not in LEARNING_RATES:
+    rates = LEARNING_RATES.get(name) or (
+        LEARNING_RATES.get(VARIANTS[name].method) if name in VARIANTS else None
+    )
+    if not rates:
         raise UserError(
             f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
             f"and put the best into LEARNING_RATES in sdpo_bench/experiments.py"
         )
-    rates = LEARNING_RATES[name]
     return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]
 
 
@@ -108,8 +108,9 @@ def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
     # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
-    tuning: Options = {"eval_splits": ("tuning",), "eval_seed": 1, "eval_every": EPOCHS[steps], "steps": steps}
-    return [start(**tuning)] + [
+    tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "eval_noises": 8}
+    tuning |= {"steps": steps, "epochs": SWEEP_EPOCHS[steps], "eval_every": SWEEP_EPOCHS[steps]}
+    return [start(**tuning | {"epochs": 0})] + [
         run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
         for seed in seeds
         for rate in SWEEP
@@ -128,8 +129,11 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """Does the order of the methods change between K = 4 and K = 20? With the two ablations of SDPO's lead."""
-    return [start(), *(run(name, seed, steps=k) for seed in seeds for k in (4, 20) for name in methods)]
+    """Does the order of the methods change between K = 4 and K = 20?"""
+    runs = [
+        run(name, seed, steps=k, epochs=FIRST_LOOK_EPOCHS) for seed in seeds for k in (4, 20) for name in methods
+    ]
+    return [start(), *runs]
 
 
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -158,12 +162,12 @@ class Profile:
         return " ".join((self.build.__doc__ or "").split())
 
 
-FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "ddpo_per_step", "sdpo_terminal", "rebel", "d3po")
+FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
 PROFILES = {
     "quick": Profile(quick, METHOD_NAMES, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
-    "sweep": Profile(sweep, (*METHOD_NAMES, "ddpo_per_step", "sdpo_terminal"), TUNING_SEEDS),
+    "sweep": Profile(sweep, METHOD_NAMES, TUNING_SEEDS),
     "sweep_k20": Profile(sweep_k20, FIRST_LOOK, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*METHOD_NAMES, *ABLATIONS), (0, 1, 2, 3, 4)),
@@ -206,7 +210,7 @@ class Cost:
         return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items())
 
 
-EVALUATED_PROMPTS = 40
+EVALUATED_PROMPTS = 35
 
 
 def work(config: RunConfig) -> dict[str, float]:

@@ -23,14 +23,14 @@ def read_prompts(path: str | Path) -> list[str]:
 def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list[str]]:
     """seen: trained on and reported; unseen: reported only; tuning: for choosing settings only.
 
-    The default is the paper's 45 animals (DDPO's list): of every nine, the fifth is unseen and the ninth is tuning.
-    With files of one's own the tuning list is empty unless the default animals are used.
+    The default is the paper's 45 animals (DDPO's list): of every nine, the fifth is unseen, the third and the ninth
+    are tuning. With files of one's own there is no tuning list.
     """
     animals = read_prompts(ANIMALS)
     default = {
-        "seen": [p for i, p in enumerate(animals) if i % 9 not in (4, 8)],
+        "seen": [p for i, p in enumerate(animals) if i % 9 not in (2, 4, 8)],
         "unseen": animals[4::9],
-        "tuning": animals[8::9],
+        "tuning": [p for i, p in enumerate(animals) if i % 9 in (2, 8)],
     }
     if seen is None and unseen is None:
         return default

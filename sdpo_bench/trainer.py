@@ -48,7 +48,9 @@ class Trainer:
     def __init__(self, config: RunConfig, policy: StableDiffusionPolicy, reward: Reward) -> None:
         self.config, self.policy, self.reward = config, policy, reward
         self.method = build_method(config.method, config.options)
-        self.prompts = splits(config.prompts, config.unseen_prompts)["seen"]
+        self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
+        if not self.prompts:
+            raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
         policy.schedule(config.steps, eta=config.eta, trained_steps=config.trained_steps)  # refuses sigma = 0
         self.optimiser = torch.optim.AdamW(
             policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8

@@ -1,5 +1,7 @@
 """The policy against diffusers' own pipeline."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -49,6 +51,12 @@ def test_pictures_differ_by_prompt_noise_and_steps(config):
             assert not torch.equal(first[i], first[j])
     assert not torch.equal(first, pictures(policy, ["cat", "dog"], [0, 1], 3, config))
     assert torch.equal(first, pictures(policy, ["cat", "dog"], [0, 1], 2, config))
+
+
+def test_adapter_of_another_rank_is_refused(config, tmp_path):
+    load_policy(replace(config, lora_rank=2)).save(tmp_path)
+    with pytest.raises(UserError, match=r"rank \[2\].*--lora-rank"):
+        load_policy(config).load(tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -8,7 +8,7 @@ from sdpo_bench.prompts import ANIMALS, read_prompts, splits
 
 def test_default_lists_are_the_45_animals_apart():
     lists = splits()
-    assert [len(lists[name]) for name in ("seen", "unseen", "tuning")] == [35, 5, 5]
+    assert [len(lists[name]) for name in ("seen", "unseen", "tuning")] == [30, 5, 10]
     assert sorted(p for prompts in lists.values() for p in prompts) == sorted(read_prompts(ANIMALS))
     assert len(set(read_prompts(ANIMALS))) == 45
 

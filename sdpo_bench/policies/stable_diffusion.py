@@ -177,10 +177,15 @@ class StableDiffusionPolicy:
             self.pipeline.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Weights that `save` wrote."""
+        """Weights that `save` wrote; UserError for an adapter of another rank or model."""
         if self.finetune == "lora":
             state, _ = StableDiffusionPipeline.lora_state_dict(folder)
-            self.load_state_dict({k.removeprefix("unet."): v for k, v in state.items()})
+            ours = self.state_dict()
+            state = {k.removeprefix("unet."): v for k, v in state.items()}
+            if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in ours.items()}:
+                ranks = sorted({min(v.shape) for v in state.values()})
+                raise UserError(f"{folder} holds another adapter than this model's (rank {ranks}); give its --lora-rank")
+            self.load_state_dict(state)
         else:
             self.unet.load_state_dict(type(self.unet).from_pretrained(folder, subfolder="unet").state_dict())
 
