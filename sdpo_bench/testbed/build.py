@@ -39,9 +39,9 @@ class Settings:
     autoencoder_batch: int = 16
     scorer: int = 3000
     scorer_batch: int = 64
-    denoiser: int = 4500
+    denoiser: int = 2000
     denoiser_batch: int = 48
-    variants: int = 8  # training latents per class
+    variants: int = 16  # training latents per class
     real_pictures: int = 2048
     generated_per_prompt: int = 16
 
