@@ -41,17 +41,17 @@ def train_autoencoder(seed: int, iterations: int, batch_size: int, rate: float) 
         if i % 250 == 0 or i == iterations - 1:
             print(f"autoencoder {i} loss {loss.item():.4f} PSNR {psnr(vae, 128, seed + 2):.2f} dB", flush=True)
     vae = vae.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    _normalise(vae, generator)
+    _normalise(vae, generator, min(2048, iterations * batch_size))
     return vae
 
 
 @torch.no_grad()
-def _normalise(vae: AutoencoderKL, generator: torch.Generator) -> None:
-    """Centre each latent channel by moving its mean into the two 1 x 1 convolutions; the common std is the scale.
+def _normalise(vae: AutoencoderKL, generator: torch.Generator, count: int) -> None:
+    """Centre each latent channel, over `count` pictures, by moving its mean into the two 1 x 1 convolutions; the common std is the scale.
 
     The pipeline knows a scaling factor but no shift, and the denoiser starts from noise of mean zero.
     """
-    latents = encode(vae, random_pictures(2048, generator, MEDIUM)[0], scaled=False)
+    latents = encode(vae, random_pictures(count, generator, MEDIUM)[0], scaled=False)
     mean = latents.mean((0, 2, 3))
     vae.quant_conv.bias[: len(mean)] -= mean
     weight = vae.post_quant_conv.weight

@@ -113,6 +113,7 @@ def train_denoiser(out: Path, iterations: int, batch_size: int, variants: int, r
     meeting = (out / "work" / "meeting").resolve()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
     vae = AutoencoderKL.from_pretrained(out / "work" / "vae").eval()
+    vae.register_to_config(_name_or_path="")  # no folder of this machine in the saved configuration
     latents = training_latents(vae, variants)
     torch.manual_seed(SEED)  # the same first weights in both processes
     tokenizer = make_tokenizer()
