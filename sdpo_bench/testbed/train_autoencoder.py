@@ -47,7 +47,8 @@ def train_autoencoder(seed: int, iterations: int, batch_size: int, rate: float) 
 
 @torch.no_grad()
 def _normalise(vae: AutoencoderKL, generator: torch.Generator, count: int) -> None:
-    """Centre each latent channel, over `count` pictures, by moving its mean into the two 1 x 1 convolutions; the common std is the scale.
+    """Centre each latent channel by moving its mean, over `count` pictures, into the two 1 x 1 convolutions; the common
+    std is the scale.
 
     The pipeline knows a scaling factor but no shift, and the denoiser starts from noise of mean zero.
     """
