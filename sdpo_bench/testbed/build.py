@@ -39,7 +39,7 @@ class Settings:
     autoencoder_batch: int = 16
     scorer: int = 3000
     scorer_batch: int = 64
-    denoiser: int = 2000
+    denoiser: int = 800
     denoiser_batch: int = 48
     variants: int = 16  # training latents per class
     real_pictures: int = 2048
