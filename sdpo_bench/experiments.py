@@ -47,8 +47,8 @@ METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 # Other K take the entry whose K is nearest by ratio; an ablation takes its method's unless it has one of its own.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
-    "sdpo": {4: 3e-5, 20: 1e-5},
-    "sdpo_causal": {4: 3e-5, 20: 1e-5},
+    "sdpo": {4: 1e-4, 20: 1e-5},
+    "sdpo_causal": {4: 1e-4, 20: 1e-5},
     "ddpo": {4: 1e-4, 20: 1e-4},
     "rebel": {4: 1e-4, 20: 1e-4},
     "prdp": {4: 1e-4, 20: 1e-4},
@@ -57,8 +57,9 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
 
 # Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same.
 EPOCHS = {4: 50, 8: 50, 20: 40, 50: 30}
-SWEEP_EPOCHS = {4: 25, 20: 8}
-FIRST_LOOK_EPOCHS = 16  # at both K, so that these see the same number of samples
+# Learning rates are chosen at the length of the runs that use them; `full` is longer and sweeps anew.
+SWEEP_EPOCHS = {4: 25, 20: 10}
+FIRST_LOOK_EPOCHS = 10  # at both K, so that these see the same number of samples
 COMMON: Options = {
     "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
     "finetune": "full",  # 2.4 M weights: no need to save memory
@@ -104,7 +105,8 @@ def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The default: every method on a laptop's CPU in minutes, at the K = 4 that few-step models are made for."""
-    return [start(), *(run(name, seed) for seed in seeds for name in methods)]
+    settings: Options = {"epochs": SWEEP_EPOCHS[4], "eval_every": 5}
+    return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
 def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
@@ -132,7 +134,7 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Does the order of the methods change between K = 4 and K = 20?"""
     runs = [
-        run(name, seed, steps=k, epochs=FIRST_LOOK_EPOCHS) for seed in seeds for k in (4, 20) for name in methods
+        run(name, seed, steps=k, epochs=FIRST_LOOK_EPOCHS, eval_every=5) for seed in seeds for k in (4, 20) for name in methods
     ]
     return [start(), *runs]
 
