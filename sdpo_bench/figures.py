@@ -32,6 +32,7 @@ KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue
 SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#a08000", "#2f6f4f")
 AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
 WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
+MAX_PICTURES = 10  # a sweep's rows are settings of one method: their pictures would fill pages
 RC: Any = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
@@ -124,10 +125,14 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], split: str = "seen") -> Figure:
-    """Reward against `counter` (samples or reward_queries, cumulative), a panel per number of sampling
-    steps."""
-    frame = group.curves[(group.curves["reward"] == group.reward) & (group.curves["split"] == split)]
+def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], split: str | None = None) -> Figure:
+    """Reward against `counter` (samples or reward_queries, cumulative), a panel per number of sampling steps.
+
+    Without `split`, on the prompts that were seen in training, or on the only ones that were evaluated.
+    """
+    frame = group.curves[group.curves["reward"] == group.reward]
+    split = split or ("seen" if (frame["split"] == "seen").any() else min(frame["split"], default="seen"))
+    frame = frame[frame["split"] == split]
     steps = sorted(int(k) for k in frame["steps"].unique())
     rows, columns = _layout(len(steps))
     figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * rows), layout=None)
@@ -186,7 +191,8 @@ def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
 
 
 def picture_grid(group: Group) -> Figure | None:
-    """The pictures of each label's lowest seed before and after training, as its runs saved them; None without any.
+    """The pictures of each label's lowest seed before and after training, as its runs saved them; None without any or
+    with more labels than fit.
 
     The same prompts and noise everywhere. A picture before training that serves all, the start's, is shown once.
     """
@@ -199,7 +205,7 @@ def picture_grid(group: Group) -> Figure | None:
     for run in sorted(group.runs, key=lambda run: (label_key(run.label), run.config["seed"])):
         if run.label not in (*chosen, START) and (after := picture(run, "after")):
             chosen[run.label] = run.config["seed"], picture(run, "before") or start, after
-    if not chosen:
+    if not 0 < len(chosen) <= MAX_PICTURES:
         return None
     panels: list[tuple[str, bytes]] = []
     shared = {before for _, before, _ in chosen.values()}

@@ -17,7 +17,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import METHOD_NAMES, PROFILES, VARIANTS, build, config_from_json
 from sdpo_bench.methods import METHODS
-from sdpo_bench.records import run_id
+from sdpo_bench.records import load_profile, run_id
 
 ROOT = Path(__file__).parents[1]
 FREE = {"method", "options", "learning_rate", "seed", "label"}  # what may differ between the methods of one cell
@@ -150,3 +150,19 @@ def test_other_supported_versions_fit_the_requirements():
     for name, versions in ranges.items():
         assert pins[name] in versions
     assert not any(version.local for version in pins.values()), "a local version would refuse the other builds"
+
+
+@pytest.mark.parametrize(("profile", "steps"), [("sweep", 4), ("sweep_k20", 20)])
+def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
+    """The rate whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts."""
+    best = {}
+    for record in load_profile(ROOT / "results" / profile):
+        if record.label != "start":
+            last = [row for row in record.eval if row["epoch"] == record.config["epochs"] and row["reward"] == "alignment"]
+            values = [v for row in last for prompt in row["values"]["tuning"].values() for v in prompt]
+            rate = (sum(values) / len(values), record.config["learning_rate"])
+            name = record.config["method"]["name"]
+            best[name] = max(best.get(name, rate), rate)
+    assert best
+    for name, (_, rate) in best.items():
+        assert experiments.LEARNING_RATES[name][steps] == rate, name

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+import synthetic_records
 from matplotlib.colors import to_rgb
 from PIL import Image
 from synthetic_records import STEPS, reported_profile
@@ -76,3 +77,13 @@ def test_files(group):
         else:
             with Image.open(path) as image:
                 assert image.size[0] == 1350
+
+
+def test_a_sweep_has_curves_of_its_own_prompts_and_no_page_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic_records, "PROMPTS", {"tuning": ("ant", "bee")})
+    monkeypatch.setattr(synthetic_records, "EPOCHS", 10)
+    rates = [f"SDPO {rate:g}" for rate in range(1, 12)]
+    (sweep,) = load_groups(synthetic_records.write_profile(tmp_path, seeds=1, labels=tuple(rates)))
+    figure = reward_curves(sweep, "samples", styles(sweep.labels))
+    assert all(len(axis.get_lines()) == len(rates) + 1 for axis in figure.axes)
+    assert picture_grid(sweep) is None
