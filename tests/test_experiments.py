@@ -158,7 +158,8 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
     best = {}
     for record in load_profile(ROOT / "results" / profile):
         if record.label != "start":
-            last = [row for row in record.eval if row["epoch"] == record.config["epochs"] and row["reward"] == "alignment"]
+            last = [row for row in record.eval if row["epoch"] == record.config["epochs"]]
+            last = [row for row in last if row["reward"] == "alignment"]
             values = [v for row in last for prompt in row["values"]["tuning"].values() for v in prompt]
             rate = (sum(values) / len(values), record.config["learning_rate"])
             name = record.config["method"]["name"]

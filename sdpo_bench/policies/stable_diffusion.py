@@ -184,7 +184,7 @@ class StableDiffusionPolicy:
             state = {k.removeprefix("unet."): v for k, v in state.items()}
             if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in ours.items()}:
                 ranks = sorted({min(v.shape) for v in state.values()})
-                raise UserError(f"{folder} holds another adapter than this model's (rank {ranks}); give its --lora-rank")
+                raise UserError(f"{folder} holds an adapter of another shape (rank {ranks}); give its --lora-rank")
             self.load_state_dict(state)
         else:
             self.unet.load_state_dict(type(self.unet).from_pretrained(folder, subfolder="unet").state_dict())
