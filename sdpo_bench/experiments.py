@@ -133,10 +133,8 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Does the order of the methods change between K = 4 and K = 20?"""
-    runs = [
-        run(name, seed, steps=k, epochs=FIRST_LOOK_EPOCHS, eval_every=5) for seed in seeds for k in (4, 20) for name in methods
-    ]
-    return [start(), *runs]
+    settings: Options = {"epochs": FIRST_LOOK_EPOCHS, "eval_every": 5}
+    return [start(), *(run(name, seed, steps=k, **settings) for seed in seeds for k in (4, 20) for name in methods)]
 
 
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
