@@ -147,6 +147,26 @@ def test_step_gradient_is_the_graphs(config):
     assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.whole_trajectory])
+def test_updates_per_step_keep_the_last_visit_of_the_other_steps(config, name):
+    c = dataclasses.replace(config, method=name, label="", updates="step", pairs_per_update=4)
+    trainer = trainer_of(c)
+    trajectory = trainer.sample(1)
+    advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
+    reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
+    visited = torch.zeros(4, 2, 3, dtype=torch.bool)
+    for number, group in enumerate(trainer.groups(1)):
+        trainer.update(group, trajectory, advantages, reference)
+        ((pairs, steps),) = group
+        visited[pairs, :, steps] = True
+        current = trainer._last_visit[1]
+        assert torch.equal(current[~visited], trajectory.log_prob[~visited])
+        if number:  # at the first update the policy is still the one that sampled
+            assert (current[pairs, :, steps] != trajectory.log_prob[pairs, :, steps]).any()
+    assert visited.all()
+    assert trainer.counts.optimiser_steps == 3
+
+
 @pytest.mark.parametrize("updates", ["step", "trajectory"])
 def test_groups_cover_every_step_of_every_pair_once(config, updates):
     c = dataclasses.replace(config, updates=updates, train_last_step=False, pairs=6, steps=5)
