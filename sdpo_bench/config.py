@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.prompts import read_prompts
 
 SCHEMA = 1
 EMBEDDED = "embedded"
@@ -84,7 +86,7 @@ class RunConfig:
     train_split: Literal["seen", "tuning"] = "seen"
     """The prompt list that is trained on; tuning runs have one of their own."""
     prompts: str | None = None
-    """A file with training prompts, one a line; default: the 45 animals of DDPO, less the held-out ones."""
+    """A file with training prompts, one a line; default: 30 of the 45 animals of DDPO."""
     unseen_prompts: str | None = None
     """A file with prompts that are evaluated but not trained on."""
     checkpoint_every: int = 10
@@ -111,15 +113,17 @@ class RunConfig:
         for name in ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
-        for name in ("epochs", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("epochs", "checkpoint_every", "seed", "eval_seed", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{flag(name)} is {value}; expected a number > 0")
-        if not self.eta >= 0:
-            raise UserError(f"--eta is {self.eta}; expected 0 or more")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"--eta is {self.eta}; expected 0 (DDIM) to 1 (DDPM)")
+        if self.epochs and self.label == "start":
+            raise UserError("--label start is the untrained model's; choose another")
         if self.steps < 2:
             raise UserError(
                 f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
@@ -140,6 +144,9 @@ class RunConfig:
         options = dataclasses.asdict(build_method(row.pop("method"), row.pop("options")))
         row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
+        files = [path for path in (self.prompts, self.unseen_prompts) if path]
+        if files:  # a changed file makes another run
+            row["prompts_sha256"] = [hashlib.sha256("\n".join(read_prompts(p)).encode()).hexdigest() for p in files]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items() if k != "device"}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
 from sdpo_bench.prompts import splits
+from sdpo_bench.records import write_atomic
 from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.rewards.base import to_uint8
 from sdpo_bench.sampler import derive_seeds, sample
@@ -30,7 +32,7 @@ def pictures(
     A picture is the clean latent predicted at the last step, decoded: the noise of the last step comes after it.
     Its seed derives from its prompt's text and its noise alone, so that it does not depend on the other prompts.
     """
-    keys = [(int.from_bytes(p.encode()[:24], "little"), n) for p in prompts for n in noises]
+    keys = [(int.from_bytes(p.encode(), "little"), n) for p in prompts for n in noises]
     seeds = torch.stack([derive_seeds(EVALUATION, config.eval_seed, n, key, count=2) for key, n in keys])
     trajectory = sample(
         policy,
@@ -46,8 +48,7 @@ def pictures(
 
 def evaluate(policy: StableDiffusionPolicy, config: RunConfig, rewards: dict[str, Reward]) -> list[dict[str, Any]]:
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}."""
-    lists = splits(config.prompts, config.unseen_prompts)
-    chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
+    chosen = evaluated_prompts(config)
     prompts = [p for group in chosen.values() for p in group]
     noises = list(range(config.eval_noises))
     rows = []
@@ -67,6 +68,15 @@ def evaluate(policy: StableDiffusionPolicy, config: RunConfig, rewards: dict[str
     return rows
 
 
+def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
+    """The prompts of each evaluated split that has any; UserError if none has."""
+    lists = splits(config.prompts, config.unseen_prompts)
+    chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
+    if not chosen:
+        raise UserError(f"--eval-splits {' '.join(config.eval_splits)}: no prompts to evaluate; name seen")
+    return chosen
+
+
 def evaluation_rewards(config: RunConfig) -> dict[str, Reward]:
     """The optimised reward first, then the others that the evaluation reports."""
     return {name: load_reward(name) for name in dict.fromkeys((config.reward, *config.eval_rewards))}
@@ -79,9 +89,9 @@ def save_grid(policy: StableDiffusionPolicy, config: RunConfig, path: Path) -> N
     prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
     rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
     grid = to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy()
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(np.ascontiguousarray(grid)).save(temporary, format="PNG")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(grid)).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 def evaluate_model(config: RunConfig, adapter: Path | None = None) -> list[dict[str, Any]]:

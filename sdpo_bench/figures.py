@@ -218,15 +218,18 @@ def picture_grid(group: Group) -> Figure | None:
     columns = 1 if ratio < 1 / 3 else 2
     rows = -(-len(panels) // columns)
     tile = WIDTH / columns * 0.97
-    height = 0.35 + rows * (tile * ratio + 0.3)
+    top = 0.6  # title and note
+    height = top + rows * (tile * ratio + 0.3)
     figure = Figure(figsize=(WIDTH, height))
     counts = group.runs[0].config.get("eval_steps", ())
-    rows_are = f"; rows: {', '.join(map(str, counts))} sampling steps, columns: prompts" if counts else ""
-    figure.suptitle(f"Pictures before and after training on {group.reward} with K = {group.steps}{rows_are}",
+    figure.suptitle(f"Pictures before and after training on {group.reward} with K = {group.steps}",
                     x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
+    if counts:
+        figure.text(0.01, 1 - 0.3 / height, f"rows: {', '.join(map(str, counts))} sampling steps; columns: prompts, "
+                    "seen and then unseen; the same noise everywhere", ha="left", va="top", fontsize=9, color="#555555")
     for index, ((title, _), image) in enumerate(zip(panels, images, strict=True)):
         row, column = divmod(index, columns)
-        bottom = height - 0.35 - (row + 1) * (tile * ratio + 0.3)
+        bottom = height - top - (row + 1) * (tile * ratio + 0.3)
         axis = figure.add_axes((0.01 + column / columns, bottom / height, tile / WIDTH, tile * ratio / height))
         axis.imshow(image)
         axis.set_axis_off()

@@ -20,7 +20,7 @@ from sdpo_bench.advantages import Normaliser
 from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.evaluation import evaluate, evaluation_rewards, save_grid
+from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
 from sdpo_bench.methods import StepLoss, build_method
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
 from sdpo_bench.prompts import splits
@@ -52,6 +52,8 @@ class Trainer:
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
         policy.schedule(config.steps, eta=config.eta, trained_steps=config.trained_steps)  # refuses sigma = 0
+        for steps in config.eval_steps:
+            policy.schedule(steps, eta=config.eta)
         self.optimiser = torch.optim.AdamW(
             policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
         )
@@ -66,6 +68,7 @@ class Trainer:
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Samples, rewards and updates once. Raises TrainingDiverged, the weights being useless then."""
         evaluations, clock = self.policy.evaluations, [time.perf_counter()]
+        self._last_visit = None
         trajectory = self.sample(epoch)
         reference = self.reference_log_prob(trajectory) if self.method.reference else None
         clock.append(time.perf_counter())
@@ -166,7 +169,8 @@ class Trainer:
         if self.policy.device.type == "cpu" and largest != 0:
             raise UserError(
                 f"the unchanged policy's log-ratio is {largest:.3g}, not 0: on this CPU a forward pass depends on its "
-                f"number of rows; raise --pad-rows (now {self.config.pad_rows}, at most --rows helps)"
+                f"number of rows; raise --pad-rows (now {self.config.pad_rows}, up to --rows; in a profile: COMMON in "
+                f"sdpo_bench/experiments.py)"
             )
         if largest > self.clips["clip_range"] / 10:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
@@ -294,13 +298,26 @@ def train(
     """
     row = config.to_json()
     row["run_id"] = run_id(row)
-    if (folder / "done.json").exists() and resume:
+    checkpoint = folder / "checkpoint.pt"
+
+    def finished() -> bool:
+        if not resume and ((folder / "config.json").exists() or checkpoint.exists()):
+            raise UserError(f"{folder} already holds a run; go on with --resume, or choose another folder")
+        if (folder / "done.json").exists():
+            checkpoint.unlink(missing_ok=True)  # a kill may have come between the two
+            return True
+        return False
+
+    if finished():
         return
-    if (folder / "config.json").exists() and not resume:
-        raise UserError(f"{folder} already holds a run; go on with --resume, or choose another folder")
+    # All that can be refused is refused before anything is written.
     rewards = evaluation_rewards(config)
     policy = load_policy(config)
     trainer = Trainer(config, policy, rewards[config.reward])
+    for reward in rewards.values():
+        for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
+            reward.check_prompts(prompts)
+    on_policy = trainer.check_on_policy(1) if config.epochs and not checkpoint.exists() else None
     seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
     done = 0
 
@@ -311,7 +328,8 @@ def train(
             )
 
     with RunWriter(folder) as writer:
-        checkpoint = folder / "checkpoint.pt"
+        if finished():  # by another process, while this one was loading
+            return
         if checkpoint.exists():
             state = load_checkpoint(checkpoint, row["run_id"])
             trainer.load_state(state)
@@ -332,7 +350,8 @@ def train(
         if done == 0 and (config.eval_start or config.epochs == 0):
             evaluation(0)
             save_grid(policy, config, folder / "grid_before.png")
-        on_policy = trainer.check_on_policy(done + 1) if done < config.epochs else None
+        if on_policy is None and done < config.epochs:
+            on_policy = trainer.check_on_policy(done + 1)
         for epoch in range(done + 1, config.epochs + 1):
             result = trainer.epoch(epoch)
             if epoch == 1:

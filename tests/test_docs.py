@@ -65,3 +65,11 @@ def test_adding_a_method_and_a_reward(tiny_model, tmp_path, monkeypatch):
     assert {row["reward"] for row in record.eval} == {"brightness", "colourfulness"}
     assert all(0 <= value <= 1 for row in record.eval if row["reward"] == "brightness"
                for prompts in row["values"].values() for values in prompts.values() for value in values)  # fmt: skip
+
+
+def test_the_readmes_table_is_the_generated_one():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    generated = (ROOT / "results" / "quick" / "tables" / "main_alignment_k4.md").read_text().splitlines()
+    table = [line for line in lines if "(n=" in line and line.startswith("|")]
+    assert len(table) >= 6
+    assert all(line in generated for line in table)

@@ -59,6 +59,22 @@ def test_adapter_of_another_rank_is_refused(config, tmp_path):
         load_policy(config).load(tmp_path)
 
 
+def test_adapter_of_another_alpha_and_damaged_weights_are_refused(config, tmp_path):
+    load_policy(replace(config, lora_alpha=8)).save(tmp_path)
+    with pytest.raises(UserError, match="--lora-alpha 8"):
+        load_policy(config).load(tmp_path)
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"no weights")
+    with pytest.raises(UserError, match="damaged or another model's"):
+        load_policy(config).load(tmp_path)
+
+
+def test_rows_bound_the_forward_pass(config):
+    policy = load_policy(replace(config, rows=2))
+    rows = []
+    policy._in_chunks(lambda x: rows.append(len(x)) or x, torch.zeros(5, 1))
+    assert rows == [2, 2, 2]  # the last is padded
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_cuda_without_a_gpu_is_refused(tiny_model):
     with pytest.raises(UserError, match="finds no CUDA device"):

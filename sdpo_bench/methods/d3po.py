@@ -9,6 +9,7 @@ import sdpo_kernels
 from torch import Tensor
 from torch.nn import functional as F
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.methods.base import Method, StepLoss
 from sdpo_bench.types import StepBatch
 
@@ -27,6 +28,10 @@ class D3PO(Method):
 
     beta: float = 0.1
     ratio_clip: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio_clip < 1:
+            raise UserError(f"option ratio_clip of d3po is {self.ratio_clip}; expected a number between 0 and 1")
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         assert batch.reference_log_prob is not None

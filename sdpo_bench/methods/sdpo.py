@@ -8,6 +8,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.methods.base import Method, StepLoss
 from sdpo_bench.types import StepBatch
 
@@ -28,6 +29,10 @@ class SDPO(Method):
     gamma: float = 0.99
     step_discount: float = 0.99
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale == 0:
+            raise UserError("option scale of sdpo is 0; expected another number, since it divides")
 
     def returns(self, rewards: Tensor) -> Tensor:
         """G[k] = R[k] + gamma G[k+1]."""

@@ -49,8 +49,6 @@ def load_pipeline(model: str, revision: str | None = None) -> Any:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source, revision=revision, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    except UserError:
-        raise
     except Exception as error:  # diffusers raises a dozen kinds here; each means that the model can't be used
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "is the folder complete?" if local else "check id, revision and network, or give a local folder"
@@ -69,7 +67,9 @@ class StableDiffusionPolicy:
     def __init__(self, pipeline: Any, config: RunConfig) -> None:
         self.device = resolve_device(config.device)
         self.pipeline = pipeline.to(self.device)
-        self.finetune, self.rows, self.pad_rows = config.finetune, max(config.rows, config.pad_rows), config.pad_rows
+        self.finetune, self.rows = config.finetune, config.rows
+        # Padding is for CPU libraries only, and never beyond what the user allows.
+        self.pad_rows = min(config.pad_rows, config.rows) if self.device.type == "cpu" else 1
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             module.requires_grad_(False).eval()
         self.unet = pipeline.unet
@@ -172,22 +172,33 @@ class StableDiffusionPolicy:
     def save(self, folder: Path) -> None:
         """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder."""
         if self.finetune == "lora":
-            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.state_dict())
+            # Without the metadata diffusers takes alpha for the rank.
+            metadata = self.unet.peft_config["default"].to_dict()
+            StableDiffusionPipeline.save_lora_weights(
+                folder, unet_lora_layers=self.state_dict(), unet_lora_adapter_metadata=metadata
+            )
         else:
             self.pipeline.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Weights that `save` wrote; UserError for an adapter of another rank or model."""
-        if self.finetune == "lora":
-            state, _ = StableDiffusionPipeline.lora_state_dict(folder)
-            ours = self.state_dict()
-            state = {k.removeprefix("unet."): v for k, v in state.items()}
-            if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in ours.items()}:
-                ranks = sorted({min(v.shape) for v in state.values()})
-                raise UserError(f"{folder} holds an adapter of another shape (rank {ranks}); give its --lora-rank")
-            self.load_state_dict(state)
-        else:
-            self.unet.load_state_dict(type(self.unet).from_pretrained(folder, subfolder="unet").state_dict())
+        """Weights that `save` wrote; UserError for damaged ones, another model's, or another rank or alpha."""
+        try:
+            if self.finetune == "full":
+                state = type(self.unet).from_pretrained(folder, subfolder="unet").state_dict()
+                self.unet.load_state_dict(state)
+                return
+            state, _, metadata = StableDiffusionPipeline.lora_state_dict(folder, return_lora_metadata=True)
+        except Exception as error:  # safetensors, diffusers and torch raise a dozen kinds
+            raise UserError(f"the weights in {folder} are damaged or another model's ({str(error)[:120]})") from error
+        state = {k.removeprefix("unet."): v for k, v in state.items()}
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.state_dict().items()}:
+            ranks = sorted({min(v.shape) for v in state.values()})
+            raise UserError(f"{folder} holds an adapter of another shape (rank {ranks}); give its --lora-rank")
+        alpha = (metadata or {}).get("unet.lora_alpha")
+        ours = self.unet.peft_config["default"].lora_alpha
+        if alpha is not None and alpha != ours:
+            raise UserError(f"{folder} holds an adapter with alpha {alpha}, not {ours}; give --lora-alpha {alpha}")
+        self.load_state_dict(state)
 
 
 def load_policy(config: RunConfig) -> StableDiffusionPolicy:

@@ -32,6 +32,13 @@ class Alignment(Reward):
             raise UserError(f"reward {self.name}: {folder} does not exist; reinstall the package or run nox -s testbed")
         self.scorer = Scorer.load(folder).requires_grad_(False).eval()
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        if unknown := sorted(set(prompts) - set(self.scorer.prompts)):
+            raise UserError(
+                f"reward {self.name} knows only its {len(self.scorer.prompts)} animals, not {unknown[:3]}; give other "
+                f"rewards with --reward and --eval-rewards, or other prompts"
+            )
+
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.scorer.score(images.float().cpu(), prompts).float()

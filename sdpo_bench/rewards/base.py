@@ -17,6 +17,9 @@ class Reward:
     revision: ClassVar[str]
     scale: ClassVar[str]
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raises UserError for prompts that this reward can't score, before a run begins; by default it can."""
+
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
 
