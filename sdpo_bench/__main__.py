@@ -85,7 +85,7 @@ class Evaluate:
     eval_seed: int = 0
     """Which set of fixed noises."""
     prompts: str | None = None
-    """A file with prompts, one a line; default: the 45 animals of DDPO."""
+    """A file with prompts, one a line; default: 30 of the 45 animals of DDPO, and 5 unseen."""
     unseen_prompts: str | None = None
     """A file with more prompts, reported apart."""
     rows: int = 64

@@ -191,7 +191,14 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     (package / "assets" / "embedded_model" / "model_index.json").touch()
     script = tmp_path / "main.py"
     script.write_text(MAIN.format(tests=str(Path(__file__).parent), model=str(tiny_model), package=str(package)))
-    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     raw = tmp_path / "runs" / "slow" / "raw"
     wait_for(lambda: any(raw.glob("*/checkpoint.pt")) or process.poll() is not None)
     (lock,) = raw.glob("*/.lock")
