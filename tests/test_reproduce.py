@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from safetensors.torch import load_file
 from synthetic_records import write_profile
 
 from sdpo_bench import experiments, reproduce
@@ -34,10 +35,11 @@ def runs_in(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
     return plan(folder, configs, experiments.Cost())
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Files of a run that do not hold clocks."""
-    names = ("config.json", "eval.jsonl", "adapter/pytorch_lora_weights.safetensors")
-    return {name: (folder / name).read_bytes() for name in names}
+def contents(folder: Path) -> dict[str, object]:
+    """What a run leaves that holds no clock. Of the adapter its tensors: its header's entries have no fixed order."""
+    files = {name: (folder / name).read_bytes() for name in ("config.json", "eval.jsonl")}
+    tensors = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    return files | {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 class Killing(Progress):

@@ -172,7 +172,7 @@ class StableDiffusionPolicy:
     def save(self, folder: Path) -> None:
         """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder."""
         if self.finetune == "lora":
-            # Without the metadata diffusers takes alpha for the rank. Sets have another order in each process.
+            # Without the metadata diffusers takes the rank for alpha. A set has another order in each process.
             metadata = self.unet.peft_config["default"].to_dict()
             metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()}
             StableDiffusionPipeline.save_lora_weights(
