@@ -131,7 +131,7 @@ def _readme(facts: dict[str, Any]) -> str:
     lines += [f"| {name} | {', '.join(values)} |" for name, values in facts["provenance"]]
     lines += ["", "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
               "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "", "```",
-              *facts["commands"], f"{facts['resume']}  # what is missing",
+              *facts["commands"], f"{facts['resume']}  # what is missing; with --results, unless in runs/",
               f"{facts['regenerate']}  # these pages, where FOLDER holds them",
               "```", ""]
     return "\n".join(lines)

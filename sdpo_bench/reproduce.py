@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 from sdpo_bench import experiments
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.provenance import PACKAGE, repository
+from sdpo_bench.provenance import PACKAGE, code_version, repository
 from sdpo_bench.records import load_run, run_id
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
@@ -333,9 +333,17 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             f"{folder} already holds {len(present)} run{'s' * (len(present) > 1)}: add --resume to keep the finished "
             f"ones and go on with the others, or --results OTHER to start anew elsewhere"
         )
+    ours, foreign = code_version(), 0
     for path in sorted(present):
         if (path / "done.json").exists():
-            load_run(path)  # names a record that is corrupt, now rather than after hours
+            made_by = load_run(path).provenance  # names a record that is corrupt, now rather than after hours
+            foreign += any(made_by.get(key) != ours.get(key) for key in ("commit", "source"))
+    if foreign:
+        print(
+            f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit (provenance.json says which); "
+            f"--results OTHER makes all of them anew",
+            file=sys.stderr,
+        )
     finished = {path.name for path in present if (path / "done.json").exists()}
     for run in runs:
         if run.name in finished:

@@ -117,12 +117,17 @@ def test_a_worker_makes_the_same_run_as_another_process(executed, tmp_path, name
     assert contents(tmp_path / run.name) == contents(run.folder)
 
 
-def test_plan_and_resume(finished, capsys):
+def test_plan_and_resume(finished, capsys, monkeypatch):
     folder, runs = finished
     with pytest.raises(UserError, match=r"already holds 2 runs: add --resume .* or --results OTHER"):
         reproduce.check_folder(folder, runs, resume=False)
     fresh = runs_in(folder, [run.config for run in runs])
     reproduce.check_folder(folder, fresh, resume=True)
+    assert "another commit" not in capsys.readouterr().err
+    monkeypatch.setattr(reproduce, "code_version", lambda: {"commit": "0" * 40})
+    reproduce.check_folder(folder, fresh, resume=True)
+    assert "note: 2 finished runs were made at another commit" in capsys.readouterr().err
+    monkeypatch.undo()
     assert [run.state for run in fresh] == ["done", "done"]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     execute(fresh, 2, Progress(fresh, 2, io.StringIO()))  # nothing to do, no worker starts
