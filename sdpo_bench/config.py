@@ -49,7 +49,7 @@ class RunConfig:
     train_last_step: bool = True
     """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
     finetune: Literal["lora", "full"] = "lora"
-    """LoRA on the UNet's attention [official], or all of its weights, which suits the embedded model better."""
+    """LoRA on the UNet's attention [official], or all of its weights, as the profiles of the embedded model do."""
     lora_rank: int = 4
     """[official: 4]"""
     lora_alpha: int = 4
