@@ -340,8 +340,8 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             foreign += any(made_by.get(key) != ours.get(key) for key in ("commit", "source"))
     if foreign:
         print(
-            f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit (provenance.json says which); "
-            f"--results OTHER makes all of them anew",
+            f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit "
+            f"(provenance.json says which); --results OTHER makes all of them anew",
             file=sys.stderr,
         )
     finished = {path.name for path in present if (path / "done.json").exists()}
