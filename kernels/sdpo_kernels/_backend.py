@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-BACKENDS = ("auto", "torch")
-_current: ContextVar[str] = ContextVar("sdpo_kernels_backend", default="auto")
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "torch", "triton")
+_current = "auto"  # of the process, not of a thread: torch.compile can guard a global, but not a ContextVar
+
+try:
+    import triton  # noqa: F401
+except ImportError:
+    HAVE_TRITON = False
+else:
+    HAVE_TRITON = True
 
 
-def resolve_backend(name: str | None = None) -> str:
-    """The backend that an operation uses: its argument, else the surrounding `backend(...)`, else `auto`.
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1), which takes tensors on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
-    Raises ValueError for a backend that does not exist here, rather than running another one in its place.
-    """
-    name = _current.get() if name is None else name
+
+def _checked(name: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is not available; choose one of {', '.join(BACKENDS)}")
-    return "torch"
+        raise ValueError(f"backend={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+def resolve_backend(
+    name: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> str:
+    """`torch` or `triton`: what an operation on tensors of this device and dtype uses.
+
+    `name`, or else the surrounding `backend(...)`, or else `auto`: Triton for CUDA tensors, PyTorch for others and
+    for float64. Raises where the choice can't run (ValueError; TypeError for float64; RuntimeError without
+    Triton) rather than running another one in its place.
+    """
+    name = _checked(_current if name is None else name)
+    device = torch.device(device)
+    if name == "torch" or (name == "auto" and (device.type != "cuda" or dtype == torch.float64)):
+        return "torch"
+    if not HAVE_TRITON:
+        raise RuntimeError(
+            "Triton is not installed, which CUDA tensors use: pip install triton, or choose backend='torch'"
+        )
+    if device.type != "cuda" and not interpreted():
+        raise ValueError(f"backend='triton' needs CUDA tensors, these are on {device}; choose 'auto' or 'torch'")
+    if dtype == torch.float64:
+        raise TypeError("backend='triton' has no float64; choose 'auto' or 'torch', or float16, bfloat16 or float32")
+    return "triton"
+
+
+def of(name: str | None, *tensors: Tensor) -> str:
+    """`resolve_backend` for these tensors, of one device."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    return resolve_backend(name, tensors[0].device, torch.float64 if wide else torch.float32)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context every operation uses the backend `name`."""
-    resolve_backend(name)
-    token = _current.set(name)
+    """Within this context every operation of the process uses the backend `name`, if it is not told otherwise."""
+    global _current
+    previous, _current = _current, _checked(name)
     try:
         yield
     finally:
-        _current.reset(token)
+        _current = previous

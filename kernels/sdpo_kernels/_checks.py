@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 LATENT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def latents(lead: int, **tensors: Tensor) -> tuple[int, ...]:
-    """All `tensors` share one shape with at least `lead` + 1 dimensions, one device and a float dtype."""
+def latents(lead: int, **tensors: Tensor) -> torch.Size:
+    """All `tensors` share one shape with at least `lead` + 1 dimensions and one device, have a float dtype, and are
+    contiguous within each sample. Returns the shape."""
     (first, reference), *_ = tensors.items()
     for name, t in tensors.items():
         if t.dtype not in LATENT_DTYPES:
@@ -20,31 +23,64 @@ def latents(lead: int, **tensors: Tensor) -> tuple[int, ...]:
             raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {first}'s {tuple(reference.shape)}")
         if t.device != reference.device:
             raise ValueError(f"{name} is on {t.device}; expected {first}'s device {reference.device}")
-    return tuple(reference.shape)
+        if t.numel() == 0:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}, which holds nothing; expected at least one element")
+        if not contiguous_within(t, lead):
+            raise ValueError(
+                f"{name} has strides {t.stride()} for shape {tuple(t.shape)}; expected samples that are contiguous "
+                f"in themselves (call .contiguous())"
+            )
+    return reference.shape
+
+
+def contiguous_within(t: Tensor, lead: int) -> bool:
+    """Whether a sample's elements, behind the `lead` leading dimensions, lie one after the other."""
+    expected = 1
+    for size, stride in zip(reversed(t.shape[lead:]), reversed(t.stride()[lead:]), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def rows(name: str, t: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """`t` has exactly this shape, lies on this device and (if given) has this dtype."""
-    if tuple(t.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {shape}")
+    """`t` has exactly this shape, lies on this device and has this dtype (if none is given: a float one)."""
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {tuple(shape)}")
     if t.device != device:
         raise ValueError(f"{name} is on {t.device}; expected {device}")
+    if dtype is None and t.dtype not in LATENT_DTYPES:
+        raise TypeError(f"{name} has dtype {t.dtype}; expected one of {[str(d) for d in LATENT_DTYPES]}")
     if dtype is not None and t.dtype != dtype:
         raise TypeError(f"{name} has dtype {t.dtype}; expected {dtype}")
 
 
-def coefficients(t: Tensor, n: int, device: torch.device, *, stochastic: bool) -> None:
-    """Rows (a, b, c, d, sigma), finite; sigma > 0 where a log-prob is wanted."""
+def coefficients(t: Tensor, n: int, device: torch.device) -> None:
+    """Rows (a, b, c, d, sigma) of [N, 5]."""
     rows("coefficients", t, (n, 5), device)
     if t.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"coefficients has dtype {t.dtype}; expected float32")
-    if t.device.type == "cpu":  # on an accelerator this would synchronise: the builders check there
-        if not bool(torch.isfinite(t).all()):
-            raise ValueError("coefficients holds a value that is not finite; expected finite (a, b, c, d, sigma)")
-        if stochastic and not bool((t[:, 4] > 0).all()):
-            raise ValueError("coefficients has sigma <= 0; expected sigma > 0, since a log-prob is wanted")
+
+
+def coefficient_values(t: Tensor, *, stochastic: bool) -> None:
+    """Finite, and sigma > 0 where a log-prob is wanted. On the CPU only: to read values of an accelerator is to wait
+    for it. There such a row's log-prob comes out not finite, and `sdpo_kernels.coefficients` refuses it beforehand.
+    """
+    if t.device.type != "cpu":
+        return
+    if not bool(torch.isfinite(t).all()):
+        raise ValueError("coefficients holds a value that is not finite; expected finite (a, b, c, d, sigma)")
+    if stochastic and not bool((t[:, 4] > 0).all()):
+        raise ValueError("coefficients has sigma <= 0; expected sigma > 0, since a log-prob is wanted")
+
+
+def constants(**tensors: Tensor) -> None:
+    """Only the model's output is differentiated: a gradient that would be dropped in silence is refused."""
+    for name, t in tensors.items():
+        if t.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires a gradient, but only model_output is differentiated; detach {name}")
 
 
 def positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; expected a number > 0")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; expected a finite number > 0")

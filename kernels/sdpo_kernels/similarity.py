@@ -1,4 +1,4 @@
-"""Similarities of the predicted clean latents: SDPO's anchor and its weights."""
+"""Similarities of the predicted clean latents: SDPO's anchor and its weights. Kernels in similarity_triton.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_kernels import _checks
-from sdpo_kernels._backend import resolve_backend
+from sdpo_kernels import _backend, _checks
+from sdpo_kernels.transition import sum_dtype
 
 
 class AnchorSimilarity(NamedTuple):
@@ -25,16 +25,37 @@ def anchor_similarity(predicted_clean: Tensor, *, backend: str | None = None) ->
     """Cosine similarities along each trajectory of `predicted_clean` [N, K, ...] (arXiv 2411.11727).
 
     The anchor is the step least similar to the first and the last together. For K > 2 it lies within 1..K-2, so
-    that three different steps are queried; for K <= 2 it is the last step.
+    that three different steps are queried; for K <= 2 it is the last step. Not differentiable.
     """
-    resolve_backend(backend)
-    shape = _checks.latents(2, predicted_clean=predicted_clean)
-    steps = shape[1]
-    unit = F.normalize(predicted_clean.flatten(2).float(), dim=-1)
+    _checks.latents(2, predicted_clean=predicted_clean)
+    chosen = _backend.of(backend, predicted_clean)
+    return AnchorSimilarity(*_anchor_similarity(predicted_clean, chosen))
+
+
+def anchor_similarity_reference(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cosines [N, K] with the first, the anchor and the last step, and the anchor [N]."""
+    steps = clean.shape[1]
+    unit = F.normalize(clean.flatten(2).to(sum_dtype(clean)), dim=-1)
     gram = unit @ unit.transpose(1, 2)
     first, last = gram[:, :, 0], gram[:, :, -1]
     if steps > 2:
         index = (first + last)[:, 1:-1].argmin(1) + 1
     else:
-        index = torch.full((shape[0],), steps - 1, device=predicted_clean.device)
-    return AnchorSimilarity(first, gram[torch.arange(shape[0], device=gram.device), index], last, index)
+        index = torch.full((len(clean),), steps - 1, device=clean.device)
+    anchor = gram[torch.arange(len(clean), device=gram.device), index]
+    return first.clone(), anchor, last.clone(), index
+
+
+@torch.library.custom_op("sdpo_kernels::anchor_similarity", mutates_args=())
+def _anchor_similarity(clean: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        from sdpo_kernels import similarity_triton
+
+        return similarity_triton.anchor_similarity(clean)
+    return anchor_similarity_reference(clean)
+
+
+@_anchor_similarity.register_fake
+def _(clean, backend):
+    cosines = [clean.new_empty(clean.shape[:2], dtype=sum_dtype(clean)) for _ in range(3)]
+    return (*cosines, clean.new_empty(clean.shape[0], dtype=torch.int64))

@@ -1,4 +1,9 @@
-"""The Gaussian step of every sampler, and its log-probability."""
+"""The Gaussian step of every sampler, and its log-probability.
+
+Each operation: the public function (checks, backend), its PyTorch reference (the formula), and the registration as
+a `torch.library` operation, which torch.compile and autograd see as one. The Triton kernels of the same formulas
+stand in transition_triton.py.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo_kernels import _checks
-from sdpo_kernels._backend import resolve_backend
+from sdpo_kernels import _backend, _checks
 from sdpo_kernels.philox import normal
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -23,20 +27,12 @@ class DDIMStep(NamedTuple):
     log_prob: Tensor
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """What sums are made in: float32, or float64 where an argument has it."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _column(coefficients: Tensor, index: int, ndim: int) -> Tensor:
-    return coefficients[:, index].reshape(-1, *[1] * (ndim - 1))
-
-
-def _log_prob(model_output: Tensor, sample: Tensor, prev_sample: Tensor, coefficients: Tensor) -> Tensor:
-    """rho = -sum (prev - a x - b m)^2 / (2 sigma^2 N) - log sigma - log(2 pi) / 2, for [N, ...] latents."""
-    a, b = (_column(coefficients, i, sample.ndim) for i in (0, 1))
-    sigma = coefficients[:, 4]
-    residual = _wide(prev_sample) - (a * _wide(sample) + b * _wide(model_output))
-    return -residual.square().flatten(1).mean(1) / (2 * sigma.square()) - sigma.log() - HALF_LOG_2PI
+# The step
 
 
 def ddim_step(
@@ -54,24 +50,73 @@ def ddim_step(
     `model_output` and `sample` are [N, ...], `coefficients` float32 [N, 5]. The noise z is drawn from `seeds`
     (int64 [N], with `step` the index of the denoising step) or given as `noise`: exactly one of them. The log-prob
     is that of the stored next latent, after rounding to its dtype, by the arithmetic that training uses; it is
-    not finite where sigma = 0.
+    not finite where sigma = 0. Not differentiable.
     """
-    resolve_backend(backend)
     shape = _checks.latents(1, model_output=model_output, sample=sample)
-    _checks.coefficients(coefficients, shape[0], sample.device, stochastic=False)
+    _checks.coefficients(coefficients, shape[0], sample.device)
     if (seeds is None) == (noise is None):
         raise ValueError("give exactly one of seeds and noise")
     if seeds is not None:
         _checks.rows("seeds", seeds, shape[:1], sample.device, torch.int64)
-        noise = normal(seeds, shape[1:], step)
-    else:
-        assert noise is not None
-        _checks.rows("noise", noise, shape, sample.device)
-    a, b, c, d, sigma = (_column(coefficients, i, sample.ndim) for i in range(5))
-    x, m = _wide(sample), _wide(model_output)
-    prev_sample = (a * x + b * m + sigma * _wide(noise)).to(sample.dtype)
-    predicted_clean = (c * x + d * m).to(sample.dtype)
-    return DDIMStep(prev_sample, predicted_clean, _log_prob(model_output, sample, prev_sample, coefficients))
+    if noise is not None:
+        _checks.latents(1, sample=sample, noise=noise)
+    if not 0 <= step < 2**31:
+        raise ValueError(f"step is {step}; expected 0 to 2^31 - 1")
+    chosen = _backend.of(backend, sample, model_output)
+    return DDIMStep(*_ddim_step(model_output, sample, coefficients, seeds, step, noise, chosen))
+
+
+@torch.library.custom_op("sdpo_kernels::ddim_step", mutates_args=())
+def _ddim_step(
+    m: Tensor, x: Tensor, coefficients: Tensor, seeds: Tensor | None, step: int, noise: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.coefficient_values(coefficients, stochastic=False)
+    if backend == "triton":
+        from sdpo_kernels import transition_triton
+
+        return transition_triton.ddim_step(m, x, coefficients, seeds, step, noise)
+    dtype = sum_dtype(m, x, coefficients)
+    a, b, c, d, sigma = columns(coefficients, x.ndim, dtype)
+    z = normal(seeds, x.shape[1:], step) if noise is None else noise
+    prev = (a * x.to(dtype) + b * m.to(dtype) + sigma * z.to(dtype)).to(x.dtype)
+    clean = (c * x.to(dtype) + d * m.to(dtype)).to(x.dtype)
+    return prev, clean, log_prob_reference(m, x, prev, coefficients)
+
+
+@_ddim_step.register_fake
+def _(m, x, coefficients, seeds, step, noise, backend):
+    empty = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return empty, torch.empty_like(empty), x.new_empty(x.shape[0], dtype=sum_dtype(m, x, coefficients))
+
+
+# Its log-prob
+
+
+def columns(coefficients: Tensor, ndim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """a, b, c, d, sigma, each to be broadcast against latents of `ndim` dimensions."""
+    return tuple(c.reshape(-1, *[1] * (ndim - 1)) for c in coefficients.to(dtype).unbind(1))
+
+
+def residual(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
+    """r = prev - (a x + b m) [N, ...]."""
+    dtype = sum_dtype(m, x, prev, coefficients)
+    a, b, *_ = columns(coefficients, x.ndim, dtype)
+    return prev.to(dtype) - (a * x.to(dtype) + b * m.to(dtype))
+
+
+def log_prob_reference(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
+    """rho = -sum r^2 / (2 sigma^2 E) - log sigma - log(2 pi) / 2 of [N, ...] latents with E elements each."""
+    r = residual(m, x, prev, coefficients)
+    sigma = coefficients[:, 4].to(r.dtype)
+    return -r.square().flatten(1).mean(1) / (2 * sigma.square()) - sigma.log() - HALF_LOG_2PI
+
+
+def log_prob_grad_reference(slope: Tensor, m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
+    """slope d rho / d m = slope b r / (sigma^2 E), rounded once; `slope` [N] is the loss's derivative by rho."""
+    r = residual(m, x, prev, coefficients)
+    b, sigma = coefficients[:, 1].to(r.dtype), coefficients[:, 4].to(r.dtype)
+    factor = slope.to(r.dtype) * b / (sigma.square() * r[0].numel())
+    return (factor.reshape(-1, *[1] * (r.ndim - 1)) * r).to(m.dtype)
 
 
 def gaussian_log_prob(
@@ -81,7 +126,53 @@ def gaussian_log_prob(
 
     All latents [N, ...], `coefficients` float32 [N, 5] with sigma > 0; differentiable in `model_output`.
     """
-    resolve_backend(backend)
     shape = _checks.latents(1, model_output=model_output, sample=sample, prev_sample=prev_sample)
-    _checks.coefficients(coefficients, shape[0], sample.device, stochastic=True)
-    return _log_prob(model_output, sample, prev_sample, coefficients)
+    _checks.coefficients(coefficients, shape[0], sample.device)
+    _checks.constants(sample=sample, prev_sample=prev_sample, coefficients=coefficients)
+    chosen = _backend.of(backend, model_output, sample, prev_sample)
+    return _gaussian_log_prob(model_output, sample, prev_sample, coefficients, chosen)
+
+
+@torch.library.custom_op("sdpo_kernels::gaussian_log_prob", mutates_args=())
+def _gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
+    _checks.coefficient_values(coefficients, stochastic=True)
+    if backend == "triton":
+        from sdpo_kernels import transition_triton
+
+        return transition_triton.gaussian_log_prob(m, x, prev, coefficients)
+    return log_prob_reference(m, x, prev, coefficients)
+
+
+@_gaussian_log_prob.register_fake
+def _(m, x, prev, coefficients, backend):
+    return x.new_empty(x.shape[0], dtype=sum_dtype(m, x, prev, coefficients))
+
+
+@torch.library.custom_op("sdpo_kernels::log_prob_grad", mutates_args=())
+def log_prob_grad(slope: Tensor, m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
+    """slope d rho / d m: latents [N, ...] with slope [N], or pairs [P, 2, ...] with slope [P, 2]."""
+    if backend == "triton":
+        from sdpo_kernels import transition_triton
+
+        return transition_triton.log_prob_grad(slope, m, x, prev, coefficients)
+    rows = [t.flatten(0, slope.ndim - 1) for t in (slope, m, x, prev)]
+    grad = log_prob_grad_reference(*rows, coefficients.repeat_interleave(rows[0].numel() // len(coefficients), 0))
+    return grad.reshape(m.shape)
+
+
+@log_prob_grad.register_fake
+def _(slope, m, x, prev, coefficients, backend):
+    return torch.empty_like(m, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, slope):
+    m, x, prev, coefficients = ctx.saved_tensors
+    return log_prob_grad(slope.contiguous(), m, x, prev, coefficients, ctx.backend), None, None, None, None
+
+
+_gaussian_log_prob.register_autograd(_backward, setup_context=_setup)
