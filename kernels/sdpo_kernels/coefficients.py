@@ -1,16 +1,36 @@
 """Coefficient tables (a, b, c, d, sigma) from a diffusers scheduler, computed in float64 on the host.
 
-This version builds DDIM's, for models that predict epsilon, v or the sample.
+With `m` the model's raw output and `x` the latent as the scheduler's `step` takes it: mean = a x + b m, predicted clean
+= c x + d m, next = mean + sigma z. A scheduler is read, never changed (its `set_timesteps` is not called), and is known
+by the name of its class: diffusers is not imported. Its `alphas_cumprod` are float32, being what the model was trained
+on; everything after them is float64. docs/samplers.md compares the samplers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+LCM_SIGMA_DATA = 0.5  # LCMScheduler sets it at every step; it is no option
+
+
+class Schedule(NamedTuple):
+    """What a sampler needs of K steps, noisiest first.
+
+    timesteps [K], int64, or float64 where the schedule has fractions (Euler ancestral's "linspace", flow); table
+    float64 [K, 5]; input_scale float64 [K]: the model sees input_scale[k] * x; initial_scale: the first latent is
+    initial_scale * z. Both scales are 1 but for Euler ancestral.
+    """
+
+    timesteps: Tensor
+    table: Tensor
+    input_scale: Tensor
+    initial_scale: float
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
@@ -29,9 +49,7 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
     `stochastic_steps` of the steps (default: all) need sigma > 0, since their log-prob is wanted.
     Raises ValueError where the schedule leaves sigma = 0 there, or where a coefficient is not finite.
     """
-    prediction = scheduler.config.prediction_type
-    if prediction not in PREDICTION_TYPES:
-        raise ValueError(f"the scheduler's prediction_type is {prediction!r}; expected one of {PREDICTION_TYPES}")
+    prediction = _prediction_type(scheduler, PREDICTION_TYPES)
     abar = scheduler.alphas_cumprod.double().cpu()
     timesteps = trailing_timesteps(steps, len(abar))
     abar_t = abar[timesteps]
@@ -40,22 +58,241 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
     sigma = variance.clamp_min(0).sqrt()
     A, S = abar_t.sqrt(), (1 - abar_t).sqrt()
     Ap, D = abar_prev.sqrt(), (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
-    zero, one = torch.zeros_like(A), torch.ones_like(A)
-    rows = {
-        "epsilon": (Ap / A, D - Ap * S / A, 1 / A, -S / A, sigma),
-        "sample": (D / S, Ap - D * A / S, zero, one, sigma),
-        "v_prediction": (Ap * A + D * S, D * A - Ap * S, A, -S, sigma),
+    mean = {
+        "epsilon": (Ap / A, D - Ap * S / A),
+        "sample": (D / S, Ap - D * A / S),
+        "v_prediction": (Ap * A + D * S, D * A - Ap * S),
     }[prediction]
-    table = torch.stack(rows, 1)
+    table = torch.stack([*mean, *_predicted_clean(prediction, A, S), sigma], 1)
+    stochastic = steps if stochastic_steps is None else stochastic_steps
+    _refuse_unusable(timesteps, table, stochastic, prediction, "choose fewer steps, eta > 0, or ")
+    return timesteps, table
+
+
+def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
+    """Euler ancestral (arXiv 2011.13456, eq. 47, in k-diffusion's form), from an EulerAncestralDiscreteScheduler.
+
+    The latent is x = x0 + sigma z with sigma^2 = (1 - abar) / abar, not DDIM's: it starts at `initial_scale` and the
+    model sees `input_scale` of it. The timesteps have the scheduler's own spacing. The last step goes to sigma = 0
+    without noise, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type or spacing, for sigma = 0 where a
+    log-prob is wanted, and for a coefficient that is not finite.
+    """
+    _require(scheduler, "EulerAncestralDiscreteScheduler")
+    prediction = _prediction_type(scheduler, ("epsilon", "v_prediction"))
+    abar = scheduler.alphas_cumprod.double().cpu()
+    timesteps = _spaced_timesteps(scheduler, steps, len(abar))
+    levels = ((1 - abar) / abar).sqrt()
+    # Between two training timesteps sigma is linear, and constant beyond the last one (a "leading" offset's reach).
+    low = timesteps.long().clamp_max(len(abar) - 1)
+    high = (low + 1).clamp_max(len(abar) - 1)
+    sigma_t = levels[low] + (timesteps - low) * (levels[high] - levels[low])
+    sigma_to = torch.cat([sigma_t[1:], sigma_t.new_zeros(1)])
+    sigma_up = (sigma_to**2 * (sigma_t**2 - sigma_to**2)).sqrt() / sigma_t
+    sigma_down = sigma_to**2 / sigma_t  # sqrt(sigma_to^2 - sigma_up^2), without its cancellation
+    kappa = (sigma_down - sigma_t) / sigma_t
+    scale = (sigma_t**2 + 1).rsqrt()
+    c, d = {
+        "epsilon": (torch.ones_like(sigma_t), -sigma_t),
+        "v_prediction": (scale**2, -sigma_t * scale),
+    }[prediction]
+    table = torch.stack([1 + kappa * (1 - c), -kappa * d, c, d, sigma_up], 1)
+    _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
+    # What init_noise_sigma is after set_timesteps.
+    first = float(sigma_t[0])
+    initial = math.hypot(first, 1) if scheduler.config.timestep_spacing == "leading" else first
+    return Schedule(timesteps, table, scale, initial)
+
+
+def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
+    """Multistep latent consistency sampling (arXiv 2310.04378), from an LCMScheduler, with its own timesteps.
+
+    Each step noises f = c_out x0 + c_skip x (c_skip and c_out: arXiv 2303.01469, eq. 5) to the next timestep; the last
+    one returns f itself, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given. The
+    predicted clean latent is x0, not f; they differ by c_skip, 7e-6 at most on the default options' timesteps.
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type, for one that clips (no linear
+    step), for sigma = 0 where a log-prob is wanted, and for a coefficient that is not finite.
+    """
+    _require(scheduler, "LCMScheduler")
+    config = scheduler.config
+    prediction = _prediction_type(scheduler, PREDICTION_TYPES)
+    for option in ("clip_sample", "thresholding"):
+        if getattr(config, option):
+            raise ValueError(f"the scheduler's {option} is on, but a clipped step is not linear; turn it off")
+    abar = scheduler.alphas_cumprod.double().cpu()
+    original = config.original_inference_steps
+    if not 1 <= steps <= original <= len(abar):
+        raise ValueError(
+            f"steps is {steps}; expected 1 to {original}, the scheduler's original_inference_steps, "
+            f"which may be {len(abar)} at most"
+        )
+    # The model was distilled at timesteps i (T // original) - 1; a schedule takes K of them, from the noisiest on.
+    skipped = (torch.arange(steps, dtype=torch.float64) * (original / steps)).floor().long()
+    timesteps = (original - skipped) * (len(abar) // original) - 1
+    abar_t = abar[timesteps]
+    # The last step as one to abar = 1.
+    abar_prev = torch.cat([abar_t[1:], abar_t.new_ones(1)])
+    A, S, Ap = abar_t.sqrt(), (1 - abar_t).sqrt(), abar_prev.sqrt()
+    scaled = timesteps.double() * config.timestep_scaling
+    c_skip = LCM_SIGMA_DATA**2 / (scaled**2 + LCM_SIGMA_DATA**2)
+    c_out = scaled / (scaled**2 + LCM_SIGMA_DATA**2).sqrt()
+    c, d = _predicted_clean(prediction, A, S)
+    table = torch.stack([Ap * (c_out * c + c_skip), Ap * c_out * d, c, d, (1 - abar_prev).sqrt()], 1)
+    _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0)
+
+
+def flow_sde(
+    scheduler: Any,
+    steps: int,
+    *,
+    level: float = 0.7,
+    mu: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    stochastic_steps: int | None = None,
+) -> Schedule:
+    """Flow-GRPO's SDE (arXiv 2505.05470, eq. 9), from a FlowMatchEulerDiscreteScheduler; m is the velocity z - x0.
+
+    `level` is the paper's a (0.7 in its appendix B.3), in g = a sqrt(sigma_t / (1 - sigma_t)); 0 is the Euler step of
+    the ODE. Where sigma_t = 1 (diffusers' first step) g is infinite: there its 1 - sigma_t takes the next step's sigma,
+    as the authors' code has it (github.com/yifan123/flow_grpo, sd3_sde_with_logprob.py). Every step has noise, the last
+    one too. DanceGRPO's SDE (arXiv 2505.07818), with a constant g, is another one.
+    `mu` is the shift that use_dynamic_shifting wants; `sigmas` are [K] values before the shift, such as a pipeline
+    gives (Flux: linspace(1, 1 / K, K)), the scheduler's own by default. The first `stochastic_steps` of the steps
+    (default: all) need sigma > 0.
+    Raises TypeError for another scheduler; ValueError for options of the scheduler that are not supported, for a
+    schedule that does not fall within 1 to 0, and for sigma = 0 where a log-prob is wanted.
+    """
+    _require(scheduler, "FlowMatchEulerDiscreteScheduler")
+    if not 0 <= level < math.inf:
+        raise ValueError(f"level is {level}; expected 0 (no noise) or above")
+    sigma_t = _flow_sigmas(scheduler, steps, mu, sigmas)
+    sigma_to = torch.cat([sigma_t[1:], sigma_t.new_zeros(1)])
+    dt = sigma_to - sigma_t
+    timesteps = sigma_t * scheduler.config.num_train_timesteps
     for k in range(steps):
-        if not torch.isfinite(table[k]).all():
+        if not (dt[k] < 0 and sigma_t[k].float() <= 1):
             raise ValueError(
-                f"step {k} (timestep {int(timesteps[k])}) has a coefficient that is not finite: this schedule has zero "
+                f"step {k} (timestep {float(timesteps[k]):g}) goes from sigma {float(sigma_t[k]):g} to "
+                f"{float(sigma_to[k]):g}; expected sigmas that fall from 1 or less: give other steps, sigmas or mu"
+            )
+    # float(): a shift may leave 1 - 1e-16, which in diffusers' float32 is 1.
+    half = level**2 / (2 * (1 - torch.where(sigma_t.float() == 1, sigma_to, sigma_t)))  # g^2 / (2 sigma_t)
+    one = torch.ones_like(sigma_t)
+    noise = (2 * half * sigma_t * -dt).sqrt()
+    table = torch.stack([1 + half * dt, (1 + half * (1 - sigma_t)) * dt, one, -sigma_t, noise], 1)
+    stochastic = steps if stochastic_steps is None else stochastic_steps
+    _refuse_unusable(timesteps, table, stochastic, "velocity", "choose level > 0, or ")
+    return Schedule(timesteps, table, one, 1.0)
+
+
+def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
+    """The schedule of the scheduler's own sampler; `options` are those of `ddim`, `euler_ancestral`, `lcm`, `flow_sde`.
+
+    Raises TypeError for a scheduler that has no stochastic step here, and what the builder raises.
+    """
+    if _is(scheduler, "DDIMScheduler"):
+        timesteps, table = ddim(scheduler, steps, **options)
+        return Schedule(timesteps, table, torch.ones(steps, dtype=torch.float64), 1.0)
+    builders = {
+        "EulerAncestralDiscreteScheduler": euler_ancestral,
+        "LCMScheduler": lcm,
+        "FlowMatchEulerDiscreteScheduler": flow_sde,
+    }
+    for name, build in builders.items():
+        if _is(scheduler, name):
+            return build(scheduler, steps, **options)
+    raise TypeError(
+        f"the scheduler is a {type(scheduler).__name__}; expected one of DDIMScheduler, {', '.join(builders)}: "
+        f"make one with its from_config(scheduler.config)"
+    )
+
+
+def _is(scheduler: Any, name: str) -> bool:
+    return any(base.__name__ == name for base in type(scheduler).__mro__)
+
+
+def _require(scheduler: Any, name: str) -> None:
+    if not _is(scheduler, name):
+        raise TypeError(f"the scheduler is a {type(scheduler).__name__}; expected a {name}")
+
+
+def _prediction_type(scheduler: Any, known: tuple[str, ...]) -> str:
+    prediction = scheduler.config.prediction_type
+    if prediction not in known:
+        raise ValueError(f"the scheduler's prediction_type is {prediction!r}; expected one of {known}")
+    return str(prediction)
+
+
+def _predicted_clean(prediction: str, A: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, d) for a latent x = A x0 + S z."""
+    return {
+        "epsilon": (1 / A, -S / A),
+        "sample": (torch.zeros_like(A), torch.ones_like(A)),
+        "v_prediction": (A, -S),
+    }[prediction]
+
+
+def _spaced_timesteps(scheduler: Any, steps: int, train_steps: int) -> Tensor:
+    """[K] by the scheduler's timestep_spacing, as diffusers' Euler schedulers space them; "linspace" has fractions."""
+    trailing = trailing_timesteps(steps, train_steps)  # refuses impossible steps for every spacing
+    spacing = scheduler.config.timestep_spacing
+    if spacing == "trailing":
+        return trailing
+    if spacing == "leading":
+        return torch.arange(steps).flip(0) * (train_steps // steps) + scheduler.config.steps_offset
+    if spacing == "linspace":
+        return torch.linspace(0, train_steps - 1, steps, dtype=torch.float64).flip(0)
+    raise ValueError(f"the scheduler's timestep_spacing is {spacing!r}; expected linspace, leading or trailing")
+
+
+def _flow_sigmas(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[float] | None) -> Tensor:
+    """float64 [K], as the scheduler's set_timesteps shifts them, the final 0 left out."""
+    config = scheduler.config
+    for option in (
+        "invert_sigmas",
+        "stochastic_sampling",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+    ):
+        if getattr(config, option, False):
+            raise ValueError(f"the scheduler's {option} is on, which flow_sde does not support; turn it off")
+    if config.use_dynamic_shifting != (mu is not None):
+        raise ValueError(
+            f"mu is {mu}, and the scheduler's use_dynamic_shifting is {config.use_dynamic_shifting}; "
+            f"expected mu exactly where the shift is dynamic"
+        )
+    if steps < 1 or (sigmas is not None and len(sigmas) != steps):
+        raise ValueError(f"steps is {steps}; expected 1 or more, and as many as the sigmas, if they are given")
+    if sigmas is None:
+        # The scheduler's smallest sigma is shifted once by itself, and then again with the others.
+        smallest = 1 / config.num_train_timesteps
+        if not config.use_dynamic_shifting:
+            smallest = config.shift * smallest / (1 + (config.shift - 1) * smallest)
+        sigma = torch.linspace(1, smallest, steps, dtype=torch.float64)
+    else:
+        sigma = torch.as_tensor(sigmas, dtype=torch.float64)
+    if mu is None:
+        sigma = scheduler.shift * sigma / (1 + (scheduler.shift - 1) * sigma)
+    else:
+        shift = math.exp(mu) if config.time_shift_type == "exponential" else mu
+        sigma = shift / (shift + (1 / sigma - 1))
+    if config.shift_terminal:
+        sigma = 1 - (1 - sigma) * ((1 - config.shift_terminal) / (1 - sigma[-1]))
+    return sigma
+
+
+def _refuse_unusable(timesteps: Tensor, table: Tensor, stochastic_steps: int, prediction: str, cure: str = "") -> None:
+    """ValueError for a coefficient that is not finite, and for sigma = 0 within the first `stochastic_steps` rows."""
+    for k, (timestep, row) in enumerate(zip(timesteps.tolist(), table, strict=True)):
+        if not torch.isfinite(row).all():
+            raise ValueError(
+                f"step {k} (timestep {timestep:g}) has a coefficient that is not finite: this schedule has zero "
                 f"signal there, which prediction_type {prediction!r} cannot use"
             )
-        if k < (steps if stochastic_steps is None else stochastic_steps) and not sigma[k] > 0:
+        if k < stochastic_steps and not row[4] > 0:
             raise ValueError(
-                f"step {k} (timestep {int(timesteps[k])}) has sigma = 0, so it has no log-prob to train; choose fewer "
-                f"steps, eta > 0, or leave the step out of training (--no-train-last-step for the last one)"
+                f"step {k} (timestep {timestep:g}) has sigma = 0, so it has no log-prob to train; {cure}"
+                f"leave the step out of training (--no-train-last-step for the last one)"
             )
-    return timesteps, table

@@ -1,9 +1,17 @@
 """Coefficient tables against diffusers' own schedulers, and against the textbook form in float64."""
 
+import math
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from sdpo_kernels import coefficients
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
+from sdpo_kernels import coefficients, ddim_step
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -12,6 +20,33 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 DDIM = SCHEDULE | {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": 0}
+STEPS = [1, 2, 4, 8, 20]
+FLOWS = {
+    "plain": ({}, {}),
+    "shift": ({"shift": 3.0}, {}),
+    "fractional shift": ({"shift": 1.15}, {}),
+    "dynamic": ({"use_dynamic_shifting": True, "shift": 3.0}, {"mu": 0.7}),
+    "linear": ({"use_dynamic_shifting": True, "time_shift_type": "linear"}, {"mu": 1.7}),
+    "terminal": ({"use_dynamic_shifting": True, "shift_terminal": 0.02}, {"mu": 0.7}),
+}
+
+
+def euler_ancestral(prediction="epsilon", spacing="trailing", **config):
+    return EulerAncestralDiscreteScheduler(
+        **SCHEDULE | {"timestep_spacing": spacing, "prediction_type": prediction} | config
+    )
+
+
+def random_latents(n, seed):
+    """float64, with values that float32 has."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 4, 8, 8, generator=generator).double() for _ in range(n)]
+
+
+def close(ours, theirs, rtol=3e-6):
+    """Within the rounding of float32, in which diffusers computes, relative to the largest element."""
+    assert ours.dtype == torch.float64
+    return torch.allclose(ours, theirs.double(), rtol=0, atol=rtol * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("steps", range(1, 51))
@@ -84,3 +119,390 @@ def test_zero_signal_and_unknown_prediction_are_refused():
         coefficients.ddim(scheduler, 4)
     with pytest.raises(ValueError, match="prediction_type"):
         coefficients.ddim(EulerDiscreteScheduler(**SCHEDULE, prediction_type="flow"), 4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_step_is_diffusers_euler_ancestral_step(prediction, spacing, steps):
+    scheduler = euler_ancestral(prediction, spacing, steps_offset=1)
+    timesteps, table, input_scale, initial_scale = coefficients.euler_ancestral(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    assert torch.allclose(timesteps.double(), scheduler.timesteps.double(), rtol=1e-6)
+    assert timesteps.dtype == (torch.float64 if spacing == "linspace" else torch.int64)
+    assert initial_scale == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-6)
+    for k, t in enumerate(scheduler.timesteps):
+        x, m = random_latents(2, seed=k)
+        x = x / input_scale[k]
+        assert close(input_scale[k] * x, scheduler.scale_model_input(x, t))
+        z = random_latents(1, seed=100 + k)[0]
+        theirs = scheduler.step(m.float(), t, x.float(), generator=torch.Generator().manual_seed(100 + k))
+        a, b, c, d, sigma = table[k]
+        assert close(a * x + b * m + sigma * z, theirs.prev_sample)
+        assert close(c * x + d * m, theirs.pred_original_sample)
+        assert (sigma == 0) == (k == steps - 1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_step_is_the_papers_ancestral_step(prediction, steps):
+    """Equation 47 of arXiv 2011.13456, the score being (x0 - x) / sigma^2."""
+    scheduler = euler_ancestral(prediction)
+    timesteps, table, _, _ = coefficients.euler_ancestral(scheduler, steps)
+    abar = scheduler.alphas_cumprod.double()[timesteps]
+    variance = [*((1 - abar) / abar).tolist(), 0.0]
+    for k in range(steps):
+        x, m = random_latents(2, seed=k)
+        now, then = variance[k], variance[k + 1]
+        vp = x * abar[k].sqrt()  # the model's input; v and epsilon are defined with it
+        x0 = {"epsilon": x - now**0.5 * m, "v_prediction": abar[k].sqrt() * vp - (1 - abar[k]).sqrt() * m}[prediction]
+        a, b, c, d, sigma = table[k]
+        assert torch.allclose(a * x + b * m, x + (now - then) * (x0 - x) / now, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(c * x + d * m, x0, rtol=1e-12, atol=1e-12)
+        assert float(sigma) == pytest.approx(math.sqrt(then * (now - then) / now), rel=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_euler_ancestral_is_ddim_in_other_coordinates(prediction):
+    """With x = sqrt(abar) x_euler, steps are DDIM's with eta = 1, but for the last one, which goes on to sigma = 0."""
+    euler = coefficients.euler_ancestral(euler_ancestral(prediction), 20)
+    timesteps, table = coefficients.ddim(euler_ancestral(prediction), 20)
+    assert torch.equal(euler.timesteps, timesteps)
+    scale, a, b, c, d, sigma = euler.input_scale, *euler.table.T
+    following = scale.roll(-1)  # nothing to the last step
+    ours = torch.stack([following / scale * a, following * b, c / scale, d, following * sigma], 1)
+    assert torch.allclose(ours[:-1], table[:-1], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(ours[-1, 2:4], table[-1, 2:4], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", range(1, 51))
+def test_lcm_timesteps_are_diffusers(steps):
+    for original in (50, 60):
+        scheduler = LCMScheduler(original_inference_steps=original)
+        timesteps = coefficients.lcm(scheduler, steps).timesteps
+        scheduler.set_timesteps(steps)
+        assert torch.equal(timesteps, scheduler.timesteps)
+
+
+@pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)
+@pytest.mark.parametrize("scaling", [10.0, 0.003])
+@pytest.mark.parametrize("steps", STEPS)
+def test_step_is_diffusers_lcm_step(prediction, scaling, steps):
+    """A timestep_scaling of 0.003 makes c_skip large enough to be seen."""
+    scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=scaling)
+    timesteps, table, input_scale, initial_scale = coefficients.lcm(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+    assert initial_scale == scheduler.init_noise_sigma
+    assert torch.equal(input_scale, torch.ones(steps, dtype=torch.float64))
+    for k, t in enumerate(scheduler.timesteps):
+        x, m = random_latents(2, seed=k)
+        z = random_latents(1, seed=100 + k)[0]
+        theirs = scheduler.step(m.float(), t, x.float(), generator=torch.Generator().manual_seed(100 + k))
+        a, b, c, d, sigma = table[k]
+        assert close(a * x + b * m + sigma * z, theirs.prev_sample)
+        c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(int(t))
+        assert close(c_out * (c * x + d * m) + c_skip * x, theirs.denoised)
+        assert (sigma == 0) == (k == steps - 1)
+
+
+@pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)
+def test_step_is_the_papers_lcm_step(prediction):
+    """Multistep latent consistency sampling written out by hand, sigma_data being 0.5."""
+    scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=0.003)
+    timesteps, table, _, _ = coefficients.lcm(scheduler, 4)
+    assert timesteps.tolist() == [999, 759, 499, 259]
+    for k, t in enumerate(timesteps.tolist()):
+        at = scheduler.alphas_cumprod.double()[t]
+        ap = scheduler.alphas_cumprod.double()[timesteps[k + 1]] if k < 3 else torch.ones(())
+        x, m = random_latents(2, seed=k)
+        x0 = {
+            "epsilon": (x - (1 - at).sqrt() * m) / at.sqrt(),
+            "sample": m,
+            "v_prediction": at.sqrt() * x - (1 - at).sqrt() * m,
+        }[prediction]
+        s = 0.003 * t
+        f = 0.25 / (s**2 + 0.25) * x + s / math.sqrt(s**2 + 0.25) * x0
+        a, b, c, d, sigma = table[k]
+        assert torch.allclose(a * x + b * m, ap.sqrt() * f, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(c * x + d * m, x0, rtol=1e-12, atol=1e-12)
+        assert float(sigma) == pytest.approx(float((1 - ap).sqrt()), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("custom", [False, True])
+def test_without_noise_the_flow_step_is_diffusers(name, steps, custom):
+    config, options = FLOWS[name]
+    if custom:
+        options = options | {"sigmas": [1 - k / steps for k in range(steps)]}
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    if steps == 1 and name == "terminal":  # one sigma can't be both 1 and the terminal one; diffusers divides by zero
+        with pytest.raises(ValueError, match="from sigma nan"):
+            coefficients.flow_sde(scheduler, steps, **options)
+        return
+    timesteps, table, input_scale, initial_scale = coefficients.flow_sde(
+        scheduler, steps, level=0.0, stochastic_steps=0, **options
+    )
+    scheduler.set_timesteps(steps, **options)
+    assert close(timesteps, scheduler.timesteps)
+    assert torch.equal(input_scale, torch.ones(steps, dtype=torch.float64))
+    assert initial_scale == 1
+    assert (table[:, 4] == 0).all()
+    for k, t in enumerate(scheduler.timesteps):
+        x, m = random_latents(2, seed=k)
+        a, b, c, d, _ = table[k]
+        assert close(a * x + b * m, scheduler.step(m.float(), t, x.float()).prev_sample)
+        assert close(c * x + d * m, x - scheduler.sigmas[k] * m)
+
+
+def test_flow_follows_set_shift():
+    """diffusers shifts its smallest sigma by the shift it was made with, and the schedule by the one it has now."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_shift(2.0)
+    timesteps = coefficients.flow_sde(scheduler, 4).timesteps
+    scheduler.set_timesteps(4)
+    assert torch.allclose(timesteps, scheduler.timesteps.double(), rtol=1e-6)
+    smallest = 3e-3 / 1.002
+    assert float(timesteps[-1]) == pytest.approx(2000 * smallest / (1 + smallest), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(("steps", "level"), [(2, 0.7), (4, 0.3), (8, 1.2), (20, 0.7)])
+def test_flow_step_is_the_papers_equation(name, steps, level):
+    """Equation 9 of Flow-GRPO, and its code's g at sigma = 1, on diffusers' own sigmas."""
+    config, options = FLOWS[name]
+    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    _, table, _, _ = coefficients.flow_sde(scheduler, steps, level=level, **options)
+    scheduler.set_timesteps(steps, **options)
+    sigmas = scheduler.sigmas.double()
+    assert sigmas[0] == 1
+    for k in range(steps):
+        t, dt = sigmas[k], sigmas[k + 1] - sigmas[k]
+        g = level * (t / (1 - (sigmas[1] if k == 0 else t))).sqrt()
+        x, v = random_latents(2, seed=k)
+        mean = x + (v + g**2 / (2 * t) * (x + (1 - t) * v)) * dt
+        a, b, c, d, sigma = table[k]
+        assert torch.allclose(a * x + b * v, mean, rtol=0, atol=1e-5)
+        assert torch.allclose(c * x + d * v, x - t * v, rtol=0, atol=1e-6)
+        assert float(sigma) == pytest.approx(float(g * (-dt).sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "shift", "dynamic"])
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.7, 1.0])
+def test_flow_sde_keeps_the_marginals(name, level):
+    """Data N(1.5, 0.6^2): the velocity is linear in x, so a step maps mean and variance exactly.
+
+    Every step keeps the mean. The variance has the Euler step's error: the first step's, of the finite g at sigma = 1,
+    does not fall with the number of steps (its variance is 1 + level^4 / 4), but the later steps forget it.
+    """
+    mean0, sd0 = 1.5, 0.6
+
+    def moments(t):
+        return (1 - t) * mean0, (1 - t) ** 2 * sd0**2 + t**2
+
+    def largest_errors(steps):
+        config, options = FLOWS[name]
+        timesteps, table, _, _ = coefficients.flow_sde(
+            FlowMatchEulerDiscreteScheduler(**config), steps, level=level, stochastic_steps=0, **options
+        )
+        mean, variance = moments(1.0)
+        errors = [(0.0, 0.0)]
+        for k, (a, b, _, _, sigma) in enumerate(table.tolist()):
+            t = float(timesteps[k]) / 1000
+            m, v = moments(t)
+            slope = (t - (1 - t) * sd0**2) / v  # E[z - x0 | x] = -mean0 + slope (x - m)
+            mean, variance = a * mean + b * (slope * (mean - m) - mean0), (a + b * slope) ** 2 * variance + sigma**2
+            t = float(timesteps[k + 1]) / 1000 if k + 1 < steps else 0.0
+            if t < 0.9:
+                m, v = moments(t)
+                errors.append((abs(mean - m), abs(variance / v - 1)))
+        return [max(column) for column in zip(*errors, strict=True)]
+
+    few, many = largest_errors(100), largest_errors(4000)
+    assert max(few[0], many[0]) < 1e-9
+    assert few[1] < 0.15
+    assert many[1] < 0.015
+    assert many[1] < few[1] / 3
+
+
+def test_flow_level_and_first_step():
+    """By hand: sigmas 1, 0.6, so that g^2 is 0.8^2 / (1 - 0.6), and then 0.8^2 0.6 / (1 - 0.6)."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    table = coefficients.flow_sde(scheduler, 2, level=0.8, sigmas=[1.0, 0.6]).table
+    expected = [[1 - 0.32, -0.4, 1, -1, 0.8], [1 - 0.48, -0.6 * 1.32, 1, -0.6, 0.6 * 1.6**0.5]]
+    assert torch.allclose(table, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    default = coefficients.flow_sde(scheduler, 2, sigmas=[1.0, 0.6]).table
+    assert torch.equal(default, coefficients.flow_sde(scheduler, 2, level=0.7, sigmas=[1.0, 0.6]).table)
+    once = coefficients.flow_sde(scheduler, 1, level=0.8).table
+    assert torch.allclose(once, torch.tensor([[1 - 0.32, -1, 1, -1, 0.8]], dtype=torch.float64), rtol=1e-12, atol=0)
+    # A sigma that float32 rounds to 1 is 1 to diffusers.
+    near = coefficients.flow_sde(scheduler, 2, level=0.8, sigmas=[1 - 1e-12, 0.6]).table
+    assert torch.allclose(near, table, atol=1e-10)
+
+
+SAMPLERS = {
+    "ddim": (lambda: DDIMScheduler(**DDIM), {}, {"eta": 1.0}),
+    "euler ancestral": (lambda: euler_ancestral("v_prediction"), {}, {}),
+    "euler ancestral, leading": (lambda: euler_ancestral("epsilon", "leading"), {}, {}),
+    "euler ancestral, linspace": (lambda: euler_ancestral("epsilon", "linspace"), {}, {}),
+    "lcm": (lambda: LCMScheduler(), {}, {}),
+    "flow": (lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), {"level": 0.0, "stochastic_steps": 0}, {}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [2, 4, 8, 20])
+def test_sampling_is_diffusers_sampling(name, steps):
+    """Timesteps, both scales and rows used together, against diffusers' loop from the same noise."""
+    make, options, step_options = SAMPLERS[name]
+
+    def model(x, t):
+        return torch.tanh(x) + 0.3 * torch.sin(3 * x) * t / 1000
+
+    noise = random_latents(1, seed=0)[0]
+    scheduler = make()
+    schedule = coefficients.for_scheduler(scheduler, steps, **options)
+    generator = torch.Generator().manual_seed(1)
+    x = schedule.initial_scale * noise
+    for t, row, scale in zip(schedule.timesteps, schedule.table, schedule.input_scale, strict=True):
+        m = model(scale * x, t)
+        z = torch.randn(x.shape, generator=generator) if row[4] > 0 else torch.zeros_like(x)
+        clean = row[2] * x + row[3] * m
+        x = row[0] * x + row[1] * m + row[4] * z
+
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(1)
+    theirs = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(theirs, t) if hasattr(scheduler, "scale_model_input") else theirs
+        output = scheduler.step(model(scaled, t), t, theirs, generator=generator, **step_options)
+        last, theirs = theirs, output.prev_sample
+    if name == "ddim":  # its last steps differ: ours goes to timestep 0 with noise
+        assert last.shape == theirs.shape
+        assert close(clean, output.pred_original_sample, rtol=1e-4)
+    else:
+        assert close(x, theirs, rtol=1e-4)
+        assert close(clean, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_log_prob_of_every_sampler(name):
+    make, options, _ = SAMPLERS[name]
+    options = {k: v for k, v in options.items() if k != "level"} | {"stochastic_steps": 3}
+    table = coefficients.for_scheduler(make(), 4, **options).table[:3]
+    x, m, z = random_latents(3, seed=5)
+    for a, b, c, d, sigma in table:
+        row = torch.stack([a, b, c, d, sigma]).float().expand(2, 5)
+        out = ddim_step(m.float(), x.float(), row, noise=z.float())
+        mean = a * x + b * m
+        assert torch.allclose(out.prev_sample.double(), mean + sigma * z, atol=1e-4)
+        expected = torch.distributions.Normal(mean, sigma).log_prob(out.prev_sample.double()).flatten(1).mean(1)
+        assert torch.allclose(out.log_prob.double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_scheduler_is_left_as_it_was(name):
+    make, options, _ = SAMPLERS[name]
+    scheduler, fresh = make(), make()
+    for steps in (4, 2):
+        schedule = coefficients.for_scheduler(scheduler, steps, **options)
+        assert schedule.table.dtype == schedule.input_scale.dtype == torch.float64
+        assert schedule.table.shape == (steps, 5)
+        assert schedule.timesteps.shape == schedule.input_scale.shape == (steps,)
+        assert type(schedule.initial_scale) is float
+    assert vars(scheduler).keys() == vars(fresh).keys()
+    for key, value in vars(fresh).items():
+        same = torch.equal(vars(scheduler)[key], value) if isinstance(value, torch.Tensor) else None
+        assert same or vars(scheduler)[key] == value, key
+
+
+def test_dispatch():
+    class Derived(LCMScheduler):
+        pass
+
+    assert torch.equal(coefficients.for_scheduler(Derived(), 4).table, coefficients.lcm(LCMScheduler(), 4).table)
+    timesteps, table = coefficients.ddim(DDIMScheduler(**DDIM), 4, eta=0.5)
+    schedule = coefficients.for_scheduler(DDIMScheduler(**DDIM), 4, eta=0.5)
+    assert torch.equal(schedule.table, table)
+    assert torch.equal(schedule.timesteps, timesteps)
+    with pytest.raises(TypeError, match=r"is a EulerDiscreteScheduler; .*DDIM.*EulerAnc.*LCM.*FlowMatch.*from_config"):
+        coefficients.for_scheduler(EulerDiscreteScheduler(**SCHEDULE), 4)
+    with pytest.raises(TypeError, match="eta"):
+        coefficients.for_scheduler(LCMScheduler(), 4, eta=1.0)
+
+
+@pytest.mark.parametrize("build", [coefficients.euler_ancestral, coefficients.lcm, coefficients.flow_sde])
+def test_other_schedulers_are_refused(build):
+    with pytest.raises(TypeError, match=r"is a DDIMScheduler; expected a (EulerAncestral|LCM|FlowMatch)"):
+        build(DDIMScheduler(**DDIM), 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "make"), [(coefficients.euler_ancestral, euler_ancestral), (coefficients.lcm, LCMScheduler)]
+)
+def test_the_last_step_has_no_log_prob(build, make):
+    with pytest.raises(ValueError, match=r"step 3 \(timestep 249|259\) has sigma = 0.*--no-train-last-step"):
+        build(make(), 4, stochastic_steps=4)
+    for wanted in (None, 3, 0):
+        assert torch.equal(build(make(), 4, stochastic_steps=wanted).table, build(make(), 4).table)
+    build(make(), 1)
+
+
+def test_flow_without_noise_has_no_log_prob():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match=r"step 0 \(timestep 1000\) has sigma = 0.*level > 0"):
+        coefficients.flow_sde(scheduler, 4, level=0.0)
+    assert (coefficients.flow_sde(scheduler, 4).table[:, 4] > 0).all()
+    for level in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="level is"):
+            coefficients.flow_sde(scheduler, 4, level=level)
+
+
+@pytest.mark.parametrize(
+    ("build", "scheduler", "options", "message"),
+    [
+        ("euler_ancestral", euler_ancestral("sample"), {}, "prediction_type is 'sample'; expected one of .*v_pred"),
+        ("euler_ancestral", euler_ancestral(spacing="even"), {}, "timestep_spacing is 'even'; expected linspace"),
+        ("lcm", LCMScheduler(prediction_type="flow"), {}, "prediction_type is 'flow'; expected one of .*sample"),
+        ("lcm", LCMScheduler(clip_sample=True), {}, "clip_sample is on"),
+        ("lcm", LCMScheduler(thresholding=True), {}, "thresholding is on"),
+        ("lcm", LCMScheduler(rescale_betas_zero_snr=True), {}, r"step 0 \(timestep 999\) .*not finite"),
+        ("lcm", LCMScheduler(original_inference_steps=3), {}, "expected 1 to 3, the scheduler's original_inference"),
+        ("lcm", LCMScheduler(original_inference_steps=1001), {}, "which may be 1000 at most"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {}, "mu is None.*True"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(), {"mu": 1.0}, "mu is 1.0.*False"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(), {"sigmas": [1.0, 0.5]}, "as many as the sigmas"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(), {"sigmas": [1, 0.5, 0.5, 0.2]}, "step 1 .*from sigma 0.5"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(), {"sigmas": [1.1, 0.5, 0.4, 0.2]}, "step 0 .*from sigma 1.1"),
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(), {"sigmas": [1, 0.5, 0.4, 0.0]}, "step 3 .*from sigma 0 to 0"),
+    ]
+    + [
+        ("flow_sde", FlowMatchEulerDiscreteScheduler(**{option: True}), {}, f"{option} is on")
+        for option in (
+            "invert_sigmas",
+            "stochastic_sampling",
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+        )
+    ],
+)
+def test_what_a_builder_cannot_use_is_refused(build, scheduler, options, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(coefficients, build)(scheduler, 4, **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_impossible_step_counts_of_every_sampler(name, steps):
+    make, options, _ = SAMPLERS[name]
+    with pytest.raises(ValueError, match=f"steps is {steps}; expected 1 "):
+        coefficients.for_scheduler(make(), steps, **options)
+
+
+def test_zero_terminal_signal_is_finite_for_velocity():
+    """v needs no division by sqrt(abar); Euler ancestral's own schedule never reaches abar = 0."""
+    scheduler = LCMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert coefficients.lcm(scheduler, 4).table.isfinite().all()
+    assert coefficients.euler_ancestral(euler_ancestral(rescale_betas_zero_snr=True), 4).table.isfinite().all()
