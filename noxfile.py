@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def tables(session: nox.Session) -> None:
     """Tables, figures and report from the raw records in results/; `-- --check` only compares."""
     install(session)
     python(session, "-m", "sdpo_bench", "tables", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """The operations' speed, into results/kernels/<device>/<commit>.json: `-- --kernel-matrix full --kernel-force`."""
+    install(session, "dev,gpu" if shutil.which("nvidia-smi") else "dev")
+    arguments = ("benchmarks", "--benchmark-only", "--kernel-results", "results/kernels", *session.posargs)
+    python(session, "-m", "pytest", *arguments, threads=1)
 
 
 @nox.session(venv_backend="none")

@@ -124,13 +124,13 @@ class Tables:
     """Make tables, figures and report anew from raw records; the same records give the same bytes.
 
     examples:
-      sdpo-bench tables             # all profiles in results/
+      sdpo-bench tables             # all in results/: profiles, the paper's curves, the kernels' benchmarks
       sdpo-bench tables runs/quick  # one
       sdpo-bench tables --check     # change nothing, list what would differ
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Profiles' folders, as results/quick; default: all in results/."""
+    """Profiles' folders, as results/quick, or devices', as results/kernels/DEVICE; default: all in results/."""
     check: bool = False
     """Write nothing; exit with code 1 where a committed file is not what the records give."""
 
@@ -138,7 +138,8 @@ class Tables:
         from sdpo_bench.reproduce import reference_results, shown, write_all
 
         results = reference_results()
-        folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
+        present = [*results.glob("*"), *results.glob("kernels/*")]
+        folders = [*self.folders] or sorted(path for path in present if sources(path))
         if not folders:
             raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
         for folder in folders:
@@ -187,10 +188,11 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records, or the paper's curves."""
+    """What a folder's tables are made from: a profile's raw records, the paper's curves, or a device's benchmarks."""
+    from sdpo_bench.kernel_results import record_files
     from sdpo_bench.paper import CURVES
 
-    return [path for path in (folder / "raw", folder / CURVES) if path.exists()]
+    return [path for path in (folder / "raw", folder / CURVES) if path.exists()] + record_files(folder)
 
 
 def check_tables(folders: Sequence[Path]) -> int:
@@ -202,8 +204,8 @@ def check_tables(folders: Sequence[Path]) -> int:
     wrong = []
     for folder in folders:
         with tempfile.TemporaryDirectory() as temporary:
-            fresh = Path(temporary) / folder.resolve().name  # the folder's name is the profile's
-            fresh.mkdir()
+            fresh = Path(temporary, *folder.resolve().parts[-2:])  # the names say what it is, and whose
+            fresh.mkdir(parents=True)
             for path in sources(folder):
                 (fresh / path.name).symlink_to(path.resolve())
             expected = {path.relative_to(fresh).as_posix(): path.read_bytes() for path in write_all(fresh)}

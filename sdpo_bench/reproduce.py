@@ -351,14 +351,18 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
 
 
 def write_all(folder: Path) -> list[Path]:
-    """Tables, figures and report of a profile's folder, or the tables of results/paper; the files written."""
+    """Tables, figures and report of a profile's folder, or what results/paper and results/kernels/* have of them; the
+    files written."""
     from sdpo_bench.figures import write_figures
+    from sdpo_bench.kernel_results import record_files, write_kernel_tables
     from sdpo_bench.paper import CURVES, write_paper_tables
     from sdpo_bench.report import write_report
     from sdpo_bench.tables import write_tables
 
     if (folder / CURVES).is_file():
         return write_paper_tables(folder)
+    if record_files(folder):
+        return write_kernel_tables(folder)
     return [*write_tables(folder), *write_figures(folder), *write_report(folder)]
 
 

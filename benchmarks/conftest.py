@@ -1,0 +1,108 @@
+"""Options of the kernels' benchmark, and what its JSON holds: where it was made, but nothing that names the machine."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: CPU times assume one thread
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import sdpo_kernels
+import torch
+
+from sdpo_bench import provenance
+from sdpo_bench.kernel_results import CPU_NOTE, record_path, render
+
+HERE = Path(__file__).parent
+FAILED: list[str] = []
+SKIPPED: dict[str, str] = {}
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("kernels")
+    group.addoption("--kernel-matrix", choices=("auto", "small", "core", "full"), default="auto",
+                    help="sizes to measure; auto: core on a GPU, small on a CPU")  # fmt: skip
+    group.addoption("--kernel-results", type=Path, metavar="FOLDER",
+                    help="write FOLDER/<device>/<commit>.json, of which `sdpo-bench tables` makes tables")  # fmt: skip
+    group.addoption("--kernel-force", action="store_true", help="replace the record of the same device and commit")
+
+
+def gpu() -> dict[str, object]:
+    """What decides a GPU's speed; clocks and driver as nvidia-smi gives them, where it does."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    found: dict[str, object] = {
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "multiprocessors": properties.multi_processor_count,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+    }
+    fields = ("driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.sm", "clocks.mem", "power.limit")
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    if hasattr(properties, "uuid"):  # several GPUs: the one that is measured; it is not recorded
+        query += ["-i", f"GPU-{properties.uuid}"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return found  # a container without it
+    return found | dict(zip(fields, (value.strip() for value in answer.splitlines()[0].split(",")), strict=False))
+
+
+def collect(config) -> dict[str, object]:
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    return provenance.collect(device) | {
+        "backend": "triton" if cuda else "torch",
+        "command": provenance.command(["pytest", *map(str, config.invocation_params.args)]),
+        # The commit counts changes of the package and the kernels only, and a copy without git has none.
+        "sources": {"kernels": provenance.source_hash(Path(sdpo_kernels.__file__).parent),
+                    "benchmarks": provenance.source_hash(HERE)},
+        **({"gpu": gpu()} if cuda else {}),
+    }  # fmt: skip
+
+
+def pytest_configure(config):
+    folder = config.getoption("kernel_results")
+    if folder is not None:
+        path = record_path(folder, collect(config))
+        if path.exists() and not config.getoption("kernel_force"):
+            raise pytest.UsageError(f"{path} exists: this was measured before; --kernel-force replaces it")
+        config.option.benchmark_json = path
+
+
+def pytest_runtest_logreport(report):
+    if "test_kernels" not in report.nodeid:
+        return
+    name = report.nodeid.partition("::")[2]
+    if report.failed:
+        FAILED.append(name)
+    elif report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED[name] = report.longrepr[2].removeprefix("Skipped: ")
+
+
+def pytest_benchmark_generate_machine_info(config):
+    return collect(config)
+
+
+def pytest_benchmark_generate_commit_info(config):
+    return provenance.code_version()
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)  # of each round: the quartiles are enough
+    output_json["failed"], output_json["skipped"] = FAILED, SKIPPED
+    if config.option.benchmark_json is not None:  # it may have been saved with --benchmark-save instead
+        config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    found = [entry.extra_info for entry in config._benchmarksession.benchmarks if "operation" in entry.extra_info]
+    if found:
+        terminalreporter.section("operations and their rivals: medians in microseconds")
+        terminalreporter.write_line(render(found))
+        if any(info["what"] == CPU_NOTE for info in found):
+            terminalreporter.write_line(f"\nnote: {CPU_NOTE}", yellow=True, bold=True)

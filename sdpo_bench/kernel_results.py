@@ -1,0 +1,366 @@
+"""Tables and plots of the kernels' benchmark (`results/kernels/<device>/`): a pure function of its JSON files.
+
+A file is what `pytest benchmarks` wrote for a commit. Files never share a table: each has a section of the device's
+README, by name. Files of a CPU hold times of PyTorch's own operations, and say so wherever they are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .errors import UserError
+from .records import slug, write_atomic
+from .tables import DASH, Table, _aligned, clear, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
+OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
+RIVALS = ("ours", "eager", "compile", "copy")
+CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
+    "graph": "replays of a CUDA graph over inputs that do not fit in the L2 cache: the device's work alone",
+    "events": "CUDA events around a call, the L2 cache flushed before: launches count where the device waits for them",
+    "call": "host clock around one call and the wait for it, from an idle device: launches wholly included",
+}
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a GPU's file is held against: the least speed-up over a rival (or, of the copy, the most time relative to
+    it) in the cases of a regime."""
+
+    rival: str
+    bound: float
+
+    @property
+    def text(self) -> str:
+        return f"≤ {self.bound:g}x the copy's time" if self.rival == "copy" else f"≥ {self.bound:g}x {self.rival}"
+
+    def value(self, rows: pd.DataFrame) -> float:
+        """Of the worst case; NaN where nothing was measured."""
+        ratio = rows["ours_us"] / rows["copy_us"] if self.rival == "copy" else rows[f"speedup_{self.rival}"]
+        return float(ratio.max() if self.rival == "copy" else ratio.min())
+
+    def met(self, value: float) -> bool:
+        return value <= self.bound if self.rival == "copy" else value >= self.bound
+
+
+REGIMES: dict[str, tuple[Callable[[pd.DataFrame], pd.Series], tuple[Target, ...]]] = {
+    "launches bound: 4x64x64, 1 to 8 pairs": (
+        lambda f: (f["shape"] == "4x64x64") & (f["pairs"] <= 8),
+        (Target("eager", 20), Target("compile", 2), Target("copy", 2)),
+    ),
+    "memory bound: 64 MB of least traffic and more": (
+        lambda f: f["bytes"] >= 64e6,
+        (Target("eager", 25), Target("compile", 1.6), Target("copy", 1.15)),
+    ),
+}
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+def record_path(folder: str | os.PathLike[str], made_by: Mapping[str, Any]) -> Path:
+    """Where the record of a device and commit lies. Code that no commit holds is named by the kernels' source."""
+    source = made_by["sources"]["kernels"][:12]
+    commit = (made_by["commit"] or "")[:12]
+    name = f"source-{source}" if not commit else f"{commit}-dirty-{source}" if made_by["dirty"] else commit
+    return Path(folder) / slug(made_by["device"]) / f"{name}.json"
+
+
+def record_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The records of a device's folder, `results/kernels/<device>`; none of any other folder."""
+    folder = Path(folder)
+    return sorted(folder.glob("*.json")) if folder.resolve().parent.name == "kernels" else []
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A record; UserError, naming the file, where it is none."""
+    try:
+        record = json.loads(path.read_text())
+        frame(entry["extra_info"] for entry in record["benchmarks"])
+        _ = record["machine_info"]["device"], record["machine_info"]["versions"]["torch"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a record of the kernels' benchmark ({error!r}); restore or remove it") from None
+    return record
+
+
+# Numbers --------------------------------------------------------------------------------------------------------
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def rates(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from a case's bytes and medians, by clock: bandwidths, share of the copy's, speed-ups."""
+    found: dict[str, Any] = {"gb_per_s": {}, "share_of_copy": {}, "speedup": {}}
+    for clock, rivals in info["us"].items():
+        median = {name: times["median"] for name, times in rivals.items()}
+        found["gb_per_s"][clock] = {name: _digits(info["bytes"] / us * 1e-3) for name, us in median.items()}
+        found["share_of_copy"][clock] = _digits(median["copy"] / median["ours"])
+        found["speedup"][clock] = {
+            name: _digits(us / median["ours"]) for name, us in median.items() if name in ("eager", "compile")
+        }
+    return found
+
+
+def by_operation(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The operations' names, K among them, and their rows."""
+    names = [f"{name}, K = {k}" if k else name for name, k in zip(rows["operation"], rows["steps"], strict=True)]
+    return [(str(name), group) for name, group in rows.groupby(np.array(names, dtype=object), sort=False)]
+
+
+def frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per case and clock, sorted; of the benchmarks that are of an operation."""
+    rows = []
+    for info in infos:
+        if "operation" not in info:
+            continue
+        for clock in (clock for clock in CLOCKS if clock in info["us"]):
+            us = info["us"][clock]
+            row: dict[str, Any] = {
+                "clock": clock, "operation": info["operation"], "steps": info["steps"], "backend": info["backend"],
+                "shape": "x".join(map(str, info["shape"])), "elements": int(np.prod(info["shape"])),
+                "dtype": DTYPES[info["dtype"]], "pairs": info["pairs"], "bytes": info["bytes"],
+            }  # fmt: skip
+            for name in RIVALS:
+                row[f"{name}_us"] = us[name]["median"] if name in us else np.nan
+                row[f"{name}_gb_per_s"] = info["gb_per_s"][clock].get(name, np.nan)
+            row |= {"ours_iqr_us": us["ours"]["iqr"], "share_of_copy": info["share_of_copy"][clock]}
+            for name in ("eager", "compile"):
+                row[f"speedup_{name}"] = info["speedup"][clock].get(name, np.nan)
+            rows.append(row)
+    if not rows:
+        return pd.DataFrame()
+    key = pd.DataFrame(rows)
+    order = key.assign(
+        clock=key["clock"].map([*CLOCKS].index),
+        operation=key["operation"].map(OPERATIONS.index),
+        dtype=key["dtype"].map([*DTYPES.values()].index),
+    ).sort_values(["clock", "operation", "steps", "elements", "dtype", "pairs"])
+    return key.loc[order.index].reset_index(drop=True)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------
+
+ALL = "all"  # operations, in a table of targets
+HEADER = ("latents, pairs", "MB", "µs", "eager", "compile", "copy", "GB/s", "of copy", "vs eager", "vs compile")
+
+
+def _number(value: float, form: str, unit: str = "") -> str:
+    return DASH if np.isnan(value) else f"{value:{form}}{unit}"
+
+
+def speed_table(rows: pd.DataFrame, name: str, title: str) -> Table:
+    """Of one clock: a row per case, a block per operation."""
+    clock = rows["clock"].iloc[0]
+    blocks = []
+    for operation, group in by_operation(rows):
+        lines = [
+            (
+                f"{row['shape']} {row['dtype']}, {row['pairs']}", f"{row['bytes'] / 1e6:.3g}",
+                *(_number(row[f"{rival}_us"], ".4g") for rival in RIVALS),
+                f"{row['ours_gb_per_s']:.4g}", f"{row['share_of_copy']:.0%}",
+                *(_number(row[f"speedup_{rival}"], ".3g", "x") for rival in ("eager", "compile")),
+            )
+            for row in group.to_dict("records")
+        ]  # fmt: skip
+        blocks.append((operation, tuple(lines)))
+    note = (
+        f"Medians in microseconds ({clock}: {CLOCKS[clock]}). MB: the least traffic, each input read once and each "
+        "output written once; GB/s: that over the time; of copy: the time of a copy on the device that reads and "
+        "writes as many bytes, over ours; vs: a rival's time over ours."
+    )
+    return Table(name, title, note, HEADER, tuple(blocks), rows.drop(columns="elements"))
+
+
+def target_table(rows: pd.DataFrame, name: str) -> Table:
+    """Each target and its operation's worst case, by regime and clock."""
+    blocks, long = [], []
+    header: tuple[str, ...] = ()
+    for regime, (inside, targets) in REGIMES.items():
+        for clock in dict.fromkeys(rows["clock"]):
+            cases = rows[(rows["clock"] == clock) & inside(rows)]
+            groups = by_operation(cases) if len(cases) else []
+            lines = []
+            for label, group in (*groups, *([(ALL, cases)] if groups else [])):
+                cells = []
+                for target in targets:
+                    value = target.value(group)
+                    verdict = "not measured" if np.isnan(value) else "met" if target.met(value) else "missed"
+                    cells.append(verdict if np.isnan(value) else f"{value:.3g}x {verdict}")
+                    long.append({"regime": regime, "clock": clock, "operation": label, "target": target.text,
+                                 "value": value, "verdict": verdict})  # fmt: skip
+                lines.append((label, str(len(group)), *cells))
+            header = ("operation", "cases", *(f"{target.rival}" for target in targets))
+            texts = ", ".join(target.text for target in targets)
+            blocks.append((f"{regime} ({clock}): {texts}", tuple(lines) or (("none measured", "0", *[DASH] * 3),)))
+    note = "The worst case of each operation, of the file's cases in the regime; its clock in brackets."
+    return Table(name, "Targets", note, header, tuple(blocks), pd.DataFrame(long))
+
+
+def verdicts(long: pd.DataFrame) -> list[str]:
+    """Markdown, from the long form of `target_table`: each target and its worst case over all operations, by clock."""
+    clocks = [str(clock) for clock in long["clock"].unique()]
+    lines = [f"| target | {' | '.join(clocks)} |", "|---" * (len(clocks) + 1) + "|"]
+    for (regime, target), group in long.groupby(["regime", "target"], sort=False):
+        cells = []
+        for clock in clocks:
+            rows = group[group["clock"] == clock]
+            single, every = rows[rows["operation"] != ALL], rows[rows["operation"] == ALL]
+            met = f" ({(single['verdict'] == 'met').sum()} of {len(single)} operations meet it)"
+            cells += [f"{value:.3g}x, {verdict}{met if verdict == 'missed' else ''}" if value == value else verdict
+                      for value, verdict in zip(every["value"], every["verdict"], strict=True)] or [DASH]  # fmt: skip
+        lines.append(f"| {regime}: {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def render(infos: Sequence[Mapping[str, Any]]) -> str:
+    """The speed tables as aligned text."""
+    parts = []
+    for clock, rows in frame(infos).groupby("clock", sort=False):
+        table = speed_table(rows, "", "")
+        lines = [line for title, block in table.blocks for line in ((title, *[""] * (len(HEADER) - 1)), *block)]
+        parts.append("\n".join([f"{clock}: {CLOCKS[str(clock)]}", *_aligned([HEADER, *lines])]))
+    return "\n\n".join(parts)
+
+
+# Plot -----------------------------------------------------------------------------------------------------------
+
+STYLE = {"ours": ("#0072b2", "o"), "eager": ("#d55e00", "^"), "compile": ("#009e73", "s"), "copy": ("#7f7f7f", "")}
+
+
+def speed_figure(rows: pd.DataFrame, title: str) -> Figure:
+    """Of one clock: bandwidth against least traffic, a panel per operation, a line per rival."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    groups = by_operation(rows)
+    columns = min(len(groups), 4)
+    lines = -(-len(groups) // columns)
+    height = 1.2 + 2.3 * lines
+    figure = Figure(figsize=(max(2.6 * columns, 7), height))
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    best = float(rows["copy_gb_per_s"].max())
+    for index, axis in enumerate(axes.flat):
+        if index >= len(groups):
+            axis.set_axis_off()
+            continue
+        operation, group = groups[index]
+        axis.axhline(best, color=STYLE["copy"][0], linestyle="--", linewidth=1)
+        # Sizes within a factor of 2 are one point of a line: dtypes and shapes meet there.
+        for rival, (colour, marker) in STYLE.items():
+            shown = group[group[f"{rival}_gb_per_s"].notna()]
+            axis.scatter(shown["bytes"] / 1e6, shown[f"{rival}_gb_per_s"], s=5, color=colour, alpha=0.35, linewidth=0)
+            size = np.log2(shown["bytes"]).round()
+            points = shown.assign(size=size).groupby("size")[["bytes", f"{rival}_gb_per_s"]].median()
+            axis.plot(points["bytes"] / 1e6, points[f"{rival}_gb_per_s"], color=colour, marker=marker)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(operation, loc="left", fontsize=8.5)
+        if index % columns == 0:
+            axis.set_ylabel("GB/s")
+        if index + columns >= len(groups):
+            axis.set_xlabel("least traffic, MB")
+            axis.tick_params(labelbottom=True)
+    present = [rival for rival in STYLE if rows[f"{rival}_gb_per_s"].notna().any()]
+    handles = [Line2D([], [], color=STYLE[rival][0], marker=STYLE[rival][1], label=rival) for rival in present]
+    handles.append(Line2D([], [], color=STYLE["copy"][0], linestyle="--", linewidth=1, label="fastest copy"))
+    figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=10, fontweight="bold")
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.002, 1 - 0.26 / height), ncols=len(handles),
+                  borderaxespad=0)  # fmt: skip
+    note = "dots: the cases; lines: their medians at sizes within a factor of 2"
+    figure.text(0.01, 0.06 / height, note, fontsize=7.5, ha="left", va="bottom", color="#555555")
+    figure.subplots_adjust(left=0.09, right=0.985, top=1 - 0.8 / height, bottom=0.68 / height, wspace=0.1, hspace=0.3)
+    return figure
+
+
+# A device's folder ----------------------------------------------------------------------------------------------
+
+
+def facts(record: Mapping[str, Any]) -> list[str]:
+    """Where a record was made, as lines of Markdown."""
+    made_by = record["machine_info"]
+    commit = made_by.get("commit") or "unknown"
+    dirty = ", with changes that are not committed" if made_by.get("dirty") else ""
+    lines = [
+        f"- Commit `{commit}`{dirty}; sources: "
+        + ", ".join(f"{name} `{value[:12]}`" for name, value in sorted(made_by.get("sources", {}).items())),
+        "- Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(made_by["versions"].items())),
+        f"- Device: {made_by['device']}, {made_by.get('threads', '?')} CPU threads",
+        f"- Command: `{made_by.get('command', 'unknown')}`",
+    ]
+    if found := made_by.get("gpu"):
+        lines.insert(3, "- GPU: " + ", ".join(f"{name} {value}" for name, value in sorted(found.items())))
+    if failed := record.get("failed"):
+        lines.append(f"- **Wrong, so not timed: {', '.join(failed)}**")
+    skipped = record.get("skipped") or {}
+    lines += [f"- Not measured: {name}: {reason}" for name, reason in sorted(skipped.items())]
+    return lines
+
+
+def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
+    """Writes `results/kernels/<device>/{README.md,tables/,figures/}` anew; returns the paths, sorted."""
+    import matplotlib
+
+    from .figures import RC, _bytes
+
+    folder = Path(folder)
+    contents: dict[Path, bytes] = {}
+    sections: list[str] = []
+    device = ""
+    for path in record_files(folder):
+        record = load(path)
+        device = record["machine_info"]["device"]
+        cpu = device.startswith("cpu")
+        kind = CPU_NOTE if cpu else "kernels"
+        parts = [f"## {path.stem}: {kind}", "\n".join(facts(record))]
+        rows = frame(entry["extra_info"] for entry in record["benchmarks"])
+        tables = []
+        if rows.empty:
+            parts.append("No case was measured.")
+        elif not cpu:
+            name = f"{path.stem}_targets"
+            tables.append(target_table(rows, name))
+            parts.append(f"Targets, and the worst case of any operation; by operation: [{name}](tables/{name}.md)\n")
+            parts[-1] += "\n".join(["", *verdicts(tables[0].frame)])
+        for clock, group in [] if rows.empty else rows.groupby("clock", sort=False):
+            name = f"{path.stem}_{clock}"
+            title = f"{device}, {path.stem}, {clock}: {kind}"
+            tables.append(speed_table(group, name, title))
+            with matplotlib.rc_context(RC):
+                figure = speed_figure(group, f"{kind[:1].upper() + kind[1:]}: bandwidth by {clock}")
+                for suffix in (".png", ".svg"):
+                    contents[folder / "figures" / f"{name}{suffix}"] = _bytes(figure, suffix)
+            parts.append(
+                f"**{clock}**: {CLOCKS[str(clock)]}. Times: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).\n\n"
+                f"![Bandwidth against size, {clock}](figures/{name}.png)"
+            )
+        for table in tables:
+            contents[folder / "tables" / f"{table.name}.md"] = f"{markdown(table)}\n".encode()
+            text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            contents[folder / "tables" / f"{table.name}.csv"] = text.encode()
+        sections.append("\n\n".join(parts))
+    intro = (
+        f"# {device}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. What is "
+        "measured, and how: [Benchmarks of the kernels](../../../docs/benchmarks.md)."
+    )
+    contents[folder / "README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    for name, suffixes in (("tables", (".md", ".csv")), ("figures", (".png", ".svg"))):
+        if (folder / name).is_dir():
+            clear(folder / name, suffixes, contents)
+    return sorted(contents)

@@ -1,0 +1,342 @@
+"""The kernels' benchmark itself: what it measures is right, and what is wrong is not measured. Its GPU parts run here
+on stand-ins for torch.cuda: they show what is called in which order, not that a GPU does it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import sdpo_kernels
+import torch
+
+from sdpo_bench.kernel_results import CPU_NOTE, frame, target_table, write_kernel_tables
+from sdpo_bench.kernel_results import OPERATIONS as NAMES
+from sdpo_bench.provenance import code_version
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
+
+from benchmarks import _operations, _timing, conftest, test_kernels  # noqa: E402
+from benchmarks._operations import OPERATIONS, Case, Draw, check, poisoned, size  # noqa: E402
+
+CPU = torch.device("cpu")
+CASES = [Case(name, (4, 8, 8), 3, dtype, 6 if name == "anchor_similarity" else 0)
+         for name in OPERATIONS for dtype in ("float16", "bfloat16", "float32")]  # fmt: skip
+
+
+def ours(case: Case):
+    return partial(OPERATIONS[case.operation].ours, backend="torch")
+
+
+def test_tables_know_the_operations():
+    assert list(OPERATIONS) == list(NAMES)
+
+
+# Correctness before speed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_library_agrees_with_float64(case, monkeypatch):
+    inputs = OPERATIONS[case.operation].draw(Draw(case, CPU))
+    with poisoned():
+        outputs = ours(case)(*inputs)
+    errors = check(case, inputs, outputs)
+    assert len(errors) == len(outputs), "every output is compared"
+    monkeypatch.setattr(_operations, "CHUNK", 1)
+    assert check(case, inputs, outputs).keys() == errors.keys(), "compared row by row"
+    again = OPERATIONS[case.operation].draw(Draw(case, CPU))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, again, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_wrong_is_found(case):
+    """NaN, an entry never written, an entry a little off: in every output of every operation."""
+    inputs = OPERATIONS[case.operation].draw(Draw(case, CPU))
+    outputs = [t.clone() for t in ours(case)(*inputs)]
+    for i, output in enumerate(outputs):
+        spoilt = [t.clone() for t in outputs]
+        last = spoilt[i].reshape(-1)[-1:]
+        if output.dtype == torch.bool:
+            last.logical_not_()
+        elif output.dtype == torch.int64:
+            last.fill_(torch.iinfo(torch.int64).max)
+        else:
+            last += 0.02 * output.abs().max()
+        with pytest.raises(AssertionError):
+            check(case, inputs, spoilt)
+        if output.is_floating_point():
+            last.fill_(math.nan)
+            with pytest.raises(AssertionError):
+                check(case, inputs, spoilt)
+
+
+def test_memory_that_nothing_wrote_to_is_not_a_number():
+    with poisoned():
+        assert torch.empty(1000).isnan().all()
+        assert torch.empty_like(torch.zeros(1000, dtype=torch.bfloat16)).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_rivals_compute_the_same_and_compile_as_one_graph(name):
+    case = Case(name, (4, 8, 8), 3, "float16", 6 if name == "anchor_similarity" else 0)
+    operation = OPERATIONS[name]
+    inputs = operation.draw(Draw(case, CPU))
+    check(case, inputs, operation.drive(operation.plain)(*inputs), rival=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(operation.plain, fullgraph=True, dynamic=False, backend="aot_eager")
+    check(case, inputs, operation.drive(compiled)(*inputs), rival=True)
+    torch._dynamo.reset()
+
+
+def test_every_branch_of_the_losses_is_drawn():
+    for name in ("sdpo_loss_and_grad", "ppo_clip_loss_and_grad"):
+        case = Case(name, (4, 8, 8), 128, "float32")
+        result = ours(case)(*OPERATIONS[name].draw(Draw(case, CPU)))
+        assert 0.2 < result[2].float().mean() < 0.9, "clipped"
+        gradient = result[3].reshape(256, -1).abs().amax(1)
+        assert 0 < (gradient == 0).sum() < 256, "some gradients vanish"
+        assert gradient.median() > 1e-2, "far above what float16 can't hold"
+
+
+def test_least_traffic():
+    case = Case("sdpo_loss_and_grad", (4, 8, 8), 3, "float16")
+    inputs = OPERATIONS[case.operation].draw(Draw(case, CPU))
+    latents = 4 * case.elements * 2  # three read, one written
+    assert size([*inputs, *ours(case)(*inputs)]) == latents + 3 * (20 + 8 + 8 + 4) + 3 * (4 + 8 + 1)
+
+
+# The matrix -----------------------------------------------------------------------------------------------------
+
+
+def test_matrices():
+    small, core, full = (test_kernels.cases(name) for name in ("small", "core", "full"))
+    assert len(full) == 7 * 3 * 3 * 4 == len(set(full))
+    assert set(core) < set(full)
+    assert {case.operation for case in core} == {case.operation for case in small} == set(NAMES)
+    assert {case.steps for case in core} == {0, 4, 20, 50}
+    assert {(case.pairs, case.dtype) for case in core if case.shape == (4, 64, 64)} == {
+        (pairs, dtype) for pairs in (1, 8, 32, 128) for dtype in ("float16", "bfloat16", "float32")
+    }
+    assert len(core) < 120, "minutes"
+
+
+def test_what_does_not_fit_is_skipped():
+    timer = SimpleNamespace(sets=lambda size: 1, free=lambda: 80e9)
+    test_kernels.guard(Case("sdpo_loss_and_grad", (16, 128, 128), 128, "float32"), timer)
+    with pytest.raises(pytest.skip.Exception, match=r"needs about 94\.0 GB, more than 40% of the 80\.0 GB"):
+        test_kernels.guard(Case("anchor_similarity", (16, 128, 128), 128, "float32", 50), timer)
+
+
+# Clocks ---------------------------------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """Stands for torch.cuda: each call that it is told of takes a unit of device time; a graph keeps its calls."""
+
+    def __init__(self) -> None:
+        self.now, self.log, self.recording = 0.0, [], None
+
+    def work(self, name: str, ms: float) -> None:
+        if self.recording is not None:
+            self.recording.append((name, ms))
+        else:
+            self.log.append(name)
+            self.now += ms
+
+    def Event(self, enable_timing):
+        event = SimpleNamespace(at=None)
+        event.record = lambda: setattr(event, "at", self.now)
+        event.elapsed_time = lambda end: end.at - event.at
+        return event
+
+    def CUDAGraph(self):
+        graph = SimpleNamespace(nodes=[])
+        graph.replay = lambda: [self.work(*node) for node in graph.nodes]
+        return graph
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream):
+        assert self.log[-1].startswith("call"), "no warm-up on a side stream before the capture"
+        self.recording = graph.nodes
+        yield
+        self.recording = None
+
+    def Stream(self):
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    current_stream = Stream
+    stream = staticmethod(lambda stream: contextlib.nullcontext())
+
+    def current_device(self):
+        return 0
+
+    def synchronize(self):
+        self.log.append("wait")
+
+    def get_device_properties(self, device):
+        return SimpleNamespace(L2_cache_size=1000)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    buffer = SimpleNamespace(zero_=lambda: fake.work("flush", 100.0))
+    parts = {"device": lambda *_: CPU, "empty": lambda size, **_: vars(buffer).update(size=size) or buffer}
+    monkeypatch.setattr(_timing, "cuda", fake)
+    monkeypatch.setattr(_timing, "torch", SimpleNamespace(**vars(torch) | parts))
+    return fake
+
+
+def test_cuda_clocks(cuda):
+    timer = _timing.CudaTimer()
+    assert timer._flush.size == 2 * 1000
+    calls = [partial(cuda.work, f"call {i}", 0.5) for i in range(3)]
+    times = timer.measure(calls)
+    assert set(times) == {"call", "events", "graph"}
+    assert times["events"]["median"] == times["graph"]["median"] == 500.0, "microseconds; the flush is not counted"
+    log = [name for name in cuda.log if name != "wait"]
+    first = log.index("flush")
+    assert log[first : first + 6] == ["flush", "call 0", "flush", "call 1", "flush", "call 2"]
+    after = log[len(log) - log[::-1].index("flush") :]  # the last flush
+    assert after[1:4] == ["call 0", "call 1", "call 2"], "on the side stream"
+    assert after[4:10] == ["call 0", "call 1", "call 2"] * 2, "replayed"
+    assert set(after) == {"call 0", "call 1", "call 2"}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
+    """The CUDA timer and all rivals, on CPU tensors and a device clock that only ticks."""
+    event = cuda.Event
+
+    def ticking(enable_timing):
+        found = event(enable_timing)
+        found.record = lambda: setattr(found, "at", cuda.now) or cuda.work("tick", 0.1)
+        return found
+
+    monkeypatch.setattr(cuda, "Event", ticking)
+    monkeypatch.setattr(cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(_timing, "FEWEST", 2)
+    monkeypatch.setattr(_timing, "MOST", 3)
+    monkeypatch.setattr(test_kernels.torch, "compile",
+                        partial(lambda function, compile, **o: compile(function, backend="aot_eager", **o),
+                                compile=torch.compile))  # fmt: skip
+    timer = _timing.CudaTimer()
+    timer.backend, timer.free = "torch", lambda: 10**12
+    benchmark = SimpleNamespace(extra_info={}, pedantic=lambda function, rounds, warmup_rounds: function())
+    case = Case(name, (4, 8, 8), 2, "float16", 4 if name == "anchor_similarity" else 0)
+    test_kernels.test_kernel(benchmark, case, timer)
+    info = json.loads(json.dumps(benchmark.extra_info))
+    assert info["what"] == "kernel"
+    assert info["us"].keys() == info["gb_per_s"].keys() == {"call", "events", "graph"}
+    assert info["us"]["graph"].keys() == {"ours", "eager", "compile", "copy"}
+    assert info["speedup"]["events"].keys() == {"eager", "compile"}
+    assert len(frame([info])) == 3
+    assert target_table(frame([info]), "x").blocks
+    torch._dynamo.reset()
+
+
+def test_input_sets_exceed_the_cache(cuda):
+    timer = _timing.CudaTimer()
+    assert [timer.sets(size) for size in (1, 100, 999, 1000, 1500, 10**9)] == [512, 15, 2, 2, 1, 1]
+
+
+def test_host_clock():
+    timer = _timing.HostTimer()
+    calls = []
+    times = timer.measure([partial(calls.append, 0), partial(calls.append, 1)])
+    assert times["call"]["rounds"] == _timing.MOST
+    assert calls[:4] == [0, 1, 0, 0]
+    first = timer.copy(4096)
+    assert first["call"]["median"] > 0
+    assert timer.copy(4096) is first, "measured once"
+
+
+# The command ----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: object, where: Path = ROOT, script: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-c", script] if script else ["-m", "pytest"])]
+    options = ("benchmarks/test_kernels.py", "--benchmark-only", "--kernel-matrix", "small")
+    return subprocess.run(
+        [*command, *options, *map(str, arguments)], cwd=where, capture_output=True, text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_command_writes_a_record_of_which_tables_are_made(tmp_path):
+    done = run("-k", "gaussian_log_prob and float32", "--kernel-results", tmp_path / "results" / "kernels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert f"note: {CPU_NOTE}" in done.stdout
+    (path,) = (tmp_path / "results" / "kernels").glob("cpu-*/*.json")
+    commit = code_version()["commit"]
+    assert path.stem.startswith(commit[:12] if commit else "source-")
+    text = path.read_text()
+    for private in (socket.gethostname(), str(Path.home()), str(tmp_path), str(ROOT), sys.prefix):
+        assert private not in text
+    record = json.loads(text)
+    assert (record["failed"], record["skipped"]) == ([], {})
+    for entry in record["benchmarks"]:
+        info = entry["extra_info"]
+        assert info["what"] == CPU_NOTE
+        assert "data" not in entry["stats"]
+        assert entry["stats"]["rounds"] == 10
+        assert info["us"]["call"].keys() == {"ours", "eager", "copy"}
+        assert info["bytes"] == 3 * 2 * info["pairs"] * 4 * 64 * 64 * 4 + 2 * info["pairs"] * (20 + 4)
+
+    write_kernel_tables(path.parent)
+    assert f": {CPU_NOTE}\n" in (path.parent / "README.md").read_text()
+
+
+def test_a_record_is_not_replaced_unasked(tmp_path, monkeypatch):
+    made_by = {"device": "cpu: x", "commit": "a" * 40, "dirty": False, "sources": {"kernels": ""}}
+    monkeypatch.setattr(conftest, "collect", lambda config: made_by)
+    options = {"kernel_results": tmp_path, "kernel_force": False}
+    config = SimpleNamespace(getoption=options.get, option=SimpleNamespace(benchmark_json=None))
+    conftest.pytest_configure(config)
+    path = config.option.benchmark_json
+    assert path == tmp_path / "cpu-x" / "aaaaaaaaaaaa.json"
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(pytest.UsageError, match=r"aaaaaaaaaaaa\.json exists: .*--kernel-force"):
+        conftest.pytest_configure(config)
+    options["kernel_force"] = True
+    conftest.pytest_configure(config)
+
+
+WRONG = """
+import sys
+import pytest, sdpo_kernels
+
+right = sdpo_kernels.gaussian_log_prob
+sdpo_kernels.gaussian_log_prob = lambda *a, **k: right(*a, **k) * (1 + 1e-5)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_what_is_wrong_is_not_timed(tmp_path):
+    chosen = ("-k", "4x64x64-1-float32 and (gaussian or ddim)", "--kernel-results", tmp_path / "kernels")
+    done = run(*chosen, script=WRONG)
+    assert done.returncode == 1
+    assert re.search(r"gaussian_log_prob-4x64x64-1-float32: log_prob is off by \S+ of its largest entry", done.stdout)
+    (path,) = (tmp_path / "kernels").glob("cpu-*/*.json")
+    record = json.loads(path.read_text())
+    assert [entry["group"] for entry in record["benchmarks"]] == ["ddim_step"]
+    assert record["failed"] == ["test_kernel[gaussian_log_prob-4x64x64-1-float32]"]
+
+
+def test_the_public_interface_is_what_is_measured():
+    """The library's functions are called by their public names, so that the benchmark survives a rewrite."""
+    source = Path(_operations.__file__).read_text()
+    assert set(re.findall(r"sdpo_kernels\.(\w+)", source)) <= set(sdpo_kernels.__all__)
