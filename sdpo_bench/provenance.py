@@ -118,6 +118,6 @@ def collect(device: Any) -> dict[str, Any]:
         "versions": versions(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "backend": sdpo_kernels.resolve_backend(),
+        "backend": sdpo_kernels.resolve_backend(None, device),
         "command": command(),
     }

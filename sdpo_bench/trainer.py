@@ -21,7 +21,7 @@ from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
-from sdpo_bench.methods import StepLoss, build_method
+from sdpo_bench.methods import build_method
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
@@ -229,9 +229,10 @@ class Trainer:
                 advantages=advantages[pairs, :, steps],
                 reference_log_prob=None if reference is None else reference[pairs, :, steps],
             )
-            result: StepLoss = self.method.loss(self.predict(trajectory, pairs, steps), batch, **self.clips)
-            (result.loss.sum() / entries).backward()
-            parts.append((result.loss.detach(), result.clipped, result.log_prob.detach() - batch.old_log_prob))
+            output = self.predict(trajectory, pairs, steps)
+            result, grad = self.method.loss_and_grad(output.detach(), batch, grad_scale=1 / entries, **self.clips)
+            output.backward(grad)
+            parts.append((result.loss, result.clipped, result.log_prob - batch.old_log_prob))
         loss, clipped, log_ratio = (torch.cat(x) for x in zip(*parts, strict=True))
         return loss, clipped, log_ratio
 

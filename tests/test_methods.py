@@ -48,22 +48,34 @@ class Pairs:
     def loss(self, method, m=None):
         """Loss [P] of each pair, the mean over its steps for a method that works on single steps."""
         m = self.m if m is None else m
-        if method.whole_trajectory:
-            batch = TrajectoryBatch(self.old, self.advantages[..., -1], self.reference)
-            return method.loss(self.log_prob(m), batch, **CLIPS).loss
-        losses = []
-        for k in range(self.steps):
-            batch = StepBatch(
-                torch.full((len(m),), k),
-                self.x[:, :, k],
-                self.y[:, :, k],
-                ROW.expand(len(m), 5),
-                self.old[:, :, k],
-                self.advantages[:, :, k],
-                self.reference[:, :, k],
-            )
-            losses.append(method.loss(m[:, :, k], batch, **CLIPS).loss)
+        losses = [method.loss(output, batch, **CLIPS).loss for output, batch in self.batches(method, m)]
         return torch.stack(losses).mean(0)
+
+    def batches(self, method, m):
+        """What the method's loss takes: whole trajectories at once, or one step after the other."""
+        if method.whole_trajectory:
+            return [(self.log_prob(m), TrajectoryBatch(self.old, self.advantages[..., -1], self.reference))]
+        latents = [(m[:, :, k], self.x[:, :, k].contiguous(), self.y[:, :, k].contiguous()) for k in range(self.steps)]
+        rows = [[x[:, :, k] for x in (self.old, self.advantages, self.reference)] for k in range(self.steps)]
+        return [
+            (output, StepBatch(torch.full((len(m),), k), x, y, ROW.expand(len(m), 5), *rows[k]))
+            for k, (output, x, y) in enumerate(latents)
+        ]
+
+
+@every_method
+@pytest.mark.parametrize("log_ratio", [None, 2e-4, 5e-3, -5e-3])
+def test_loss_and_grad_is_the_loss_with_its_gradient(name, log_ratio):
+    """What the trainer calls against what the method's page says: fused and by autograd are the same."""
+    pairs, method = Pairs(log_ratio=log_ratio), build_method(name)
+    for output, batch in pairs.batches(method, pairs.m):
+        leaf = output.detach().clone().requires_grad_()
+        expected = method.loss(leaf, batch, **CLIPS)
+        (grad,) = torch.autograd.grad(0.3 * expected.loss.sum(), leaf)
+        result, fused = method.loss_and_grad(output, batch, grad_scale=0.3, **CLIPS)
+        assert torch.allclose(fused, grad, rtol=1e-12, atol=1e-15)
+        assert all(torch.equal(a, b.detach()) for a, b in zip(result, expected, strict=True))
+        assert not any(x.requires_grad for x in (*result, fused))
 
 
 @every_method

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
-_current = "auto"  # of the process, not of a thread: torch.compile can guard a global, but not a ContextVar
 
 try:
     import triton  # noqa: F401
@@ -20,15 +19,19 @@ else:
     HAVE_TRITON = True
 
 
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1), which takes tensors on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _checked(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     return name
+
+
+# Of the process, not of a thread: torch.compile can guard a global, but not a ContextVar.
+_current = _checked(os.environ.get("SDPO_KERNELS_BACKEND", "auto"))
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1), which takes tensors on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def resolve_backend(
@@ -36,9 +39,9 @@ def resolve_backend(
 ) -> str:
     """`torch` or `triton`: what an operation on tensors of this device and dtype uses.
 
-    `name`, or else the surrounding `backend(...)`, or else `auto`: Triton for CUDA tensors, PyTorch for others and
-    for float64. Raises where the choice can't run (ValueError; TypeError for float64; RuntimeError without
-    Triton) rather than running another one in its place.
+    `name`, or else the surrounding `backend(...)`, or else the environment's SDPO_KERNELS_BACKEND, or else `auto`:
+    Triton for CUDA tensors, PyTorch for others and for float64. Raises where the choice can't run (ValueError;
+    TypeError for float64; RuntimeError without Triton) rather than running another one in its place.
     """
     name = _checked(_current if name is None else name)
     device = torch.device(device)
@@ -46,7 +49,8 @@ def resolve_backend(
         return "torch"
     if not HAVE_TRITON:
         raise RuntimeError(
-            "Triton is not installed, which CUDA tensors use: pip install triton, or choose backend='torch'"
+            "Triton is not installed, which CUDA tensors use: pip install triton, or choose backend='torch' "
+            "(SDPO_KERNELS_BACKEND=torch in the environment)"
         )
     if device.type != "cuda" and not interpreted():
         raise ValueError(f"backend='triton' needs CUDA tensors, these are on {device}; choose 'auto' or 'torch'")

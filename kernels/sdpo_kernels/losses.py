@@ -46,9 +46,8 @@ def sdpo_reference(
     c = w * (near[:, 0] - near[:, 1]) - (A[:, 0] - A[:, 1])
     loss, gu, gc = larger(u.square(), c.square())
     inside = (D.abs() <= clip_range).to(D)
-    sign = torch.tensor([1.0, -1.0], dtype=D.dtype, device=D.device)
-    slope = 2 * w[:, None] * sign * ((gu * u)[:, None] + (gc * c)[:, None] * inside)
-    return loss, (D.abs() > clip_range).any(1), slope
+    by_first, by_second = (2 * w * (gu * u + gc * c * inside[:, i]) for i in (0, 1))
+    return loss, (D.abs() > clip_range).any(1), torch.stack([by_first, -by_second], 1)
 
 
 def ppo_reference(
@@ -145,12 +144,12 @@ def _sdpo_loss(
     """loss [P], log_prob [P, 2], clipped [P], slope [P, 2]."""
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
-        from sdpo_kernels import losses_triton
+        import sdpo_kernels.losses_triton as kernels
 
         arguments = (m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_clip)
-        return losses_triton.sdpo_loss(*arguments)
-    rows = (t.flatten(0, 1) for t in (m, x, prev))
-    log_prob = log_prob_reference(*rows, coefficients.repeat_interleave(2, 0)).reshape(m.shape[:2])
+        return kernels.sdpo_loss(*arguments)
+    rows = coefficients.repeat_interleave(2, 0)
+    log_prob = log_prob_reference(m.flatten(0, 1), x.flatten(0, 1), prev.flatten(0, 1), rows).reshape(m.shape[:2])
     loss, clipped, slope = sdpo_reference(log_prob, old, advantages, weight, clip_range, advantage_clip)
     return loss, log_prob, clipped, slope
 
@@ -169,10 +168,10 @@ def _sdpo_loss_and_grad(
     """loss [P], log_prob [P, 2], clipped [P], grad like m."""
     arguments = (m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_clip)
     if backend == "triton":
-        from sdpo_kernels import losses_triton
+        import sdpo_kernels.losses_triton as kernels
 
         _checks.coefficient_values(coefficients, stochastic=True)
-        return losses_triton.sdpo_loss_and_grad(*arguments, grad_scale)
+        return kernels.sdpo_loss_and_grad(*arguments, grad_scale)
     loss, log_prob, clipped, slope = _sdpo_loss(*arguments, backend)
     return loss, log_prob, clipped, log_prob_grad(grad_scale * slope, m, x, prev, coefficients, backend)
 
@@ -247,9 +246,9 @@ def _ppo_clip_loss(
     """loss, log_prob, clipped, slope, each [N]."""
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
-        from sdpo_kernels import losses_triton
+        import sdpo_kernels.losses_triton as kernels
 
-        return losses_triton.ppo_clip_loss(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip)
+        return kernels.ppo_clip_loss(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip)
     log_prob = log_prob_reference(m, x, prev, coefficients)
     loss, clipped, slope = ppo_reference(log_prob, old, advantages, clip_range, advantage_clip)
     return loss, log_prob, clipped, slope
@@ -269,10 +268,10 @@ def _ppo_clip_loss_and_grad(
     """loss, log_prob, clipped, each [N]; grad like m."""
     arguments = (m, x, prev, coefficients, old, advantages, clip_range, advantage_clip)
     if backend == "triton":
-        from sdpo_kernels import losses_triton
+        import sdpo_kernels.losses_triton as kernels
 
         _checks.coefficient_values(coefficients, stochastic=True)
-        return losses_triton.ppo_clip_loss_and_grad(*arguments, grad_scale)
+        return kernels.ppo_clip_loss_and_grad(*arguments, grad_scale)
     loss, log_prob, clipped, slope = _ppo_clip_loss(*arguments, backend)
     return loss, log_prob, clipped, log_prob_grad(grad_scale * slope, m, x, prev, coefficients, backend)
 

@@ -49,9 +49,9 @@ def anchor_similarity_reference(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, 
 @torch.library.custom_op("sdpo_kernels::anchor_similarity", mutates_args=())
 def _anchor_similarity(clean: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if backend == "triton":
-        from sdpo_kernels import similarity_triton
+        import sdpo_kernels.similarity_triton as kernels
 
-        return similarity_triton.anchor_similarity(clean)
+        return kernels.anchor_similarity(clean)
     return anchor_similarity_reference(clean)
 
 

@@ -72,13 +72,15 @@ def _ddim_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _checks.coefficient_values(coefficients, stochastic=False)
     if backend == "triton":
-        from sdpo_kernels import transition_triton
+        import sdpo_kernels.transition_triton as kernels
 
-        return transition_triton.ddim_step(m, x, coefficients, seeds, step, noise)
+        return kernels.ddim_step(m, x, coefficients, seeds, step, noise)
     dtype = sum_dtype(m, x, coefficients)
     a, b, c, d, sigma = columns(coefficients, x.ndim, dtype)
-    z = normal(seeds, x.shape[1:], step) if noise is None else noise
-    prev = (a * x.to(dtype) + b * m.to(dtype) + sigma * z.to(dtype)).to(x.dtype)
+    if noise is None:
+        assert seeds is not None
+        noise = normal(seeds, x.shape[1:], step)
+    prev = (a * x.to(dtype) + b * m.to(dtype) + sigma * noise.to(dtype)).to(x.dtype)
     clean = (c * x.to(dtype) + d * m.to(dtype)).to(x.dtype)
     return prev, clean, log_prob_reference(m, x, prev, coefficients)
 
@@ -137,9 +139,9 @@ def gaussian_log_prob(
 def _gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
-        from sdpo_kernels import transition_triton
+        import sdpo_kernels.transition_triton as kernels
 
-        return transition_triton.gaussian_log_prob(m, x, prev, coefficients)
+        return kernels.gaussian_log_prob(m, x, prev, coefficients)
     return log_prob_reference(m, x, prev, coefficients)
 
 
@@ -152,11 +154,12 @@ def _(m, x, prev, coefficients, backend):
 def log_prob_grad(slope: Tensor, m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
     """slope d rho / d m: latents [N, ...] with slope [N], or pairs [P, 2, ...] with slope [P, 2]."""
     if backend == "triton":
-        from sdpo_kernels import transition_triton
+        import sdpo_kernels.transition_triton as kernels
 
-        return transition_triton.log_prob_grad(slope, m, x, prev, coefficients)
-    rows = [t.flatten(0, slope.ndim - 1) for t in (slope, m, x, prev)]
-    grad = log_prob_grad_reference(*rows, coefficients.repeat_interleave(rows[0].numel() // len(coefficients), 0))
+        return kernels.log_prob_grad(slope, m, x, prev, coefficients)
+    lead = slope.ndim - 1
+    rows = coefficients.repeat_interleave(slope[0].numel(), 0)
+    grad = log_prob_grad_reference(slope.flatten(), m.flatten(0, lead), x.flatten(0, lead), prev.flatten(0, lead), rows)
     return grad.reshape(m.shape)
 
 

@@ -6,7 +6,8 @@ A method is a frozen dataclass of its options with
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
 - `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
 - `whole_trajectory` False: `loss(model_output [P, 2, C, H, W], StepBatch, *, clip_range, advantage_clip) -> StepLoss`;
-  `whole_trajectory` True: `loss(log_prob [P, 2, S], TrajectoryBatch, *, clip_range, advantage_clip) -> StepLoss`.
+  `whole_trajectory` True: `loss(log_prob [P, 2, S], TrajectoryBatch, *, clip_range, advantage_clip) -> StepLoss`;
+- `loss_and_grad`: what the trainer calls; by default it asks autograd, a fused kernel knows the gradient already.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +35,15 @@ class Method:
 
     def loss(self, output: Tensor, batch: Any, *, clip_range: float, advantage_clip: float) -> StepLoss:
         raise NotImplementedError
+
+    def loss_and_grad(
+        self, output: Tensor, batch: Any, *, grad_scale: float, **clips: Any
+    ) -> tuple[StepLoss, Tensor]:
+        """The loss, detached, and d sum(grad_scale * loss) / d output: by autograd, where a method knows no better."""
+        leaf = output.detach().requires_grad_()
+        result = self.loss(leaf, batch, **clips)
+        (grad,) = torch.autograd.grad(grad_scale * result.loss.sum(), leaf)
+        return StepLoss(*(x.detach() for x in result)), grad
 
 
 def pair_difference(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sdpo_kernels
 from torch import Tensor
@@ -21,16 +22,25 @@ class DDPO(Method):
     pairwise = False
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
-        pairs = output.shape[:2]
         result = sdpo_kernels.ppo_clip_loss(
-            output.flatten(0, 1),
-            batch.sample.flatten(0, 1),
-            batch.prev_sample.flatten(0, 1),
-            batch.coefficients.repeat_interleave(2, 0),
-            batch.old_log_prob.flatten(),
-            batch.advantages.flatten(),
-            clip_range=clip_range,
-            advantage_clip=advantage_clip,
+            output.flatten(0, 1), *self.arguments(batch), clip_range=clip_range, advantage_clip=advantage_clip
         )
-        loss, log_prob, clipped = (x.reshape(pairs) for x in result)
+        return self.of_pairs(result)
+
+    def loss_and_grad(
+        self, output: Tensor, batch: StepBatch, *, grad_scale: float, **clips: Any
+    ) -> tuple[StepLoss, Tensor]:
+        result, grad = sdpo_kernels.ppo_clip_loss_and_grad(
+            output.flatten(0, 1), *self.arguments(batch), grad_scale=grad_scale / 2, **clips
+        )
+        return self.of_pairs(result), grad.view_as(output)
+
+    def arguments(self, batch: StepBatch) -> tuple[Tensor, ...]:
+        """Of the pairs' samples, one after the other."""
+        latents = batch.sample.flatten(0, 1), batch.prev_sample.flatten(0, 1)
+        rows = batch.coefficients.repeat_interleave(2, 0)
+        return *latents, rows, batch.old_log_prob.flatten(), batch.advantages.flatten()
+
+    def of_pairs(self, result: tuple[Tensor, Tensor, Tensor]) -> StepLoss:
+        loss, log_prob, clipped = (x.unflatten(0, (-1, 2)) for x in result)
         return StepLoss(loss.mean(1), log_prob, clipped.any(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sdpo_kernels
 import torch
@@ -42,17 +43,15 @@ class SDPO(Method):
         return out
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
-        weight = torch.pow(self.step_discount, batch.step.to(batch.advantages)) / self.scale
+        arguments = self.arguments(batch)
         return StepLoss(
-            *sdpo_kernels.sdpo_loss(
-                output,
-                batch.sample,
-                batch.prev_sample,
-                batch.coefficients,
-                batch.old_log_prob,
-                batch.advantages,
-                weight,
-                clip_range=clip_range,
-                advantage_clip=advantage_clip,
-            )
+            *sdpo_kernels.sdpo_loss(output, *arguments, clip_range=clip_range, advantage_clip=advantage_clip)
         )
+
+    def loss_and_grad(self, output: Tensor, batch: StepBatch, **options: Any) -> tuple[StepLoss, Tensor]:
+        result, grad = sdpo_kernels.sdpo_loss_and_grad(output, *self.arguments(batch), **options)
+        return StepLoss(*result), grad
+
+    def arguments(self, batch: StepBatch) -> tuple[Tensor, ...]:
+        weight = torch.pow(self.step_discount, batch.step.to(batch.advantages)) / self.scale
+        return batch.sample, batch.prev_sample, batch.coefficients, batch.old_log_prob, batch.advantages, weight

@@ -121,7 +121,11 @@ class StableDiffusionPolicy:
     def predict(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """The UNet's output [N, C, H, W] for latents [N, C, H, W], timesteps [N], embeddings [N, L, D]."""
         self.evaluations += len(latents)
-        return self._in_chunks(lambda x, t, c: self.unet(x, t, c, return_dict=False)[0], latents, timesteps, embeddings)
+        
+        def output(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return self.unet(x, t, c, return_dict=False)[0].contiguous()  # the kernels read whole samples
+
+        return self._in_chunks(output, latents, timesteps, embeddings)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -76,5 +76,17 @@ def test_errors_name_the_argument():
         ddim_step(m, x, rows, seeds=torch.zeros(3))
     with pytest.raises(ValueError, match="sigma <= 0"):
         gaussian_log_prob(m, x, z, rows * torch.tensor([1, 1, 1, 1, 0]))
-    with pytest.raises(ValueError, match="backend='triton' is not available"):
-        ddim_step(m, x, rows, noise=z, backend="triton")
+    with pytest.raises(ValueError, match=r"noise has shape \(3, 4\)"):
+        ddim_step(m, x, rows, noise=z[:, 0])
+    with pytest.raises(ValueError, match="step is -1"):
+        ddim_step(m, x, rows, seeds=torch.arange(3), step=-1)
+    with pytest.raises(ValueError, match=r"sample has strides.*contiguous"):
+        ddim_step(m, x.transpose(1, 2), rows, noise=z)
+    with pytest.raises(ValueError, match="holds nothing"):
+        ddim_step(m[:0], x[:0], rows[:0], noise=z[:0])
+    with pytest.raises(ValueError, match="prev_sample requires a gradient"):
+        gaussian_log_prob(m, x, z.clone().requires_grad_(), rows)
+    with pytest.raises(ValueError, match="coefficients is on meta"):
+        ddim_step(m, x, rows.to("meta"), noise=z)
+    with pytest.raises(ValueError, match="sample is on meta; expected model_output's device cpu"):
+        ddim_step(m, x.to("meta"), rows, noise=z)
