@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ ROOT = Path(__file__).parent
 # One environment for all sessions: PyTorch, above all with CUDA, is too large to install for each of them.
 ENVIRONMENT = ROOT / ".nox" / f"project-{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON = str(ENVIRONMENT / "bin" / "python")
+TRITON = sys.platform == "linux"
 
 
 def install(session: nox.Session, extra: str = "") -> None:
@@ -34,9 +34,19 @@ def install(session: nox.Session, extra: str = "") -> None:
         (ENVIRONMENT / f".installed-{extra}").write_text(state)
 
 
-def python(session: nox.Session, *arguments: str, threads: int | None = None) -> None:
-    env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+def python(session: nox.Session, *arguments: str, threads: int | None = None, **env: str) -> None:
+    env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     session.run(PYTHON, *arguments, external=True, env=env)
+
+
+def run_kernel_tests(session: nox.Session, mode: str, *arguments: str) -> None:
+    """The tests of one mode (tests/kernels/conftest.py), in a process of their own."""
+    files = {"interpreter": ["test_kernels.py"], "compiler": ["test_compiled.py"]}
+    paths = [f"tests/kernels/{name}" for name in files.get(mode, ["test_kernels.py", "test_gpu.py"])]
+    env = {"SDPO_KERNELS_TESTS": mode, "TRITON_CACHE_DIR": str(ENVIRONMENT / "triton")}
+    if mode == "interpreter":
+        env["TRITON_INTERPRET"] = "1"
+    python(session, "-m", "pytest", *paths, *arguments, threads=1, **env)
 
 
 @nox.session(venv_backend="none")
@@ -48,9 +58,23 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The tests, without a GPU: `nox -s tests -- tests/test_cli.py -k doctor`."""
+    """All tests, without a GPU; or some: `nox -s tests -- tests/test_cli.py -k doctor`."""
     install(session, "dev")
     python(session, "-m", "pytest", *session.posargs, threads=1)
+    if not session.posargs and TRITON:
+        run_kernel_tests(session, "interpreter")
+        run_kernel_tests(session, "compiler")
+
+
+@nox.session(venv_backend="none")
+def kernels(session: nox.Session) -> None:
+    """The Triton kernels: interpreted, and compiled for GPUs of three generations; `-- --gpu` runs them on this one."""
+    if not TRITON:
+        session.skip("Triton exists for Linux only")
+    install(session, "dev")
+    arguments = [argument for argument in session.posargs if argument != "--gpu"]
+    for mode in ["gpu"] if "--gpu" in session.posargs else ["interpreter", "compiler"]:
+        run_kernel_tests(session, mode, *arguments)
 
 
 @nox.session(venv_backend="none")
@@ -77,7 +101,7 @@ def tables(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The operations' speed, into results/kernels/<device>/<commit>.json: `-- --kernel-matrix full --kernel-force`."""
-    install(session, "dev,gpu" if shutil.which("nvidia-smi") else "dev")
+    install(session, "dev")
     arguments = ("benchmarks", "--benchmark-only", "--kernel-results", "results/kernels", *session.posargs)
     python(session, "-m", "pytest", *arguments, threads=1)
 

@@ -60,12 +60,12 @@ def load(pointer, offsets, E: tl.constexpr):
 
 @triton.jit
 def residual(m_ptr, x_ptr, prev_ptr, coefficients, offsets, E: tl.constexpr):
-    """r = prev - (a x + b m), 0 beyond the sample's end."""
+    """r = prev - (a x + b m); 0 beyond the sample's end, where all three are loaded as 0."""
     a = tl.load(coefficients)
     b = tl.load(coefficients + 1)
     m = load(m_ptr, offsets, E)
     x = load(x_ptr, offsets, E)
-    return tl.where(offsets < E, load(prev_ptr, offsets, E) - tl.fma(b, m, a * x), 0.0)
+    return load(prev_ptr, offsets, E) - tl.fma(b, m, a * x)
 
 
 @triton.jit

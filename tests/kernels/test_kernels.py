@@ -26,7 +26,7 @@ from sdpo_kernels import (
     sdpo_loss,
     sdpo_loss_and_grad,
 )
-from sdpo_kernels.philox_triton import cos_sin_of_turns, log
+from sdpo_kernels.philox_triton import box_muller
 from sdpo_kernels.transition_triton import SINGLE
 
 DEVICE = "cuda" if os.environ["SDPO_KERNELS_TESTS"] == "gpu" else "cpu"
@@ -111,28 +111,25 @@ def test_noise_is_philox_normal(dtype):
 
 
 @triton.jit
-def box_muller_parts(u_ptr, log_ptr, cos_ptr, sin_ptr, SIZE: tl.constexpr):
+def box_muller_kernel(word_ptr, angle_ptr, cosine_ptr, sine_ptr, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
-    u = tl.load(u_ptr + i)
-    c, s = cos_sin_of_turns(u)
-    tl.store(log_ptr + i, log(u))
-    tl.store(cos_ptr + i, c)
-    tl.store(sin_ptr + i, s)
+    c, s = box_muller(tl.load(word_ptr + i).to(tl.uint32), tl.load(angle_ptr + i).to(tl.uint32))
+    tl.store(cosine_ptr + i, c)
+    tl.store(sine_ptr + i, s)
 
 
-def test_extreme_uniforms():
-    """log and Box-Muller at the ends of (0, 1]: no NaN, no infinity."""
-    low = torch.arange(1, 2049)
-    spread = torch.linspace(1, 2**24, 4096).long()
-    u = (torch.cat([low, 2**24 + 1 - low, spread]) / 2**24).float()
-    logs, cosines, sines = (torch.empty_like(u, device=DEVICE) for _ in range(3))
-    box_muller_parts[(1,)](u.to(DEVICE), logs, cosines, sines, len(u))
-    assert torch.isfinite(logs).all()
-    assert (logs.cpu() <= 0).all()
-    exact = u.double().log()
-    assert ((logs.cpu() - exact).abs() <= 4e-7 * exact.abs()).all()
-    close(cosines, torch.cos(2 * math.pi * u.double()), 5e-7)
-    close(sines, torch.sin(2 * math.pi * u.double()), 5e-7)
+def test_extreme_words():
+    """Box-Muller at both ends of the uniforms, and around the angles where its polynomials meet."""
+    ends = torch.cat([torch.arange(1024), 2**24 - 1 - torch.arange(1024), torch.linspace(0, 2**24 - 1, 2048).long()])
+    meets = torch.cat([k * 2**22 - 256 + torch.arange(512) for k in range(1, 4)] + [ends[:512]])
+    words, angles = ends, meets.repeat(2)
+    cosine, sine = (torch.empty(4096, device=DEVICE) for _ in range(2))
+    box_muller_kernel[(1,)]((words << 8).to(DEVICE), (angles << 8 | 255).to(DEVICE), cosine, sine, 4096)
+    radius = (-2 * ((words + 1) / 2**24).double().log()).sqrt()
+    turn = 2 * math.pi * ((angles + 1) / 2**24).double()
+    for ours, exact in ((cosine, turn.cos()), (sine, turn.sin())):
+        assert torch.isfinite(ours).all()
+        assert ((ours.double().cpu() - radius * exact).abs() <= 3e-7 * radius).all()
 
 
 def test_rows_do_not_depend_on_the_batch():
@@ -378,6 +375,14 @@ def test_anchor_of_ties_views_and_nan():
     assert result.anchor_index.tolist() == [1, 3, 1]
     assert result.first.isnan().tolist()[1] == [False, False, False, True, False]
     assert not result.first[[0, 2]].isnan().any()
+
+
+def test_anchor_is_never_the_first_or_last_step():
+    """Not where it lies between two ends that are less similar to each other than it is to them."""
+    first, last = torch.eye(2, 64, device=DEVICE)
+    for middle in ([first + last], [first + last, first + 2 * last], [2 * first + last, first + last]):
+        clean = torch.stack([first, *middle, last])[None]
+        assert 1 <= anchor_similarity(clean).anchor_index.item() <= len(middle)
 
 
 def test_more_steps_than_the_kernel_takes():
