@@ -1,7 +1,8 @@
 """The rewards: one file each, found by looking through this folder, loaded on demand.
 
 A reward is a class with `name`, `title`, `licence`, `revision`, `scale`; called with pictures float [N, 3, H, W] in
-0..1 and N prompts it gives float32 [N], the higher the better.
+0..1 and N prompts it gives float32 [N], the higher the better. `REWARDS` need nothing but this package; `PRETRAINED`
+read published weights when constructed (docs/rewards.md), and import transformers only then.
 """
 
 from __future__ import annotations
@@ -9,21 +10,63 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from sdpo_bench.errors import choose
-from sdpo_bench.rewards.base import Reward
+import torch
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.rewards._spec import Term, parse
+from sdpo_bench.rewards._weights import MissingWeights
+from sdpo_bench.rewards.base import Pretrained, Reward, WeightedSum
 
 REWARDS: dict[str, type[Reward]] = {}
+PRETRAINED: dict[str, type[Pretrained]] = {}
 for _info in pkgutil.iter_modules(__path__):
     _module = importlib.import_module(f"{__name__}.{_info.name}")
     for _value in vars(_module).values():
         if isinstance(_value, type) and issubclass(_value, Reward) and "name" in vars(_value):
-            REWARDS[_value.name] = _value
+            if issubclass(_value, Pretrained):
+                PRETRAINED[_value.name] = _value
+            else:
+                REWARDS[_value.name] = _value
 REWARDS = dict(sorted(REWARDS.items()))
+PRETRAINED = dict(sorted(PRETRAINED.items()))
 
 
-def load_reward(name: str) -> Reward:
-    """The reward `name`; UserError lists the valid ones, or says what it lacks."""
-    return REWARDS[choose("reward", name, REWARDS)]()
+def load_reward(
+    spec: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, batch_size: int = 32
+) -> Reward:
+    """The reward of a spec such as `alignment`, `hpsv2.1`, `imagereward:published`, `pickscore@REVISION`,
+    `0.5*pickscore+0.5*aesthetic`. Its `name` is the spec in one spelling, for records.
+
+    Device, dtype (float16 or float32) and batch size (pictures in one forward pass) are for networks with published
+    weights; the others ignore them. UserError lists the valid names, or says what is lacking and where to get it."""
+    terms = parse(spec)
+    for term in terms:
+        _check(term)
+    rewards: list[Reward] = []
+    for term in terms:
+        if term.name in REWARDS:
+            rewards.append(REWARDS[term.name]())
+            continue
+        cls, published, revision = PRETRAINED[term.name], term.published, term.revision
+        try:
+            rewards.append(
+                cls(published=published, revision=revision, device=device, dtype=dtype, batch_size=batch_size)
+            )
+        except MissingWeights as error:
+            raise UserError(f"{error}. Rewards that need no weights: {', '.join(REWARDS)}") from error
+    if len(terms) == 1 and terms[0].weight == 1:
+        return rewards[0]
+    return WeightedSum(list(zip(terms, rewards, strict=True)))
 
 
-__all__ = ["REWARDS", "Reward", "load_reward"]
+def _check(term: Term) -> None:
+    if term.name not in REWARDS and term.name not in PRETRAINED:
+        raise UserError(
+            f"unknown reward {term.name!r}; choose one of: {', '.join(REWARDS)}; or with published weights: "
+            f"{', '.join(PRETRAINED)}"
+        )
+    if term.name in REWARDS and (term.published or term.revision):
+        raise UserError(f"reward {term.name} has one scale and no revisions to choose from; write {term.name}")
+
+
+__all__ = ["PRETRAINED", "REWARDS", "Reward", "load_reward"]

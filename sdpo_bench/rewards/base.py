@@ -1,21 +1,34 @@
-"""What every reward has in common."""
+"""What rewards have in common."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.rewards._pixels import preprocess, to_uint8
+from sdpo_bench.rewards._spec import Term
+from sdpo_bench.rewards._weights import Source, build, mlp, read
+
+__all__ = ["Pretrained", "Reward", "WeightedSum", "to_uint8"]
 
 
 class Reward:
     """See the package's docstring."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    licence: ClassVar[str]
-    revision: ClassVar[str]
-    scale: ClassVar[str]
+    name: str
+    title: str
+    licence: str
+    revision: str
+    scale: str
+
+    @property
+    def weights_sha256(self) -> dict[str, str]:
+        """SHA-256 of every file of weights that was really read, by repository/file; none for computed rewards."""
+        return {}
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raises UserError for prompts that this reward can't score, before a run begins; by default it can."""
@@ -24,6 +37,112 @@ class Reward:
         raise NotImplementedError
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Pictures as a file would hold them: float [N, 3, H, W] in 0..1 to uint8."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+class Pretrained(Reward):
+    """A published network. Its weights are found or fetched, and read, when it is constructed.
+
+    A subclass gives `sources` (the first one holds the reward's own weights), `load` and `score`, and, where the
+    published scale is another one than the score that SDPO's code optimises, `published_scale` and `publish`.
+    """
+
+    sources: tuple[Source, ...]
+    published_scale: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "sources" in vars(cls):
+            cls.revision = ", ".join(f"{source.repo}@{source.revision}" for source in cls.sources)
+
+    def __init__(
+        self,
+        *,
+        published: bool = False,
+        revision: str = "",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+    ) -> None:
+        """`dtype` is the networks'; heads and cosines are float32 always. `batch_size` bounds memory, and on a CPU
+        may change the last digit of a score. UserError for what can't be had here."""
+        if dtype not in (torch.float16, torch.float32):
+            raise UserError(f"reward {self.name}: {dtype} is not supported; expected torch.float16 or torch.float32")
+        if batch_size < 1:
+            raise UserError(f"reward {self.name}: batch size {batch_size}; expected at least 1")
+        self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"reward {self.name}: torch finds no CUDA device here; use cpu")
+        if revision:  # its digests are not known
+            own, *others = self.sources
+            self.sources = (replace(own, revision=revision, sha256={}), *others)
+        self.revision = ", ".join(map(str, self.sources))
+        self.published = published and bool(self.published_scale)
+        self.name = Term(self.name, revision=revision, published=published).label
+        if self.published:
+            self.title, self.scale = f"{self.title} (published scale)", self.published_scale
+        self._sha256: dict[str, str] = {}
+        try:
+            self.load()
+        except UserError as error:
+            raise type(error)(f"reward {self.name}: {error}") from error
+
+    @property
+    def weights_sha256(self) -> dict[str, str]:
+        return dict(self._sha256)
+
+    def load(self) -> None:
+        """Reads the weights, with `tensors`, `network` and `head`."""
+        raise NotImplementedError
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Preprocessed pictures [n, 3, 224, 224] of the networks' dtype, on the device, to [n], n <= batch_size."""
+        raise NotImplementedError
+
+    def publish(self, score: Tensor) -> Tensor:
+        """The score [N] on the published scale."""
+        return score
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} pictures, but {len(prompts)} prompts")
+        scores = [torch.zeros(0)]
+        for i in range(0, len(prompts), self.batch_size):
+            chunk = images[i : i + self.batch_size].to(self.device)
+            score = self.score(preprocess(chunk).to(self.dtype), prompts[i : i + self.batch_size]).float()
+            # 8 bits can't hold NaN: without this a diverged model's pictures would get the score of a black one.
+            scores.append(torch.where(chunk.isnan().flatten(1).any(1), torch.nan, score).cpu())
+        score = torch.cat(scores)
+        return self.publish(score) if self.published else score
+
+    def tensors(self, source: Source, name: str) -> dict[str, Tensor]:
+        state, self._sha256[f"{source.repo}/{name}"] = read(source, name)
+        return state
+
+    def network(self, cls: Any, config: Any, state: dict[str, Tensor], **options: Any) -> Any:
+        return build(cls, config, state, device=self.device, dtype=self.dtype, **options)
+
+    def head(self, state: dict[str, Tensor]) -> torch.nn.Sequential:
+        return mlp(state, self.device)
+
+
+class WeightedSum(Reward):
+    """A weighted sum of rewards; NaN if one of them is NaN."""
+
+    def __init__(self, terms: list[tuple[Term, Reward]]) -> None:
+        self.terms = [(term.weight, reward) for term, reward in terms]
+        rewards = [reward for _, reward in terms]
+        self.name = "+".join(str(term) for term, _ in terms)
+        self.title = " + ".join(f"{weight:g} {reward.title}" for weight, reward in self.terms)
+        self.licence = "; ".join(dict.fromkeys(reward.licence for reward in rewards))
+        self.revision = "; ".join(reward.revision for reward in rewards)
+        self.scale = "weighted sum of: " + "; ".join(f"{reward.title}, {reward.scale}" for reward in rewards)
+
+    @property
+    def weights_sha256(self) -> dict[str, str]:
+        return {key: value for _, reward in self.terms for key, value in reward.weights_sha256.items()}
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        for _, reward in self.terms:
+            reward.check_prompts(prompts)
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.stack([weight * reward(images, prompts) for weight, reward in self.terms]).sum(0)
