@@ -82,8 +82,8 @@ def shape(elements: int, steps: int, item: int) -> dict[str, int]:
     """How a sample of K steps, E elements of `item` bytes each, is divided: by its own size alone."""
     width = triton.next_power_of_2(steps)
     rows = max(16, width)
-    # About 32 KiB of fp16 a part: enough to hide that its Gram matrix is written, few enough to fill the device.
-    length = max(64, 16384 // rows)
+    # A part's Gram matrix is written and read again: so that this is a tenth of its latents at most.
+    length = max(1024, 32 * rows)
     return {
         "K": steps,
         "STEPS": width,
