@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,7 @@ from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
 
-try:
-    import triton  # noqa: F401
-except ImportError:
-    HAVE_TRITON = False
-else:
-    HAVE_TRITON = True
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _checked(name: str) -> str:

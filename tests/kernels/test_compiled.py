@@ -47,13 +47,20 @@ def cases() -> dict[str, tuple[Any, dict[str, Any], dict[str, int]]]:
                 found[f"{which}, grad {grad}, {name}"] = (kernel, tiling | width | warps | {"GRAD": grad}, accesses)
         if not one:
             found[f"finish, {name}"] = (transition_triton.finish_kernel, tiling | width | warps, {})
-    for steps in (4, 20, 50, 128):
+    for steps in (4, 50, 128):
         found[f"gram, {steps} steps"] = (similarity_triton.gram_kernel, {"E": SMALL, "K": steps}, {})
         found[f"cosines, {steps} steps"] = (similarity_triton.cosines_kernel, {"E": SMALL, "K": steps}, {})
     return found
 
 
 CASES = cases()
+# Kernels that read sums, not latents, are the same for every dtype of latents.
+MACHINE_CODE = [
+    (case, dtype)
+    for case, (_, _, accesses) in CASES.items()
+    for dtype in DTYPES
+    if accesses or case.startswith("gram") or dtype == "fp32"
+]
 
 
 @functools.cache
@@ -100,8 +107,7 @@ def tool(name: str, *arguments: str, cubin: bytes, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), MACHINE_CODE)
 def test_machine_code(case, dtype, architecture, tmp_path):
     """No stack, no spills; all access to latents is 16 bytes wide, and there is no more of it than there must be."""
     cubin = compiled(case, dtype, architecture).asm["cubin"]
