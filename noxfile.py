@@ -40,7 +40,7 @@ def python(session: nox.Session, *arguments: str, threads: int | None = None, **
 
 
 def run_kernel_tests(session: nox.Session, mode: str, *arguments: str) -> None:
-    """The tests of one mode (tests/kernels/conftest.py), in a process of their own."""
+    """The tests of one mode (tests/conftest.py), in a process of their own."""
     files = {"interpreter": ["test_kernels.py"], "compiler": ["test_compiled.py"]}
     paths = [f"tests/kernels/{name}" for name in files.get(mode, ["test_kernels.py", "test_gpu.py"])]
     env = {"SDPO_KERNELS_TESTS": mode, "TRITON_CACHE_DIR": str(ENVIRONMENT / "triton")}

@@ -14,6 +14,16 @@ import torch
 
 torch.set_num_threads(1)
 
+# The Triton kernels' tests need a mode of Triton's, so each mode has a process of its own, which `nox -s kernels` starts:
+# SDPO_KERNELS_TESTS is `interpreter` (with TRITON_INTERPRET=1), `compiler` or `gpu`.
+KERNELS = {
+    "interpreter": {"test_kernels.py"},
+    "compiler": {"test_compiled.py"},
+    "gpu": {"test_kernels.py", "test_gpu.py"},
+}
+_chosen = KERNELS.get(os.environ.get("SDPO_KERNELS_TESTS", ""), set())
+collect_ignore = [f"kernels/{name}" for name in sorted(set.union(*KERNELS.values()) - _chosen)]
+
 
 def write_tokenizer(folder: Path, length: int = 16) -> None:
     """A CLIP tokenizer without merges: characters, and characters that end a word. Loaded from its folder, since

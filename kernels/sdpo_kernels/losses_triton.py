@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sdpo_kernels.losses import LOG_RATIO_BOUND
 from sdpo_kernels.transition_triton import (
+    aligned,
+    elements,
     grad_factor,
     launch,
     log_prob,
@@ -79,19 +81,20 @@ def store_grad(pointer, row, factor, r, offsets, E: tl.constexpr):
     tl.store(pointer + row * E + offsets, (factor * r).to(pointer.dtype.element_ty), mask=offsets < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def sdpo_kernel(
     m_ptr, x_ptr, prev_ptr, coefficients_ptr, sums_ptr, old_ptr, advantages_ptr, weight_ptr,
     loss_ptr, log_prob_ptr, clipped_ptr, slope_ptr, grad_ptr, clip_range, advantage_clip, scale,
-    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride,
-    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
+    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride, one,
+    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    GRAD: tl.constexpr,
 ):  # fmt: skip
     """A program a pair. Several tiles: from their sums. One tile: from the latents; with GRAD the gradient too."""
     pair = tl.program_id(0).to(tl.int64)
     coefficients = coefficients_ptr + pair * coefficients_stride
     sigma = tl.load(coefficients + 4)
     if BLOCKS == 1:
-        offsets = tl.arange(0, BLOCK)
+        offsets = elements(0, one, BLOCK, VECTOR)
         first = residual(m_ptr + pair * m_outer, x_ptr + pair * x_outer, prev_ptr + pair * prev_outer,
                          coefficients, offsets, E)  # fmt: skip
         total1 = tl.sum(first * first, axis=0)
@@ -117,18 +120,19 @@ def sdpo_kernel(
         store_grad(grad_ptr, 2 * pair + 1, grad_factor(scale * slope2, coefficients, E), second, offsets, E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def ppo_kernel(
     m_ptr, x_ptr, prev_ptr, coefficients_ptr, sums_ptr, old_ptr, advantages_ptr,
     loss_ptr, log_prob_ptr, clipped_ptr, slope_ptr, grad_ptr, clip_range, advantage_clip, scale,
-    m_stride, x_stride, prev_stride, coefficients_stride,
-    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, GRAD: tl.constexpr,
+    m_stride, x_stride, prev_stride, coefficients_stride, one,
+    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    GRAD: tl.constexpr,
 ):  # fmt: skip
     """A program a sample, as sdpo_kernel does a pair."""
     row = tl.program_id(0).to(tl.int64)
     coefficients = coefficients_ptr + row * coefficients_stride
     if BLOCKS == 1:
-        offsets = tl.arange(0, BLOCK)
+        offsets = elements(0, one, BLOCK, VECTOR)
         r = residual(m_ptr + row * m_stride, x_ptr + row * x_stride, prev_ptr + row * prev_stride,
                      coefficients, offsets, E)  # fmt: skip
         total = tl.sum(r * r, axis=0)
@@ -153,6 +157,7 @@ def run(kernel, tensors, scalars, per_loss, grad_scale: float | None):
     coefficients, lead = table(coefficients), per_loss
     vectors = [v.float().contiguous() for v in vectors]
     tiling = tiles(m[(0,) * lead].numel())
+    m, x, prev = (aligned(t, lead) for t in (m, x, prev))
     single = tiling["BLOCKS"] == 1
     log_prob = m.new_empty(m.shape[:lead], dtype=torch.float32)
     slope, loss = torch.empty_like(log_prob), log_prob.new_empty(len(m))
@@ -164,9 +169,8 @@ def run(kernel, tensors, scalars, per_loss, grad_scale: float | None):
     launch(
         kernel, len(m), m.device,
         m, x, prev, coefficients, sums, *vectors, loss, log_prob, clipped, slope, grad,
-        *scalars, 1.0 if grad_scale is None else grad_scale, *places, coefficients.stride(0),
-        WIDTH=triton.next_power_of_2(tiling["BLOCKS"]), GRAD=want_here,
-        **(tiling if single else tiling | {"num_warps": 1}),
+        *scalars, 1.0 if grad_scale is None else grad_scale, *places, coefficients.stride(0), 1,
+        GRAD=want_here, **(tiling if single else tiling | {"num_warps": 1}),
     )  # fmt: skip
     if grad_scale is not None and not single:
         grad = log_prob_grad(slope, m, x, prev, coefficients, grad_scale)

@@ -85,17 +85,20 @@ def four_normals(block, step, k0, k1):
 
 
 @triton.jit
-def normal(seed, step, first, BLOCK: tl.constexpr, EIGHT: tl.constexpr):
+def normal(seed, step, offsets, first, BLOCK: tl.constexpr, TOGETHER: tl.constexpr):
     """Elements first, ..., first + BLOCK - 1 of philox.normal's row, float32 [BLOCK]; `first` is a multiple of 8.
 
-    EIGHT arranges them eight to a thread, as 16-byte accesses of 16-bit latents do, and not four: so the noise is
-    born in the registers where it is added.
+    TOGETHER, 8 or 4, arranges neighbours in a thread as 16-byte accesses of 16-bit or 32-bit latents do, so that the
+    noise is born in the registers where it is added. 1: each element by itself, wherever `offsets` lie; it draws four.
     """
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     step = step.to(tl.uint32)
+    if TOGETHER == 1:
+        z0, z1, z2, z3 = four_normals((offsets // 4).to(tl.uint32), step, k0, k1)
+        return tl.where(offsets % 2 == 0, tl.where(offsets % 4 == 0, z0, z2), tl.where(offsets % 4 == 1, z1, z3))
     # join(join(a, c), join(b, d)) read row by row is a, b, c, d.
-    if EIGHT:
+    if TOGETHER == 8:
         block = (first // 4 + 2 * tl.arange(0, BLOCK // 8)).to(tl.uint32)
         z0, z1, z2, z3 = four_normals(block, step, k0, k1)
         z4, z5, z6, z7 = four_normals(block + 1, step, k0, k1)

@@ -27,10 +27,23 @@ OPTIONS = {"enable_fp_fusion": False}
 
 
 def tiles(elements: int) -> dict[str, int]:
-    """E elements a sample as BLOCKS tiles of BLOCK elements, for programs of `num_warps` warps."""
+    """E elements a sample as BLOCKS tiles of BLOCK elements, for programs of `num_warps` warps.
+
+    WIDTH is BLOCKS rounded up to a power of two. VECTOR: all threads access 16 bytes at a time, in all kernels, or
+    one element at a time. The compiler's own choice would differ between kernels, and so would the order of sums.
+    """
     block = max(128, triton.next_power_of_2(elements)) if elements <= SINGLE else TILE
-    warps = max(1, block // (32 * PER_THREAD))
-    return {"E": elements, "BLOCK": block, "BLOCKS": triton.cdiv(elements, block), "num_warps": warps, **OPTIONS}
+    blocks = triton.cdiv(elements, block)
+    width, warps = triton.next_power_of_2(blocks), max(1, block // (32 * PER_THREAD))
+    sizes = {"E": elements, "BLOCK": block, "BLOCKS": blocks, "WIDTH": width, "VECTOR": elements % 16 == 0}
+    return sizes | {"num_warps": warps} | OPTIONS
+
+
+def aligned(t: Tensor, lead: int) -> Tensor:
+    """`t`, or a copy of it where its samples could not be read 16 bytes at a time though their size would allow it."""
+    if t[(0,) * lead].numel() % 16 or (t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:lead])):
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def strides(t: Tensor, lead: int) -> tuple[int, int]:
@@ -45,6 +58,15 @@ def strides(t: Tensor, lead: int) -> tuple[int, int]:
 def place(program, BLOCKS: tl.constexpr):
     """Row (int64: offsets can pass 2^31) and tile of a program; a row's tiles are neighbours."""
     return (program // BLOCKS).to(tl.int64), program % BLOCKS
+
+
+@triton.jit
+def elements(tile, one, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    """Offsets of a tile's elements. Times a 1 that the compiler can't see, neighbours are no neighbours to it."""
+    offsets = tl.arange(0, BLOCK)
+    if not VECTOR:
+        offsets *= one
+    return tile * BLOCK + offsets
 
 
 @triton.jit
@@ -76,23 +98,25 @@ def log_prob(total, sigma, E: tl.constexpr):
 
 @triton.jit
 def sum_of_tiles(sums_ptr, row, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Adds up what the tiles of a sample stored."""
+    """Adds up what the tiles of a sample stored, in rows of WIDTH: aligned alike for every row."""
     tile = tl.arange(0, WIDTH)
-    return tl.sum(tl.load(sums_ptr + row * BLOCKS + tile, mask=tile < BLOCKS, other=0.0), axis=0)
+    return tl.sum(tl.load(sums_ptr + row * WIDTH + tile, mask=tile < BLOCKS, other=0.0), axis=0)
 
 
 # Kernels
 
 
-@triton.jit(do_not_specialize=["step"])  # one kernel for all steps
+@triton.jit(do_not_specialize=["step", "one"])  # one kernel for all steps
 def step_kernel(
     m_ptr, x_ptr, noise_ptr, seeds_ptr, coefficients_ptr, next_ptr, clean_ptr, log_prob_ptr, sums_ptr,
-    m_stride, x_stride, noise_stride, coefficients_stride, step,
-    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, DRAW: tl.constexpr, EIGHT: tl.constexpr,
+    m_stride, x_stride, noise_stride, coefficients_stride, step, one,
+    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    DRAW: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile: reads m and x (and noise, or draws it), writes next, predicted clean and log-prob."""
+    """A program a tile: reads m and x (and noise, or draws it: DRAW, its order in the threads), writes next,
+    predicted clean and log-prob."""
     row, tile = place(tl.program_id(0), BLOCKS)
-    offsets = tile * BLOCK + tl.arange(0, BLOCK)
+    offsets = elements(tile, one, BLOCK, VECTOR)
     inside = offsets < E
     coefficients = coefficients_ptr + row * coefficients_stride
     a = tl.load(coefficients)
@@ -103,7 +127,7 @@ def step_kernel(
     m = load(m_ptr + row * m_stride, offsets, E)
     x = load(x_ptr + row * x_stride, offsets, E)
     if DRAW:
-        z = normal(tl.load(seeds_ptr + row), step, tile * BLOCK, BLOCK, EIGHT)
+        z = normal(tl.load(seeds_ptr + row), step, offsets, tile * BLOCK, BLOCK, DRAW)
     else:
         z = load(noise_ptr + row * noise_stride, offsets, E)
     mean = tl.fma(b, m, a * x)
@@ -116,18 +140,19 @@ def step_kernel(
     if BLOCKS == 1:
         tl.store(log_prob_ptr + row, log_prob(total, sigma, E))
     else:
-        tl.store(sums_ptr + row * BLOCKS + tile, total)
+        tl.store(sums_ptr + row * WIDTH + tile, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def log_prob_kernel(
     m_ptr, x_ptr, prev_ptr, coefficients_ptr, log_prob_ptr, sums_ptr,
-    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride,
-    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, GROUP: tl.constexpr,
+    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride, one,
+    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """A program a tile: reads m, x and prev."""
     row, tile = place(tl.program_id(0), BLOCKS)
-    offsets = tile * BLOCK + tl.arange(0, BLOCK)
+    offsets = elements(tile, one, BLOCK, VECTOR)
     coefficients = coefficients_ptr + row_start(row, coefficients_stride, 0, GROUP)
     r = residual(
         m_ptr + row_start(row, m_outer, m_inner, GROUP),
@@ -139,7 +164,7 @@ def log_prob_kernel(
     if BLOCKS == 1:
         tl.store(log_prob_ptr + row, log_prob(total, tl.load(coefficients + 4), E))
     else:
-        tl.store(sums_ptr + row * BLOCKS + tile, total)
+        tl.store(sums_ptr + row * WIDTH + tile, total)
 
 
 @triton.jit
@@ -153,18 +178,19 @@ def finish_kernel(
     tl.store(log_prob_ptr + row, log_prob(sum_of_tiles(sums_ptr, row, BLOCKS, WIDTH), sigma, E))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def grad_kernel(
     slope_ptr, m_ptr, x_ptr, prev_ptr, coefficients_ptr, grad_ptr, scale,
-    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride,
-    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, GROUP: tl.constexpr,
+    m_outer, m_inner, x_outer, x_inner, prev_outer, prev_inner, coefficients_stride, one,
+    E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """A program a tile: reads m, x and prev, writes scale * slope * b r / (sigma^2 E).
 
     In the opposite order of the log-prob's, which has just read the same: what it read last still lies in the cache.
     """
     row, tile = place(tl.num_programs(0) - 1 - tl.program_id(0), BLOCKS)
-    offsets = tile * BLOCK + tl.arange(0, BLOCK)
+    offsets = elements(tile, one, BLOCK, VECTOR)
     coefficients = coefficients_ptr + row_start(row, coefficients_stride, 0, GROUP)
     r = residual(
         m_ptr + row_start(row, m_outer, m_inner, GROUP),
@@ -199,50 +225,60 @@ def table(coefficients: Tensor) -> Tensor:
     return coefficients if coefficients.stride(1) == 1 else coefficients.contiguous()
 
 
-def finish(sums: Tensor, coefficients: Tensor, log_prob: Tensor, E: int, BLOCKS: int) -> None:
+def finish(sums: Tensor, coefficients: Tensor, log_prob: Tensor, tiling: dict[str, int]) -> None:
+    sizes = {name: tiling[name] for name in ("E", "BLOCKS", "WIDTH")}
     arguments = (sums, coefficients, log_prob, coefficients.stride(0))
-    width = triton.next_power_of_2(BLOCKS)
-    launch(finish_kernel, len(log_prob), log_prob.device, *arguments, E, BLOCKS, width, num_warps=1, **OPTIONS)
+    launch(finish_kernel, len(log_prob), log_prob.device, *arguments, num_warps=1, **sizes, **OPTIONS)
+
+
+def drawn_together(x: Tensor, tiling: dict[str, int]) -> int:
+    """How many neighbouring normal numbers a thread draws: as many as it reads elements at once."""
+    if not tiling["VECTOR"]:
+        return 1
+    return 8 if x.element_size() == 2 and tiling["BLOCK"] >= 256 else 4
 
 
 def ddim_step(
     m: Tensor, x: Tensor, coefficients: Tensor, seeds: Tensor | None, step: int, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, tiling, coefficients = x.shape[0], tiles(x[0].numel()), table(coefficients)
+    m, x = aligned(m, 1), aligned(x, 1)
+    noise = None if noise is None else aligned(noise, 1)
     following = torch.empty_like(x, memory_format=torch.contiguous_format)
     clean, log_prob = torch.empty_like(following), x.new_empty(n, dtype=torch.float32)
-    sums = log_prob.new_empty(n, tiling["BLOCKS"])
+    sums = log_prob.new_empty(n, tiling["WIDTH"])
     launch(
         step_kernel, n * tiling["BLOCKS"], x.device,
         m, x, noise, None if seeds is None else seeds.contiguous(), coefficients, following, clean, log_prob, sums,
-        m.stride(0), x.stride(0), 0 if noise is None else noise.stride(0), coefficients.stride(0), step,
-        DRAW=noise is None, EIGHT=x.element_size() == 2, **tiling,
+        m.stride(0), x.stride(0), 0 if noise is None else noise.stride(0), coefficients.stride(0), step, 1,
+        DRAW=drawn_together(x, tiling) if noise is None else 0, **tiling,
     )  # fmt: skip
     if tiling["BLOCKS"] > 1:
-        finish(sums, coefficients, log_prob, tiling["E"], tiling["BLOCKS"])
+        finish(sums, coefficients, log_prob, tiling)
     return following, clean, log_prob
 
 
 def tile_sums(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, log_prob: Tensor, tiling: dict[str, int]
 ) -> Tensor:
-    """The tiles' sums of squares [rows, BLOCKS]; where a sample is one tile, its log-prob instead."""
+    """The tiles' sums of squares [rows, WIDTH]; where a sample is one tile, its log-prob instead."""
     lead = log_prob.ndim
-    sums = log_prob.new_empty(log_prob.numel(), tiling["BLOCKS"])
+    sums = log_prob.new_empty(log_prob.numel(), tiling["WIDTH"])
     launch(
-        log_prob_kernel, sums.numel(), x.device,
+        log_prob_kernel, log_prob.numel() * tiling["BLOCKS"], x.device,
         m, x, prev, coefficients, log_prob, sums,
-        *strides(m, lead), *strides(x, lead), *strides(prev, lead), coefficients.stride(0), GROUP=lead, **tiling,
+        *strides(m, lead), *strides(x, lead), *strides(prev, lead), coefficients.stride(0), 1, GROUP=lead, **tiling,
     )  # fmt: skip
     return sums
 
 
 def gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
     tiling, coefficients = tiles(x[0].numel()), table(coefficients)
+    m, x, prev = (aligned(t, 1) for t in (m, x, prev))
     log_prob = x.new_empty(x.shape[0], dtype=torch.float32)
     sums = tile_sums(m, x, prev, coefficients, log_prob, tiling)
     if tiling["BLOCKS"] > 1:
-        finish(sums, coefficients, log_prob, tiling["E"], tiling["BLOCKS"])
+        finish(sums, coefficients, log_prob, tiling)
     return log_prob
 
 
@@ -251,11 +287,12 @@ def log_prob_grad(
 ) -> Tensor:
     lead, coefficients = slope.ndim, table(coefficients)
     tiling = tiles(m[(0,) * lead].numel())
+    m, x, prev = (aligned(t, lead) for t in (m, x, prev))
     grad = torch.empty_like(m, memory_format=torch.contiguous_format)
     launch(
         grad_kernel, slope.numel() * tiling["BLOCKS"], m.device,
         slope.float().contiguous(), m, x, prev, coefficients, grad, scale,
         *strides(m, lead), *strides(x, lead), *strides(prev, lead), coefficients.stride(0),
-        GROUP=lead, **tiling,
+        1, GROUP=lead, **tiling,
     )  # fmt: skip
     return grad

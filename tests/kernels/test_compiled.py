@@ -1,6 +1,6 @@
 """Every kernel compiled ahead of time for three generations of GPUs, and its machine code read: no GPU is needed.
 
-In a process of its own (conftest.py): where Triton interprets, it does not compile.
+In a process of its own (tests/conftest.py): where Triton interprets, it does not compile.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import triton
 from sdpo_kernels import losses_triton, similarity_triton, transition_triton
 from triton.backends.compiler import GPUTarget
@@ -22,60 +23,67 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100)
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
 LATENT = {"m_ptr", "x_ptr", "prev_ptr", "noise_ptr", "next_ptr", "clean_ptr", "grad_ptr"}
-SCALAR = {"clip_range": "fp32", "advantage_clip": "fp32", "scale": "fp32", "step": "i32"}
+SCALAR = {"clip_range": "fp32", "advantage_clip": "fp32", "scale": "fp32", "step": "i32", "one": "i32"}
 POINTER = {"seeds_ptr": "*i64", "index_ptr": "*i64", "clipped_ptr": "*i1"}
 SMALL, LARGE = 4 * 64 * 64, 16 * 128 * 128
+ODD = (8, 128, 1000, 36864, 50001)  # elements; not all of them whole 16 bytes, or whole tiles
+STEPS = (4, 50, 128)
+
+Case = tuple[Any, dict[str, Any], dict[str, int]]
 
 
-def cases() -> dict[str, tuple[Any, dict[str, Any], dict[str, int]]]:
+def cases(size: int) -> dict[str, Case]:
     """Name to kernel, its compile-time arguments, and 16-byte loads and stores per latent tensor that it makes."""
-    found: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {}
-    for size in (SMALL, LARGE):
-        tiling = transition_triton.tiles(size)
-        one = tiling["BLOCKS"] == 1
-        width = {"WIDTH": triton.next_power_of_2(tiling["BLOCKS"])}
-        name = f"{size} elements"
-        step, pairs = transition_triton.step_kernel, tiling | {"GROUP": 2}
-        found[f"step, drawn, {name}"] = (step, tiling | {"DRAW": True}, {"loads": 2, "stores": 2})
-        found[f"step, given, {name}"] = (step, tiling | {"DRAW": False}, {"loads": 3, "stores": 2})
-        found[f"log-prob, {name}"] = (transition_triton.log_prob_kernel, pairs, {"loads": 3, "stores": 0})
-        found[f"grad, {name}"] = (transition_triton.grad_kernel, pairs, {"loads": 3, "stores": 1})
-        warps = {} if one else {"num_warps": 1}
-        for which, kernel, per_loss in (("sdpo", losses_triton.sdpo_kernel, 2), ("ppo", losses_triton.ppo_kernel, 1)):
-            for grad in (True, False) if one else (False,):
-                accesses = {"loads": 3 * per_loss, "stores": per_loss * grad} if one else {}
-                found[f"{which}, grad {grad}, {name}"] = (kernel, tiling | width | warps | {"GRAD": grad}, accesses)
-        if not one:
-            found[f"finish, {name}"] = (transition_triton.finish_kernel, tiling | width | warps, {})
-    for steps in (4, 50, 128):
-        found[f"gram, {steps} steps"] = (similarity_triton.gram_kernel, {"E": SMALL, "K": steps}, {})
-        found[f"cosines, {steps} steps"] = (similarity_triton.cosines_kernel, {"E": SMALL, "K": steps}, {})
+    tiling = transition_triton.tiles(size)
+    single = tiling["BLOCKS"] == 1
+    sums = tiling if single else tiling | {"num_warps": 1}
+    found: dict[str, Case] = {
+        "step, drawn": (transition_triton.step_kernel, tiling | {"DRAW": True}, {"loads": 2, "stores": 2}),
+        "step, given": (transition_triton.step_kernel, tiling | {"DRAW": 0}, {"loads": 3, "stores": 2}),
+        "log-prob": (transition_triton.log_prob_kernel, tiling | {"GROUP": 2}, {"loads": 3, "stores": 0}),
+        "grad": (transition_triton.grad_kernel, tiling | {"GROUP": 2}, {"loads": 3, "stores": 1}),
+    }
+    for name, kernel, per_loss in (("sdpo", losses_triton.sdpo_kernel, 2), ("ppo", losses_triton.ppo_kernel, 1)):
+        loads = {"loads": 3 * per_loss, "stores": 0} if single else {}
+        found[name] = (kernel, sums | {"GRAD": False}, loads)
+        if single:
+            found[f"{name}, grad"] = (kernel, sums | {"GRAD": True}, loads | {"stores": per_loss})
+    if not single:
+        found["finish"] = (transition_triton.finish_kernel, sums, {})
     return found
 
 
-CASES = cases()
+CASES = {
+    f"{name}, {size} elements": (*case, size)
+    for size in (SMALL, LARGE, *ODD)
+    for name, case in cases(size).items()
+}
+for steps in STEPS:
+    CASES[f"gram, {steps} steps"] = (similarity_triton.gram_kernel, {"K": steps}, {}, SMALL)
+    CASES[f"cosines, {steps} steps"] = (similarity_triton.cosines_kernel, {"K": steps}, {}, SMALL)
 # Kernels that read sums, not latents, are the same for every dtype of latents.
 MACHINE_CODE = [
-    (case, dtype)
-    for case, (_, _, accesses) in CASES.items()
+    (name, dtype)
+    for name, (_, _, accesses, size) in CASES.items()
     for dtype in DTYPES
-    if accesses or case.startswith("gram") or dtype == "fp32"
+    if size in (SMALL, LARGE) and (accesses or name.startswith("gram") or dtype == "fp32")
 ]
 
 
 @functools.cache
 def compiled(case: str, dtype: str, architecture: int, others: str | None = None) -> Any:
     """The compiled kernel. `others`: the dtype of all latents but the model's output, if it is another one."""
-    kernel, constants, _ = CASES[case]
+    kernel, constants, _, size = CASES[case]
     if "K" in constants:
-        shape = similarity_triton.shape(SMALL, constants["K"], DTYPES[dtype])
-        constants = constants | shape | transition_triton.OPTIONS
+        shape = similarity_triton.shape(size, constants["K"], DTYPES[dtype])
+        constants = {"E": size} | constants | shape | transition_triton.OPTIONS
+    if constants.get("DRAW") is True:
+        sample = torch.empty(1, dtype=torch.float16 if DTYPES[others or dtype] == 2 else torch.float32)
+        constants = constants | {"DRAW": transition_triton.drawn_together(sample, constants)}
     options = {k: v for k, v in constants.items() if k in ("num_warps", "enable_fp_fusion")}
-    if "EIGHT" in kernel.arg_names:
-        constants = constants | {"EIGHT": DTYPES[others or dtype] == 2}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     # The launches pass None for what a kernel does not need; Triton takes that as a constant.
-    absent = {"noise_ptr": constants.get("DRAW"), "seeds_ptr": constants.get("DRAW") is False}
+    absent = {"noise_ptr": constants.get("DRAW"), "seeds_ptr": constants.get("DRAW") == 0}
     absent |= {"sums_ptr": constants.get("BLOCKS") == 1 and "GRAD" in constants}
     absent |= {"grad_ptr": constants.get("GRAD") is False}
     constants |= {name: None for name, missing in absent.items() if missing and name in kernel.arg_names}
@@ -90,11 +98,16 @@ def compiled(case: str, dtype: str, architecture: int, others: str | None = None
         return POINTER.get(name) or SCALAR.get(name) or ("*fp32" if name.endswith("_ptr") else "i32")
 
     signature = {name: kind(name) for name in kernel.arg_names}
-    # What Triton's launcher finds out about aligned pointers and strides.
+
+    def multiple_of_16(name: str) -> bool:
+        """What Triton's launcher finds out: of pairs, the outer stride may be one where the inner is not."""
+        elements = 2 * size if name.endswith("_outer") else size
+        return name.endswith("_ptr") or (name.endswith(("_stride", "_outer", "_inner")) and elements % 16 == 0)
+
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind_) in enumerate(signature.items())
-        if kind_.startswith("*") or name.endswith(("_stride", "_outer", "_inner"))
+        if kind_ != "constexpr" and multiple_of_16(name)
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -138,21 +151,31 @@ def reduction_layouts(kernel: Any) -> set[str]:
     return {layouts[name] for name in re.findall(r"\(tensor<\d+xf32, (#\w+)>\) -> f32", text)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("dtype", "others"), [("fp16", None), ("bf16", None), ("fp32", None), ("fp16", "fp32")])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_all_kernels_sum_in_the_same_order(size, dtype, others, architecture):
+ORDER = [(size, architecture, dtype, None) for size in (SMALL, LARGE) for architecture in ARCHITECTURES
+         for dtype in DTYPES]  # fmt: skip
+ORDER += [(SMALL, 90, "fp16", "fp32"), (LARGE, 90, "fp16", "fp32")]
+ORDER += [(size, 90, *dtypes) for size in ODD for dtypes in (("fp16", None), ("fp32", "fp16"))]
+
+
+@pytest.mark.parametrize(("size", "architecture", "dtype", "others"), ORDER)
+def test_all_kernels_sum_in_the_same_order(size, architecture, dtype, others):
     """So the log-prob of the step is the losses' to the bit. The step's noise changes no layout on its way."""
-    names = [f"step, drawn, {size} elements", f"step, given, {size} elements", f"log-prob, {size} elements"]
-    if size == SMALL:
-        names += [f"sdpo, grad {grad}, {size} elements" for grad in (True, False)]
-        names += [f"ppo, grad {grad}, {size} elements" for grad in (True, False)]
-    layouts = {name: reduction_layouts(compiled(name, dtype, architecture, others)) for name in names}
-    assert all(len(found) == 1 for found in layouts.values()), layouts
-    assert len(set.union(*layouts.values())) == 1, layouts
-    if others is None:
-        for name in names:
-            assert "convert_layout" not in compiled(name, dtype, architecture).asm["ttgir"], name
+
+    def layouts(*names):
+        kernels = {name: compiled(f"{name}, {size} elements", dtype, architecture, others) for name in names}
+        found = {name: reduction_layouts(kernel) for name, kernel in kernels.items()}
+        assert all(len(each) == 1 for each in found.values()), found
+        if others is None and size % 16 == 0:
+            for name, kernel in kernels.items():
+                assert "convert_layout" not in kernel.asm["ttgir"], name
+        return set.union(*found.values())
+
+    tiles = ["step, drawn", "step, given", "log-prob"]
+    if size <= transition_triton.SINGLE:
+        assert len(layouts(*tiles, "sdpo", "sdpo, grad", "ppo", "ppo, grad")) == 1
+    else:
+        assert len(layouts(*tiles)) == 1
+        assert len(layouts("finish", "sdpo", "ppo")) == 1
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

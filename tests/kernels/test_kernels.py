@@ -1,4 +1,4 @@
-"""The Triton kernels against float64: in Triton's interpreter on a CPU, or compiled on a GPU (conftest.py).
+"""The Triton kernels against float64: in Triton's interpreter on a CPU, or compiled on a GPU (tests/conftest.py).
 
 Tolerances are the project's, per dtype; memory that an operation allocates is filled with NaN beforehand, so what it
 does not write is seen.
@@ -310,6 +310,12 @@ def test_views_are_read_where_they_lie():
     assert torch.equal(gaussian_log_prob(*one, rows), expected)
     table = rows[:1].expand(6, 5)
     assert torch.equal(gaussian_log_prob(*one, table), gaussian_log_prob(*one, table.contiguous()))
+    # A view that starts off a 16-byte boundary, of samples whose size would allow 16-byte reads.
+    base = torch.randn(6 * 33, device=DEVICE)
+    shifted = base[1:].as_strided((6, 16), (33, 1))
+    rest = torch.randn(2, 6, 16, device=DEVICE)
+    expected = gaussian_log_prob(shifted.contiguous(), *rest, rows)
+    assert torch.equal(gaussian_log_prob(shifted, *rest, rows), expected)
     seeds = torch.arange(6, device=DEVICE)
     strided = ddim_step(one[0], one[1], rows, seeds=seeds)
     whole = ddim_step(one[0].contiguous(), one[1].contiguous(), rows, seeds=seeds)
