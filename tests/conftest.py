@@ -14,8 +14,8 @@ import torch
 
 torch.set_num_threads(1)
 
-# The Triton kernels' tests need a mode of Triton's, so each mode has a process of its own, which `nox -s kernels` starts:
-# SDPO_KERNELS_TESTS is `interpreter` (with TRITON_INTERPRET=1), `compiler` or `gpu`.
+# The Triton kernels' tests need a mode of Triton's, so each mode has a process of its own. `nox -s kernels` starts them
+# with SDPO_KERNELS_TESTS: `interpreter` (and TRITON_INTERPRET=1), `compiler` or `gpu`.
 KERNELS = {
     "interpreter": {"test_kernels.py"},
     "compiler": {"test_compiled.py"},
