@@ -33,7 +33,7 @@ def _model() -> str:
     from sdpo_bench.policies import load_policy
 
     policy = load_policy(RunConfig(device="cpu"))
-    weights = sum(p.numel() for p in policy.unet.parameters())
+    weights = sum(p.numel() for p in policy.denoiser.parameters())
     return f"loads; latents {'x'.join(map(str, policy.latent_shape))}, UNet of {weights / 1e6:.1f} M weights"
 
 
