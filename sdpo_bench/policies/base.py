@@ -215,20 +215,20 @@ class Policy:
     _null: Conditions = ()
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """The model's output [N, C, H, W] for latents [N, C, H, W], timesteps [N] and N rows of conditions, in the
-        latents' dtype. With guidance g it is null + g (conditioned - null), both from one forward pass."""
+        """The model's output [N, C, H, W] for latents [N, C, H, W], timesteps [N] and N rows of conditions; float32, so
+        that a loss's gradient is. With guidance g it is null + g (conditioned - null), both from one forward pass."""
         self.evaluations += self.branches * len(latents)
 
         def output(x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
             x = x.to(self.dtype)
             if self.branches == 1:
-                out = self._denoise(x, t, *c).to(latents.dtype)
+                out = self._denoise(x, t, *c)
             else:
                 null = [n.expand_as(y) for n, y in zip(self._null_conditions(), c, strict=True)]
                 both = [torch.cat(pair) for pair in zip(c, null, strict=True)]
-                conditioned, unconditioned = self._denoise(torch.cat([x, x]), torch.cat([t, t]), *both).chunk(2)
-                out = (unconditioned + self.guidance * (conditioned - unconditioned)).to(latents.dtype)
-            return out.contiguous()  # the kernels read whole samples
+                conditioned, unconditioned = self._denoise(torch.cat([x, x]), torch.cat([t, t]), *both).float().chunk(2)
+                out = unconditioned + self.guidance * (conditioned - unconditioned)
+            return out.float().contiguous()  # the kernels read whole samples
 
         out = self._in_chunks(output, latents, timesteps, *conditions)
         return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
