@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ import diffusers
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -61,20 +61,30 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         out = function(*arguments, **(options or {}))
+        # A view, or a tensor changed in place, is nothing new; weights were there before.
+        given = {t.untyped_storage()._cdata for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)}
         for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                key = storage._cdata
-                if key not in self._storages or self._storages[key][0].expired():
-                    self._storages[key] = StorageWeakRef(storage), storage.nbytes()
-        self._storages = {k: v for k, v in self._storages.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
+            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given:
+                self._add(t.untyped_storage())
+        self.peak = max(self.peak, self.now)
         return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
 
 
 @contextmanager
@@ -115,8 +125,13 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
             elif library == "diffusers":
                 components[name] = getattr(diffusers, kind).from_config(read(f"{name}/config.json")).to(dtype)
             elif library == "transformers" and "text_encoder" in name and kind is not None:
-                network = getattr(transformers, kind)
-                components[name] = network(network.config_class(**read(f"{name}/config.json"))).to(dtype)
+                kind = getattr(transformers, kind)
+                network = components[name] = kind(kind.config_class(**read(f"{name}/config.json"))).to(dtype)
+                # T5 keeps some layers in float32 where float16 is asked for.
+                kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+                for path, module in network.named_modules():
+                    if kept & {*path.split(".")}:
+                        module.float()
             else:
                 components[name] = None
         if family.pipeline_class is diffusers.StableDiffusionPipeline:
