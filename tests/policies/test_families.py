@@ -158,6 +158,9 @@ def test_options_train_on_policy(config, name, changes):
             load_policy(c)
         return
     policy = load_policy(c)
+    convolutions = [m for m in policy.denoiser.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.shape[1] > 1]
+    last = [m.weight.is_contiguous(memory_format=torch.channels_last) and m.kernel_size != (1, 1) for m in convolutions]
+    assert any(last) == ("channels_last" in changes)
     trainer = Trainer(c, policy, load_reward(c.reward))
     assert trainer.check_on_policy(1) == 0.0
     row = trainer.epoch(1)
