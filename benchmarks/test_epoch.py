@@ -69,9 +69,9 @@ def test_forward(benchmark, trainer, trajectory, form):
         for k in range(CONFIG.steps):
             x = trajectory.latents[:, :, k].flatten(0, 1)
             t = trajectory.timesteps[k].expand(len(x))
-            c = trajectory.embeddings.repeat_interleave(2, 0)
+            c = trajectory.conditions[0].repeat_interleave(2, 0)
             parts = [
-                policy.unet(a, b, d, return_dict=False)[0]
+                policy.denoiser(a, b, d, return_dict=False)[0]
                 for a, b, d in zip(x.split(rows), t.split(rows), c.split(rows), strict=True)
             ]
             out.append(torch.cat(parts).unflatten(0, (-1, 2)))

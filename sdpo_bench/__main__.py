@@ -67,9 +67,25 @@ class Evaluate:
     """
 
     model: str = "embedded"
-    """A StableDiffusionPipeline folder, a hub id, or "embedded"."""
+    """A diffusers pipeline's folder, a hub id, or "embedded"."""
     revision: str | None = None
     """The commit of a hub model."""
+    adapter: str | None = None
+    """A frozen LoRA that the model had when it was trained: a folder, a file, or OWNER/NAME[/FILE][@REVISION]."""
+    resolution: int | None = None
+    """Height and width of pictures, in pixels; default: the model's own."""
+    sampler: Literal["auto", "ddim", "euler_ancestral", "lcm", "flow_sde"] = "auto"
+    """auto: ddim for Stable Diffusion kinds, flow_sde for flow-matching ones."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+    eta: float = 1.0
+    """DDIM's noise level; 0 is the deterministic sampler."""
+    noise_level: float = 0.7
+    """flow_sde's noise level; 0 is the deterministic sampler."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights."""
+    vae_slicing: bool = False
+    """Decode pictures one by one: less memory."""
     weights: Path | None = None
     """A run's `adapter` or `model` folder."""
     lora_rank: int = 4
@@ -155,12 +171,68 @@ class Tables:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this installation: versions, device, embedded model, scorers, results; says what to do about problems."""
+    """Check this installation: versions, device, embedded model, scorers, results; says what to do about problems.
+    With --model: whether a run of it fits the device, before any weights are downloaded.
+
+    examples:
+      sdpo-bench doctor
+      sdpo-bench doctor --model stabilityai/sd-turbo --method sdpo --dtype float16 --pairs 32 --rows 16
+      sdpo-bench doctor --model path/to/folder --memory 80  # on a device with 80 GiB
+    """
+
+    model: str | None = None
+    """A diffusers pipeline's folder, a hub id, or "embedded". The options below are those of train."""
+    revision: str | None = None
+    """The commit of a hub model."""
+    method: str = "sdpo"
+    """Methods differ in how many pictures of an epoch they have scored."""
+    steps: int = 4
+    """K, the number of denoising steps in training."""
+    pairs: int = 32
+    """Pairs of samples per epoch."""
+    pairs_per_update: int = 16
+    """Pairs whose gradients make an optimiser step."""
+    rows: int = 64
+    """Most latents in one forward pass."""
+    dense: Literal["anchored", "exact", "terminal"] = "anchored"
+    """Which steps are scored."""
+    finetune: Literal["lora", "full"] = "lora"
+    """A LoRA, or all weights."""
+    lora_rank: int = 4
+    """Of the LoRA."""
+    resolution: int | None = None
+    """Height and width of pictures, in pixels; default: the model's own."""
+    guidance: float = 1.0
+    """Above 1 a latent takes two rows."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the frozen weights."""
+    gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass."""
+    vae_slicing: bool = False
+    """Decode pictures one by one."""
+    offload_trajectories: bool = False
+    """Keep an epoch's latents in the host's memory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    memory: float | None = None
+    """GiB of a device that is not here, in place of this machine's."""
 
     def __call__(self) -> int:
-        from sdpo_bench.doctor import examine
+        from sdpo_bench.doctor import examine, fits
 
-        return examine()
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        memory = given.pop("memory")
+        if self.model is None:
+            changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+            if changed:
+                raise UserError(f"--{changed[0].replace('_', '-')} is about a model; name one with --model")
+            return examine()
+        if memory is not None and not memory > 0:
+            raise UserError(f"--memory is {memory}; expected GiB, more than 0")
+        from sdpo_bench.config import RunConfig
+
+        quiet_libraries()
+        return fits(RunConfig(**given, reward="jpeg_compressibility", eval_rewards=()), memory)
 
 
 def quiet_libraries() -> None:
@@ -254,7 +326,8 @@ def train_command() -> type:
 examples:
   sdpo-bench train --method ddpo --learning-rate 3e-3 --no-train-last-step
   sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
-  sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --rows 2 --reward jpeg_compressibility
+  sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --dtype float16 --rows 8 \\
+      --reward jpeg_compressibility --eval-rewards jpeg_compressibility
 
 methods, with their options and defaults:
 {methods}

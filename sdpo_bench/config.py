@@ -15,6 +15,12 @@ from sdpo_bench.prompts import read_prompts
 SCHEMA = 1
 EMBEDDED = "embedded"
 DENSE = ("anchored", "exact", "terminal")
+SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
+LATER = (
+    "adapter", "channels_last", "compile", "dtype", "gradient_checkpointing", "guidance", "noise_level",
+    "offload_trajectories", "resolution", "sampler", "vae_slicing",
+)  # fmt: skip
+"""Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,20 @@ class RunConfig:
     reward: str = "alignment"
     """The reward that is optimised."""
     model: str = EMBEDDED
-    """A StableDiffusionPipeline folder, a hub id such as stabilityai/sd-turbo, or "embedded"."""
+    """A diffusers pipeline's folder, a hub id such as stabilityai/sd-turbo, or "embedded"; docs/models.md lists the
+    kinds."""
     revision: str | None = None
     """The commit of a hub model, for reproducible runs."""
+    adapter: str | None = None
+    """A LoRA that is added to the model before any training and stays frozen, such as LCM-LoRA: a folder, a file, or
+    OWNER/NAME[/FILE][@REVISION] on the hub."""
+    resolution: int | None = None
+    """Height and width of pictures, in pixels; default: the model's own."""
+    sampler: Literal["auto", "ddim", "euler_ancestral", "lcm", "flow_sde"] = "auto"
+    """auto: ddim for Stable Diffusion kinds [official], flow_sde for flow-matching ones."""
+    guidance: float = 1.0
+    """Classifier-free guidance, with the empty prompt; 1 is none [official]. A model that takes guidance as an input
+    gets it as one."""
     steps: int = 4
     """K, the number of denoising steps in training. [SD-Turbo is made for 1 to 4.]"""
     epochs: int = 50
@@ -67,6 +84,8 @@ class RunConfig:
     """[official: 5]"""
     eta: float = 1.0
     """DDIM's noise level. [official: 1]"""
+    noise_level: float = 0.7
+    """flow_sde's noise level, a. [arXiv 2505.05470, appendix B.3]"""
     seed: int = 0
     """Seed of the run; every sample has its own, derived from it."""
     eval_every: int = 10
@@ -96,6 +115,18 @@ class RunConfig:
     pad_rows: int = 16
     """A forward pass has at least this many rows (repeated, then dropped): below it CPU libraries choose other
     kernels, and a sample's result would depend on the batch it is in."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the frozen weights; a LoRA is float32 always, latents float16 or float32."""
+    gradient_checkpointing: bool = False
+    """Compute the denoiser's activations anew in the backward pass: less memory, a forward pass more."""
+    vae_slicing: bool = False
+    """Decode pictures one by one: less memory."""
+    offload_trajectories: bool = False
+    """Keep an epoch's latents in the host's memory, not the device's."""
+    compile: bool = False
+    """torch.compile the denoiser."""
+    channels_last: bool = False
+    """Convolutions in the channels-last layout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     label: str = ""
@@ -107,6 +138,8 @@ class RunConfig:
         choose("dense reward", self.dense, DENSE)
         choose("updates", self.updates, ("auto", "step", "trajectory"))
         choose("finetune", self.finetune, ("lora", "full"))
+        choose("sampler", self.sampler, SAMPLERS)
+        choose("dtype", self.dtype, ("float32", "float16", "bfloat16"))
         choose("train split", self.train_split, ("seen", "tuning"))
         for split in self.eval_splits:
             choose("evaluation split", split, ("seen", "unseen", "tuning"))
@@ -116,12 +149,19 @@ class RunConfig:
         for name in ("epochs", "checkpoint_every", "seed", "eval_seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
-        for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha"):
+        for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha", "resolution"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{flag(name)} is {value}; expected a number > 0")
         if not 0 <= self.eta <= 1:
             raise UserError(f"--eta is {self.eta}; expected 0 (DDIM) to 1 (DDPM)")
+        if not 0 <= self.noise_level < math.inf:
+            raise UserError(f"--noise-level is {self.noise_level}; expected 0 (no noise) or more")
+        if not 1 <= self.guidance < math.inf:
+            raise UserError(f"--guidance is {self.guidance}; expected 1 (none) or more")
+        if self.finetune == "full" and self.dtype != "float32":
+            raise UserError(f"--finetune full trains the weights themselves, which {self.dtype} is too coarse for; "
+                            f"use --dtype float32, or --finetune lora")  # fmt: skip
         if self.epochs and self.label == "start":
             raise UserError("--label start is the untrained model's; choose another")
         if self.steps < 2:
@@ -147,7 +187,12 @@ class RunConfig:
         files = [path for path in (self.prompts, self.unseen_prompts) if path]
         if files:  # a changed file makes another run
             row["prompts_sha256"] = [hashlib.sha256("\n".join(read_prompts(p)).encode()).hexdigest() for p in files]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items() if k != "device"}
+        default = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in row.items()
+            if k != "device" and not (k in LATER and v == default[k])
+        }
 
     @property
     def resolved_updates(self) -> str:

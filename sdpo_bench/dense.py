@@ -30,14 +30,19 @@ def query(trajectory: Trajectory, score: Score, queried: Tensor) -> DenseRewards
     return DenseRewards(values, queried, len(index))
 
 
+def none(trajectory: Trajectory) -> Tensor:
+    """False [B, G, K], where the latents are."""
+    return torch.zeros_like(trajectory.log_prob, dtype=torch.bool, device=trajectory.predicted_clean.device)
+
+
 def exact(trajectory: Trajectory, score: Score) -> DenseRewards:
     """Every step is queried."""
-    return query(trajectory, score, torch.ones_like(trajectory.log_prob, dtype=torch.bool))
+    return query(trajectory, score, ~none(trajectory))
 
 
 def terminal(trajectory: Trajectory, score: Score) -> DenseRewards:
     """Only the last step is queried; its reward stands at every step (the sparse ablation)."""
-    queried = torch.zeros_like(trajectory.log_prob, dtype=torch.bool)
+    queried = none(trajectory)
     queried[..., -1] = True
     result = query(trajectory, score, queried)
     return DenseRewards(result.values[..., -1:].expand_as(queried).clone(), queried, result.queries)
@@ -53,7 +58,7 @@ def anchored(trajectory: Trajectory, score: Score) -> DenseRewards:
     groups = trajectory.log_prob.shape[:2]
     similarity = sdpo_kernels.anchor_similarity(trajectory.predicted_clean.flatten(0, 1))
     anchor = similarity.anchor_index.unflatten(0, groups)[..., None]
-    queried = torch.zeros_like(trajectory.log_prob, dtype=torch.bool)
+    queried = none(trajectory)
     queried[..., 0] = queried[..., -1] = True
     queried.scatter_(2, anchor, True)
     result = query(trajectory, score, queried)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sdpo_bench.errors import UserError
+
+GIB = 2**30
 
 
 def _versions() -> str:
@@ -33,7 +36,7 @@ def _model() -> str:
     from sdpo_bench.policies import load_policy
 
     policy = load_policy(RunConfig(device="cpu"))
-    weights = sum(p.numel() for p in policy.unet.parameters())
+    weights = sum(p.numel() for p in policy.denoiser.parameters())
     return f"loads; latents {'x'.join(map(str, policy.latent_shape))}, UNet of {weights / 1e6:.1f} M weights"
 
 
@@ -78,3 +81,65 @@ def examine() -> int:
             print(f"FAILED  {name}: {kind}{' '.join(str(error).split())}\n        {remedy}")
     print("all is well: sdpo-bench reproduce" if not failed else f"{failed} of {len(CHECKS)} checks failed")
     return 1 if failed else 0
+
+
+def fits(config: Any, memory: float | None = None) -> int:
+    """Prints what a run of `config` needs, part by part, and whether that fits its device, or one of `memory` GiB; exit
+    code 1 if it does not."""
+    from sdpo_bench.memory import SHARE, estimate, largest_rows, measure
+
+    costs = measure(config)
+    found = estimate(costs, config)
+    name, total = device_memory(config.device) if memory is None else (f"a device of {memory:g} GiB", memory * GIB)
+    allowed = SHARE * total
+    print(
+        f"{config.model}: {costs.family}, {config.method}, {config.dtype}, {config.steps} steps, {config.pairs} pairs, "
+        f"{config.rows} rows, {costs.trained:,} trained weights"
+    )
+    for title, parts in (
+        ("throughout", found.staying),
+        ("and one of these at a time", found.passing),
+        ("in the host's memory", found.host),
+    ):
+        if parts:
+            print(f"  {title}")
+        for part, size in parts.items():
+            count = f"  {costs.networks[part][0] / 1e6:,.1f} M weights" if part in costs.networks else ""
+            print(f"    {part:<34}{size / GIB:>9.2f} GiB{count}")
+    need = f"{found.peak / GIB:.2f} GiB, without reward models, of {allowed / GIB:.2f} on {name} (90 % of its memory)"
+    if found.peak <= allowed:
+        print(f"fits: {need}")
+        return 0
+    print(f"does not fit: {need}")
+    rows = largest_rows(costs, config, allowed)
+    if rows is not None:
+        print(f"    with --rows {rows} it does")
+    else:
+        print(f"    nor with --rows 1; try {' '.join(savings(config))}")
+    return 1
+
+
+def savings(config: Any) -> list[str]:
+    """The options that save memory and are not yet taken, in the order of what they cost."""
+    options = {
+        "--finetune lora": config.finetune == "full",
+        "--dtype bfloat16": config.dtype == "float32",
+        "--vae-slicing": not config.vae_slicing,
+        "--offload-trajectories": not config.offload_trajectories,
+        "--gradient-checkpointing": not config.gradient_checkpointing,
+    }
+    return [option for option, open_ in options.items() if open_] or ["a lower --resolution, or a larger device"]
+
+
+def device_memory(name: str) -> tuple[str, int]:
+    """The name and the bytes of the device that a run with --device `name` takes."""
+    import psutil
+    import torch
+
+    from sdpo_bench.policies.base import resolve_device
+    from sdpo_bench.provenance import device_name
+
+    device = resolve_device(name)
+    if device.type == "cuda":
+        return device_name(device), torch.cuda.get_device_properties(device).total_memory
+    return f"this machine's {device_name(device)}", psutil.virtual_memory().total

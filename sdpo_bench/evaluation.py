@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.policies import StableDiffusionPolicy, load_policy
+from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.records import write_atomic
 from sdpo_bench.rewards import Reward, load_reward
@@ -25,7 +25,7 @@ GRID_PROMPTS = 8
 
 
 def pictures(
-    policy: StableDiffusionPolicy, prompts: list[str], noises: list[int], steps: int, config: RunConfig
+    policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig
 ) -> Tensor:
     """Pictures [len(prompts) * len(noises), 3, H, W], prompt by prompt.
 
@@ -46,7 +46,7 @@ def pictures(
     return policy.decode(trajectory.predicted_clean[:, 0, -1])
 
 
-def evaluate(policy: StableDiffusionPolicy, config: RunConfig, rewards: dict[str, Reward]) -> list[dict[str, Any]]:
+def evaluate(policy: Policy, config: RunConfig, rewards: dict[str, Reward]) -> list[dict[str, Any]]:
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}."""
     chosen = evaluated_prompts(config)
     prompts = [p for group in chosen.values() for p in group]
@@ -82,7 +82,7 @@ def evaluation_rewards(config: RunConfig) -> dict[str, Reward]:
     return {name: load_reward(name) for name in dict.fromkeys((config.reward, *config.eval_rewards))}
 
 
-def save_grid(policy: StableDiffusionPolicy, config: RunConfig, path: Path) -> None:
+def save_grid(policy: Policy, config: RunConfig, path: Path) -> None:
     """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen."""
     lists = splits(config.prompts, config.unseen_prompts)
     unseen = lists["unseen"][: GRID_PROMPTS // 2]

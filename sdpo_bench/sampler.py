@@ -7,7 +7,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench.policies import StableDiffusionPolicy
+from sdpo_bench.policies import Policy
 from sdpo_bench.types import Trajectory
 
 INITIAL_NOISE = 1 << 20  # the step index that x_T is drawn with: no denoising step has it
@@ -21,7 +21,7 @@ def derive_seeds(*path: int, count: int) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    policy: StableDiffusionPolicy,
+    policy: Policy,
     prompts: list[str],
     *,
     steps: int,
@@ -31,29 +31,31 @@ def sample(
     trained_steps: int = 0,
     keep: bool = True,
 ) -> Trajectory:
-    """Trajectories of B prompts, G samples each, by DDIM with `eta` on K = `steps` trailing timesteps.
+    """Trajectories of B prompts, G samples each, by the policy's sampler on K = `steps` timesteps; `eta` is DDIM's.
 
     `initial_seeds` int64 [B]: a group shares x_T; `step_seeds` int64 [B, G]: its samples differ in the steps' noise.
     So at the first step a group has one model output, computed once. With keep=False only the last predicted clean
     latent is kept (evaluation): `latents` and `log_prob` are empty.
     """
-    timesteps, table = policy.schedule(steps, eta=eta, trained_steps=trained_steps)
-    embeddings = policy.encode(prompts)
+    timesteps, table, scale, initial_scale = policy.schedule(steps, eta=eta, trained_steps=trained_steps)
+    scale = scale.to(policy.latent_dtype)
+    conditions = policy.encode(prompts)
     device, (B, G) = policy.device, step_seeds.shape
-    start = sdpo_kernels.normal(initial_seeds.to(device), policy.latent_shape, INITIAL_NOISE)
+    noise = sdpo_kernels.normal(initial_seeds.to(device), policy.latent_shape, INITIAL_NOISE)
+    start = (initial_scale * noise).to(policy.latent_dtype)
     x = start.repeat_interleave(G, 0)
-    conditions = embeddings.repeat_interleave(G, 0)
+    each = tuple(c.repeat_interleave(G, 0) for c in conditions)
     seeds = step_seeds.flatten().to(device)
-    latents, clean, log_probs = [x], [], []
+    latents, clean, log_probs = [x.to(policy.storage)], [], []
     for k in range(steps):
         if k == 0:
-            m = policy.predict(start, timesteps[k].expand(B), embeddings).repeat_interleave(G, 0)
+            m = policy.predict(scale[k] * start, timesteps[k].expand(B), conditions).repeat_interleave(G, 0)
         else:
-            m = policy.predict(x, timesteps[k].expand(B * G), conditions)
+            m = policy.predict(scale[k] * x, timesteps[k].expand(B * G), each)
         x, x0, log_prob = sdpo_kernels.ddim_step(m, x, table[k].expand(B * G, 5), seeds=seeds, step=k)
         if keep:
-            latents.append(x)
-            clean.append(x0)
+            latents.append(x.to(policy.storage))
+            clean.append(x0.to(policy.storage))
             log_probs.append(log_prob)
     if not keep:
         latents, clean, log_probs = [], [x0], []
@@ -62,5 +64,5 @@ def sample(
         return torch.stack(parts, 1).unflatten(0, (B, G)) if parts else x.new_empty(B, G, width)
 
     return Trajectory(
-        prompts, embeddings, timesteps, table, grouped(latents, 0), grouped(clean, 0), grouped(log_probs, 0)
+        prompts, conditions, timesteps, table, scale, grouped(latents, 0), grouped(clean, 0), grouped(log_probs, 0)
     )

@@ -22,7 +22,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
 from sdpo_bench.methods import build_method
-from sdpo_bench.policies import StableDiffusionPolicy, load_policy
+from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
@@ -45,7 +45,7 @@ class TrainingDiverged(UserError):
 class Trainer:
     """One run's state. `epoch(e)` trains epoch e, counted from 1, and returns its row for train.jsonl."""
 
-    def __init__(self, config: RunConfig, policy: StableDiffusionPolicy, reward: Reward) -> None:
+    def __init__(self, config: RunConfig, policy: Policy, reward: Reward) -> None:
         self.config, self.policy, self.reward = config, policy, reward
         self.method = build_method(config.method, config.options)
         self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
@@ -128,19 +128,25 @@ class Trainer:
         """The model's output [P, 2, C, H, W] at each pair's step. A pair shares its first input, so its output too."""
         needed = torch.stack([torch.ones_like(steps, dtype=torch.bool), steps > 0], 1).flatten()
         rows, device = needed.nonzero()[:, 0], self.policy.device
+        prompt, step = (x.repeat_interleave(GROUP)[rows].to(device) for x in (pairs, steps))
+        latents = self.latents(trajectory, pairs, steps).flatten(0, 1)[rows.to(device)]
         output = self.policy.predict(
-            trajectory.latents[pairs, :, steps].flatten(0, 1)[rows.to(device)],
-            trajectory.timesteps[steps.repeat_interleave(GROUP)[rows].to(device)],
-            trajectory.embeddings[pairs.repeat_interleave(GROUP)[rows].to(device)],
+            trajectory.input_scale[step].reshape(-1, 1, 1, 1) * latents,
+            trajectory.timesteps[step],
+            tuple(c[prompt] for c in trajectory.conditions),
         )
         return output[(needed.cumsum(0) - 1).to(device)].unflatten(0, (len(pairs), GROUP))
+
+    def latents(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
+        """Stored latents [P, 2, C, H, W], on the policy's device."""
+        return trajectory.latents[pairs, :, steps].to(self.policy.device)
 
     def log_prob(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
         """Log-prob [P, 2] of each pair's stored step under the current policy."""
         return sdpo_kernels.gaussian_log_prob(
             self.predict(trajectory, pairs, steps).flatten(0, 1),
-            trajectory.latents[pairs, :, steps].flatten(0, 1),
-            trajectory.latents[pairs, :, steps + 1].flatten(0, 1),
+            self.latents(trajectory, pairs, steps).flatten(0, 1),
+            self.latents(trajectory, pairs, steps + 1).flatten(0, 1),
             trajectory.coefficients[steps.to(self.policy.device)].repeat_interleave(GROUP, 0),
         ).unflatten(0, (len(pairs), GROUP))
 
@@ -222,8 +228,8 @@ class Trainer:
         for pairs, steps in group:
             batch = StepBatch(
                 step=steps.to(self.policy.device),
-                sample=trajectory.latents[pairs, :, steps],
-                prev_sample=trajectory.latents[pairs, :, steps + 1],
+                sample=self.latents(trajectory, pairs, steps),
+                prev_sample=self.latents(trajectory, pairs, steps + 1),
                 coefficients=trajectory.coefficients[steps.to(self.policy.device)],
                 old_log_prob=trajectory.log_prob[pairs, :, steps],
                 advantages=advantages[pairs, :, steps],

@@ -11,15 +11,17 @@ from torch import Tensor
 class Trajectory:
     """What sampling leaves behind.
 
-    prompts: B strings; embeddings [B, L, D]; timesteps int64 [K], noisiest first; coefficients float32 [K, 5];
-    latents [B, G, K+1, C, H, W], x_T first; predicted_clean [B, G, K, C, H, W]; log_prob float32 [B, G, K], mean over
-    latent dimensions, of the stored latents.
+    prompts: B strings; conditions: what these became for the model, tensors of B rows each; timesteps [K], noisiest
+    first, int64 or float32; coefficients float32 [K, 5]; input_scale [K], in the latents' dtype: the model sees that
+    times a latent; latents [B, G, K+1, C, H, W], x_T first, and predicted_clean [B, G, K, C, H, W], on the policy's
+    `storage` device; log_prob float32 [B, G, K], mean over latent dimensions, of the stored latents.
     """
 
     prompts: list[str]
-    embeddings: Tensor
+    conditions: tuple[Tensor, ...]
     timesteps: Tensor
     coefficients: Tensor
+    input_scale: Tensor
     latents: Tensor
     predicted_clean: Tensor
     log_prob: Tensor

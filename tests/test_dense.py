@@ -16,7 +16,7 @@ def trajectory(pairs, steps, seed=0):
     clean[:, 1, 0] = clean[:, 0, 0]  # a pair's first predicted clean latent is shared
     empty = torch.empty(0)
     return Trajectory(
-        [f"p{i}" for i in range(pairs)], empty, empty, empty, empty, clean, torch.zeros(pairs, 2, steps)
+        [f"p{i}" for i in range(pairs)], (), empty, empty, empty, empty, clean, torch.zeros(pairs, 2, steps)
     )
 
 

@@ -317,7 +317,7 @@ def test_saved_weights_load_in_plain_diffusers(config, tmp_path, tiny_model):
             policy.encode(["dog"] * 16),
         )
         with torch.no_grad():
-            assert torch.equal(plain.unet.eval()(*arguments).sample, policy.predict(*arguments))
+            assert torch.equal(plain.unet.eval()(*arguments[:2], *arguments[2]).sample, policy.predict(*arguments))
         # and in a policy of our own, with the same pictures
         again = load_policy(c)
         again.load(saved)
@@ -452,4 +452,4 @@ def test_damaged_model_folder_is_named(config, tmp_path, tiny_model):
     next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"broken can't be loaded.*is the folder complete"):
         load_policy(dataclasses.replace(config, model=str(broken)))
-    assert isinstance(load_policy(config).unet, UNet2DConditionModel)
+    assert isinstance(load_policy(config).denoiser, UNet2DConditionModel)

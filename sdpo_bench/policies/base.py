@@ -1,0 +1,318 @@
+"""What the families share: the forward pass in chunks, the adapter, the reference, saving and loading."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import sdpo_kernels
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from sdpo_kernels.coefficients import Schedule
+from torch import Tensor
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
+
+Conditions = tuple[Tensor, ...]
+"""What prompts become, a row for each: text embeddings first, then whatever else the family's network takes."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one; an explicit cuda without a GPU is refused."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied on its way back into a float16 network."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+class Policy:
+    """A pipeline whose denoiser is trained: all of it, or a LoRA adapter on its attention.
+
+    A family says how a prompt becomes conditions (`_encode`), how its denoiser is called (`_denoise`), and what shapes
+    these have. Latents are [N, C, H, W], in float16 where the base is and else in float32 (bfloat16 has too few digits
+    for a log-prob); every forward pass has between `pad_rows` and `rows` rows, so that a sample's numbers do not
+    depend on the batch that it is in (RunConfig.pad_rows).
+    """
+
+    pipeline_class: ClassVar[type]
+    samplers: ClassVar[tuple[str, ...]]
+    """The samplers that it can take; the first is `auto`."""
+    component: ClassVar[str] = "unet"
+    """The denoiser's name in the pipeline."""
+
+    def __init__(self, pipeline: Any, config: RunConfig) -> None:
+        self.device = resolve_device(config.device)
+        self.pipeline = pipeline.to(self.device)
+        self.finetune, self.noise_level = config.finetune, config.noise_level
+        self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
+        self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
+        self.sampler = self.samplers[0] if config.sampler == "auto" else config.sampler
+        if self.sampler not in self.samplers:
+            raise UserError(
+                f"--sampler {config.sampler} is not one for a {type(pipeline).__name__}; "
+                f"expected {' or '.join(self.samplers)}"
+            )
+        for module in pipeline.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False).eval()
+        self.denoiser = getattr(pipeline, self.component)
+        # With guidance a latent has two rows: its prompt's, and the null prompt's.
+        self.branches = 2 if self.guidance != 1 and not self.takes_guidance else 1
+        self.rows = max(1, config.rows // self.branches)
+        # Padding is for CPU libraries only, and never beyond what the user allows.
+        self.pad_rows = min(config.pad_rows, self.rows) if self.device.type == "cpu" else 1
+        self.evaluations = 0  # forward rows of the denoiser, padding left out
+        self.storage = torch.device("cpu") if config.offload_trajectories else self.device
+        self._conditions: dict[str, Conditions] = {}
+        self._reference: torch.nn.Module | None = None
+        _ = self.latent_shape  # refuses a resolution that the model can't have
+        if config.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if config.channels_last:
+            if self.component != "unet":
+                raise UserError(f"--channels-last is for convolutions; a {type(pipeline).__name__} has a transformer")
+            for module in (self.denoiser, pipeline.vae):
+                module.to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        if self.finetune == "lora":
+            torch.manual_seed(config.seed)  # the adapter's initial weights
+            self.denoiser.add_adapter(
+                LoraConfig(
+                    r=config.lora_rank,
+                    lora_alpha=config.lora_alpha,
+                    init_lora_weights="gaussian",
+                    target_modules=LORA_TARGETS,
+                )
+            )
+            for p in self.parameters:  # peft gave them the base's dtype
+                p.data = p.data.float()
+        else:
+            self._reference = copy.deepcopy(self.denoiser)
+            self.denoiser.requires_grad_(True)
+        # A log-prob is a mean over a latent's elements, and so its gradient that much smaller than 1: in float16 it
+        # would vanish. It passes the network multiplied by their number, and the weights divide it out in float32.
+        self.gradient_scale = float(torch.Size(self.latent_shape).numel()) if self.dtype == torch.float16 else 1.0
+        if self.gradient_scale != 1:
+            for p in self.parameters:
+                p.register_hook(lambda grad: grad / self.gradient_scale)
+        if config.compile:
+            for network in (self.denoiser, self._reference):
+                if network is not None:
+                    network.compile()
+
+    # What a family says
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the denoiser was distilled with guidance as an input, and so needs no second branch."""
+        return False
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the model was made for."""
+        size = self.denoiser.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return self.denoiser.config.in_channels
+
+    @property
+    def condition_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of a prompt's conditions, without encoding one."""
+        raise NotImplementedError
+
+    def _encode(self, prompt: str | None) -> Conditions:
+        """The conditions of one prompt, or of guidance's null prompt, without a dimension for rows."""
+        raise NotImplementedError
+
+    def _denoise(self, latents: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:
+        """The denoiser's output [N, C, H, W]."""
+        raise NotImplementedError
+
+    def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
+        scheduler = self.pipeline.scheduler
+        if self.sampler == "ddim":
+            timesteps, table = sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
+            return Schedule(timesteps, table, torch.ones(steps), 1.0)
+        kind = getattr(diffusers, SCHEDULERS[self.sampler])
+        if not isinstance(scheduler, kind):
+            # A file may ask to clip, which its own scheduler's class need not read; a clipped step is not linear.
+            scheduler = kind.from_config(scheduler.config, clip_sample=False, thresholding=False)
+        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
+
+    # What the trainer uses
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trained weights."""
+        return [p for p in self.denoiser.parameters() if p.requires_grad]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        if self.resolution is None:
+            return self.channels, *self.sample_size
+        # The deepest level of every network needs a whole number of rows.
+        factor = self.pipeline.vae_scale_factor * self.patch
+        if self.resolution % factor:
+            raise UserError(f"--resolution is {self.resolution}; expected a multiple of {factor} for this model")
+        size = self.resolution // self.pipeline.vae_scale_factor
+        return self.channels, size, size
+
+    @property
+    def patch(self) -> int:
+        """Latents' height and width are multiples of this: a UNet halves them at every level but the last."""
+        return 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    def schedule(self, steps: int, *, eta: float, trained_steps: int = 0) -> Schedule:
+        """Timesteps [K], coefficients float32 [K, 5] and input scales float32 [K] on the device; refuses sigma = 0
+        where trained."""
+        try:
+            schedule = self._build_schedule(steps, eta, trained_steps)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+        timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
+        table, scale = schedule.table.float().to(self.device), schedule.input_scale.float().to(self.device)
+        return Schedule(timesteps.to(self.device), table, scale, schedule.initial_scale)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditions:
+        """Conditions, a row for each prompt. No text encoder is trained, so each prompt is encoded once."""
+        for prompt in set(prompts) - self._conditions.keys():
+            self._conditions[prompt] = self._encode(prompt)
+        return tuple(torch.stack(x) for x in zip(*(self._conditions[prompt] for prompt in prompts), strict=True))
+
+    @torch.no_grad()
+    def _null_conditions(self) -> Conditions:
+        if not self._null:
+            self._null = self._encode(None)
+        return self._null
+
+    _null: Conditions = ()
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """The model's output [N, C, H, W] for latents [N, C, H, W], timesteps [N] and N rows of conditions; float32, so
+        that a loss's gradient is. With guidance g it is null + g (conditioned - null), both from one forward pass."""
+        self.evaluations += self.branches * len(latents)
+
+        def output(x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
+            x = x.to(self.dtype)
+            if self.branches == 1:
+                out = self._denoise(x, t, *c)
+            else:
+                null = [n.expand_as(y) for n, y in zip(self._null_conditions(), c, strict=True)]
+                both = [torch.cat(pair) for pair in zip(c, null, strict=True)]
+                conditioned, unconditioned = self._denoise(torch.cat([x, x]), torch.cat([t, t]), *both).float().chunk(2)
+                out = unconditioned + self.guidance * (conditioned - unconditioned)
+            return out.float().contiguous()  # the kernels read whole samples
+
+        out = self._in_chunks(output, latents, timesteps, *conditions)
+        return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]."""
+        vae = self.pipeline.vae
+        shift = getattr(vae.config, "shift_factor", None) or 0
+
+        def pictures(x: Tensor) -> Tensor:
+            x = x.to(vae.dtype) / vae.config.scaling_factor
+            x = x + shift if shift else x
+            return (vae.decode(x, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+        return self._in_chunks(pictures, latents)
+
+    def _in_chunks(self, function: Any, *inputs: Tensor) -> Tensor:
+        out = []
+        for chunk in zip(*(x.split(self.rows) for x in inputs), strict=True):
+            n = len(chunk[0])
+            missing = max(self.pad_rows - n, 0)
+            padded = [x.to(self.device) for x in chunk]
+            padded = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x for x in padded]
+            out.append(function(*padded)[:n])
+        return torch.cat(out)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context `predict` is the pretrained model."""
+        trained = self.denoiser
+        if self._reference is not None:
+            self.denoiser = self._reference
+        else:
+            trained.disable_adapters()
+        try:
+            yield
+        finally:
+            self.denoiser = trained
+            if self._reference is None:
+                trained.enable_adapters()
+
+    # Weights
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained weights by name."""
+        if self.finetune == "lora":
+            return dict(get_peft_model_state_dict(self.denoiser))
+        return dict(self.denoiser.state_dict())
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.finetune == "lora":
+            set_peft_model_state_dict(self.denoiser, state)
+        else:
+            self.denoiser.load_state_dict(state)
+
+    def save(self, folder: Path) -> None:
+        """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder."""
+        if self.finetune == "lora":
+            # Without the metadata diffusers takes the rank for alpha. A set has another order in each process.
+            metadata = self.denoiser.peft_config["default"].to_dict()
+            metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()}
+            layers = {f"{self.component}_lora_layers": self.state_dict()}
+            layers[f"{self.component}_lora_adapter_metadata"] = metadata
+            type(self.pipeline).save_lora_weights(folder, **layers)
+        else:
+            self.pipeline.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Weights that `save` wrote; UserError for damaged ones, another model's, or another rank or alpha."""
+        try:
+            if self.finetune == "full":
+                state = type(self.denoiser).from_pretrained(folder, subfolder=self.component).state_dict()
+                self.denoiser.load_state_dict(state)
+                return
+            state, *_, metadata = type(self.pipeline).lora_state_dict(folder, return_lora_metadata=True)
+        except Exception as error:  # safetensors, diffusers and torch raise a dozen kinds
+            raise UserError(f"the weights in {folder} are damaged or another model's ({str(error)[:120]})") from error
+        state = {k.removeprefix(f"{self.component}."): v for k, v in state.items()}
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.state_dict().items()}:
+            ranks = sorted({min(v.shape) for v in state.values()})
+            raise UserError(f"{folder} holds an adapter of another shape (rank {ranks}); give its --lora-rank")
+        alpha = (metadata or {}).get(f"{self.component}.lora_alpha")
+        ours = self.denoiser.peft_config["default"].lora_alpha
+        if alpha is not None and alpha != ours:
+            raise UserError(f"{folder} holds an adapter with alpha {alpha}, not {ours}; give --lora-alpha {alpha}")
+        self.load_state_dict(state)

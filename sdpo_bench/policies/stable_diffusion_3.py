@@ -1,0 +1,79 @@
+"""Stable Diffusion 3 kind, such as SD3.5 Large Turbo: a transformer that predicts a velocity, three text encoders."""
+
+from __future__ import annotations
+
+import sdpo_kernels
+from diffusers import StableDiffusion3Pipeline
+from sdpo_kernels.coefficients import Schedule
+from torch import Tensor
+
+from sdpo_bench.policies.base import Conditions, Policy
+
+T5_TOKENS = 256  # the pipeline's own default, as for SD3.5 Large Turbo
+
+
+class FlowPolicy(Policy):
+    """What flow-matching families share: a transformer, and the stochastic step of Flow-GRPO."""
+
+    component = "transformer"
+    samplers = ("flow_sde",)
+    max_shift = 1.15
+    """Of a schedule that is shifted by the number of tokens, where its file does not say: the pipeline's default."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture."""
+        _, height, width = self.latent_shape
+        return height * width // self.patch**2
+
+    def _sigmas(self, steps: int) -> list[float] | None:
+        """[K] before the shift, where the pipeline gives the scheduler its own."""
+        return None
+
+    def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
+        config, mu = self.pipeline.scheduler.config, None
+        if config.use_dynamic_shifting:  # the shift's logarithm, linear in the number of tokens
+            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
+            mu = low + (high - low) * (self.tokens - few) / (many - few)
+        return sdpo_kernels.coefficients.flow_sde(
+            self.pipeline.scheduler,
+            steps,
+            level=self.noise_level,
+            mu=mu,
+            sigmas=self._sigmas(steps),
+            stochastic_steps=stochastic,
+        )
+
+
+class StableDiffusion3Policy(FlowPolicy):
+    """Conditions: text embeddings [N, L, D], pooled text [N, P]."""
+
+    pipeline_class = StableDiffusion3Pipeline
+    max_shift = 1.16
+
+    @property
+    def patch(self) -> int:
+        return self.denoiser.config.patch_size
+
+    @property
+    def condition_shapes(self) -> list[tuple[int, ...]]:
+        clip, config = self.pipeline.text_encoder.config, self.denoiser.config
+        return [(clip.max_position_embeddings + T5_TOKENS, config.joint_attention_dim), (config.pooled_projection_dim,)]
+
+    def _encode(self, prompt: str | None) -> Conditions:
+        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt or "", None, None, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )  # fmt: skip
+        return embeddings[0].to(self.dtype), pooled[0].to(self.dtype)
+
+    def _denoise(self, latents: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:
+        embeddings, pooled = conditions
+        return self.denoiser(
+            hidden_states=latents,
+            timestep=timesteps,
+            encoder_hidden_states=embeddings,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
