@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ALONE, OtherFailed, World
 from sdpo_bench.errors import UserError
+from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records import load_run, run_id
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
 from sdpo_bench.trainer import Trainer, train
 
+ROOT = Path(__file__).parents[1]
 KINDS = list(itertools.product(("sdpo", "ddpo", "rebel"), ("lora", "full")))
 
 
@@ -171,7 +174,7 @@ def same(folder: Path, other: Path) -> None:
         for split, prompts in row["values"].items():
             assert list(prompts) == list(row2["values"][split])
             for prompt, values in prompts.items():
-                near = 5e-3 if row["reward"] == "jpeg_compressibility" else 1e-5  # JPEG's sizes are whole bytes
+                near = 5e-3 if row["reward"] == "jpeg_compressibility" else 1e-4  # JPEG's sizes are whole bytes
                 assert values == pytest.approx(row2["values"][split][prompt], abs=near)
     assert all((weights[name] - weights2[name]).abs().max() < 1e-6 for name in weights)
 
@@ -276,3 +279,32 @@ def test_the_real_command(config, tmp_path):
     expected = load_run(tmp_path / "one" / folder.name)
     assert record.train[0]["reward_mean"] == expected.train[0]["reward_mean"]
     assert [row["values"] for row in record.eval[:4]] == [row["values"] for row in expected.eval[:4]]
+
+
+@pytest.mark.parametrize(
+    ("dense", "steps", "last"), [("anchored", 4, True), ("exact", 4, False), ("anchored", 2, True)]
+)
+@pytest.mark.parametrize("name", ["sdpo", "ddpo", "rebel", "prdp"])
+def test_the_cost_model(config, name, dense, steps, last):
+    """The formulas of docs/scale.md against the counters, and bytes against tensors."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scale.md").read_text(), re.M | re.S)
+    page: dict[str, Any] = {}
+    exec(code, page)
+    changes = {"method": name, "dense": dense, "steps": steps, "train_last_step": last, "label": "", "finetune": "full"}
+    given = dataclasses.replace(config, **changes, pairs=6, pairs_per_update=3)
+    trainer = Trainer(given, load_policy(given), load_reward(given.reward))
+    method, row = METHODS[name], trainer.epoch(1)
+    used = dense if method.dense else "terminal"
+    costs = page["costs"](
+        6, steps, given.trained_steps, 3, given.resolved_updates, used, method.reference, method.whole_trajectory
+    )
+    assert costs == {name: row[name] for name in costs}
+    trajectory = trainer.sample(1)
+    elements = 4 * 8 * 8
+    stored = [trajectory.latents, trajectory.predicted_clean]
+    assert sum(x.numel() * x.element_size() for x in stored) == 4 * 2 * (2 * steps + 1) * 6 * elements
+    weights = sum(p.numel() for p in trainer.policy.parameters)
+    state = trainer.state()
+    moments = [x for entry in state["optimiser"]["state"].values() for x in entry.values() if x.dim()]
+    assert sum(x.numel() * x.element_size() for x in moments) == 8 * weights
+    assert sum(x.numel() * x.element_size() for x in state["weights"].values()) == 4 * weights
