@@ -316,10 +316,12 @@ def train_command() -> type:
         """Where to write: the run gets a folder of its own in OUT/raw/."""
         resume: bool = False
         """Go on with the same run from its checkpoint."""
+        tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+        """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
 
         def __call__(self) -> int:
             config = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
-            return train(config, self.out, self.resume)
+            return train(config, self.out, self.resume, self.tracker)
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
@@ -328,6 +330,7 @@ examples:
   sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
   sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --dtype float16 --rows 8 \\
       --reward jpeg_compressibility --eval-rewards jpeg_compressibility
+  accelerate launch --num_processes 4 -m sdpo_bench train --method sdpo    # 4 GPUs, the same run: docs/scale.md
 
 methods, with their options and defaults:
 {methods}
@@ -336,17 +339,23 @@ rewards: {", ".join(REWARDS)}"""
     return Train
 
 
-def train(config: Any, out: Path, resume: bool) -> int:
-    """One run, with a progress bar; says what it made."""
+def train(config: Any, out: Path, resume: bool, tracker: str = "none") -> int:
+    """One run, with a progress bar; says what it made. Of several processes the first one does."""
     from tqdm import tqdm
 
+    from sdpo_bench.distributed import join
     from sdpo_bench.records import load_run, run_id
     from sdpo_bench.reproduce import shown, speed
+    from sdpo_bench.tracking import Tracker
     from sdpo_bench.trainer import train as run
 
     quiet_libraries()
     folder = out / "raw" / run_id(config.to_json())
-    terminal = sys.stderr.isatty()
+    world = join(config.device)
+    followed = None
+    if tracker != "none":
+        followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
+    terminal = sys.stderr.isatty() and world.first
     with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
 
         def on_epoch(event: dict[str, Any]) -> None:
@@ -358,7 +367,12 @@ def train(config: Any, out: Path, resume: bool) -> int:
                 text = f"{config.label}: epoch {event['epoch']}/{config.epochs}, reward {event['reward_mean']:.3f}"
                 print(text, file=sys.stderr, flush=True)
 
-        run(config, folder, resume=resume, on_epoch=on_epoch)
+        run(config, folder, resume=resume, on_epoch=on_epoch, world=world, tracker=followed)
+    if followed is not None:
+        followed.close()
+    world.close()
+    if not world.first:
+        return 0
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
     print(evaluation_table([row for row in record.eval if row["epoch"] == last]))
@@ -445,8 +459,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        from sdpo_bench.distributed import OtherFailed
         from sdpo_bench.records import RecordError, RunLocked
 
+        if isinstance(error, OtherFailed):
+            return 2
         if os.strerror(errno.ENOSPC) in str(error):  # not every library that writes files raises OSError
             message = f"the disk is full ({error}): free space and go on with --resume"
         elif isinstance(error, OSError) and error.errno in NOT_WRITABLE:

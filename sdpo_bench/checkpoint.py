@@ -5,6 +5,7 @@ Every random number derives from (seed, epoch, pair), so no generator's state is
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,28 @@ import torch
 from sdpo_bench.errors import UserError
 from sdpo_bench.records import write_atomic
 
-FORMAT = 1
-KEYS = {"format", "run_id", "epoch", "weights", "optimiser", "normaliser", "counts", "seconds"}
+FORMAT = 2
+DIGEST = hashlib.sha256().digest_size
+KEYS = {"format", "run_id", "epoch", "weights", "optimiser", "normaliser", "counts", "seconds", "evaluated"}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replaces the checkpoint, wholly or not at all."""
+    """Replaces the checkpoint, wholly or not at all. A SHA-256 of all that is before it ends the file: torch itself
+    would read a file with changed bits."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | state, buffer)
-    write_atomic(path, buffer.getvalue())
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+    write_atomic(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote; UserError for a file that is corrupt or of another run."""
     remedy = "delete it and go on with --resume to train this run from its beginning"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = memoryview(path.read_bytes())
+        if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+            raise ValueError("its digest differs")
+        state = torch.load(io.BytesIO(content[:-DIGEST]), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise UserError(f"checkpoint {path} can't be read (truncated or damaged?); {remedy}") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS or state["format"] != FORMAT:

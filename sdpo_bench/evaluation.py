@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import ALONE, World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.records import write_atomic
+from sdpo_bench.recovery import score, within_memory
 from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.rewards.base import to_uint8
 from sdpo_bench.sampler import derive_seeds, sample
@@ -46,17 +48,32 @@ def pictures(
     return policy.decode(trajectory.predicted_clean[:, 0, -1])
 
 
-def evaluate(policy: Policy, config: RunConfig, rewards: dict[str, Reward]) -> list[dict[str, Any]]:
-    """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}."""
+def evaluate(
+    policy: Policy, config: RunConfig, rewards: dict[str, Reward], world: World = ALONE
+) -> list[dict[str, Any]]:
+    """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
+
+    Each process evaluates a share of the prompts; all get all rows.
+    """
     chosen = evaluated_prompts(config)
-    prompts = [p for group in chosen.values() for p in group]
+    prompts = world.share([p for group in chosen.values() for p in group])
     noises = list(range(config.eval_noises))
+
+    def own() -> dict[tuple[int, str], dict[str, list[float]]]:
+        """The values of this process's prompts, by step count and reward."""
+        values = {}
+        for steps in config.eval_steps if prompts else ():
+            images = pictures(policy, prompts, noises, steps, config)
+            for name, reward in rewards.items():
+                found = score(reward, images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises))
+                values[steps, name] = dict(zip(prompts, found.tolist(), strict=True))
+        return values
+
+    parts = world.gather(world.together(lambda: within_memory(policy, own)))
     rows = []
     for steps in config.eval_steps:
-        images = pictures(policy, prompts, noises, steps, config)
-        for name, reward in rewards.items():
-            values = reward(images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises)).tolist()
-            by_prompt = dict(zip(prompts, values, strict=True))
+        for name in rewards:
+            by_prompt = {p: values for part in parts for p, values in part.get((steps, name), {}).items()}
             rows.append(
                 {
                     "reward": name,

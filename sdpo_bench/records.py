@@ -89,7 +89,7 @@ def _difference(stored: Any, new: Any, path: str = "") -> str | None:
     return None if stored == new else f"{path} (stored {stored!r}, new {new!r})"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Replaces a file's content wholly or not at all, also when the disk is full or the power goes."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:

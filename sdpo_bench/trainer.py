@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sdpo_kernels
@@ -19,6 +20,7 @@ from sdpo_bench import dense
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import ALONE, World
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
 from sdpo_bench.methods import build_method
@@ -26,16 +28,19 @@ from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
+from sdpo_bench.recovery import score, within_memory
 from sdpo_bench.rewards import Reward
 from sdpo_bench.sampler import derive_seeds, sample
-from sdpo_bench.types import Counts, StepBatch, Trajectory, TrajectoryBatch
+from sdpo_bench.tracking import Tracker
+from sdpo_bench.types import Counts, DenseRewards, StepBatch, Trajectory, TrajectoryBatch
 
 GROUP = 2
 CLIP_RANGE, CLIP_DIMENSIONS = 1e-4, 16_384  # [official], on latents of 4 x 64 x 64
 PROMPTS, INITIAL, STEPS, ORDER = range(4)  # what an epoch's seeds are for
 
+T = TypeVar("T")
 Microbatch = tuple[Tensor, Tensor]
-"""Pairs int64 [P] and the step of each, int64 [P], on the CPU."""
+"""Pairs int64 [P], counted among those of this process, and the step of each, int64 [P], on the CPU."""
 
 
 class TrainingDiverged(UserError):
@@ -43,10 +48,19 @@ class TrainingDiverged(UserError):
 
 
 class Trainer:
-    """One run's state. `epoch(e)` trains epoch e, counted from 1, and returns its row for train.jsonl."""
+    """One run's state. `epoch(e)` trains epoch e, counted from 1, and returns its row for train.jsonl.
 
-    def __init__(self, config: RunConfig, policy: Policy, reward: Reward) -> None:
-        self.config, self.policy, self.reward = config, policy, reward
+    With several processes each samples, scores and trains its share of every optimiser step's pairs, so that no
+    latents are sent. All know all rewards, and so the same advantages; gradients are summed before each step.
+    """
+
+    def __init__(self, config: RunConfig, policy: Policy, reward: Reward, world: World = ALONE) -> None:
+        self.config, self.policy, self.reward, self.world = config, policy, reward, world
+        if world.size > config.pairs_per_update:
+            raise UserError(
+                f"{world.size} processes, but --pairs-per-update is {config.pairs_per_update}: some would have nothing "
+                f"to do; launch at most {config.pairs_per_update}"
+            )
         self.method = build_method(config.method, config.options)
         self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
         if not self.prompts:
@@ -69,77 +83,120 @@ class Trainer:
         """Samples, rewards and updates once. Raises TrainingDiverged, the weights being useless then."""
         evaluations, clock = self.policy.evaluations, [time.perf_counter()]
         self._last_visit = None
-        trajectory = self.sample(epoch)
-        reference = self.reference_log_prob(trajectory) if self.method.reference else None
+        pairs = self.pairs(epoch)
+
+        def rollout() -> tuple[Trajectory, Tensor | None, DenseRewards]:
+            trajectory = self.within_memory(lambda: self.sample(epoch))
+            reference = None
+            if self.method.reference:
+                reference = self.within_memory(lambda: self.reference_log_prob(trajectory))
+            clock.append(time.perf_counter())
+            provider = dense.PROVIDERS[self.config.dense if self.method.dense else "terminal"]
+            return trajectory, reference, self.within_memory(lambda: provider(trajectory, self.score))
+
+        trajectory, reference, own = self.world.together(rollout)
+        parts = self.world.gather((pairs, own.values.cpu(), own.queries))
+        rewards = torch.cat([values for _, values, _ in parts])[torch.cat([p for p, _, _ in parts]).argsort()]
+        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards))[pairs]
+        advantages = advantages.to(self.policy.device)
         clock.append(time.perf_counter())
-        provider = dense.PROVIDERS[self.config.dense if self.method.dense else "terminal"]
-        rewards = provider(trajectory, self.score)
-        advantages = self.normaliser(trajectory.prompts, self.method.returns(rewards.values)).to(self.policy.device)
+        updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
+        # The first and only time that the host waits for the updates.
+        log = torch.stack([torch.stack(row) for row in updates]).cpu()
+        finite = torch.stack([torch.isfinite(p).all() for p in self.policy.parameters]).all()
+        spent = self.policy.evaluations - evaluations
+        ends = self.world.gather((log, spent, bool(finite), self.fingerprint(), self.policy.rows))
         clock.append(time.perf_counter())
-        log = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
-        loss, clipped, log_ratio, norm = torch.tensor([[float(x) for x in row] for row in log]).unbind(1)
-        clock.append(time.perf_counter())
-        finite = bool(torch.isfinite(loss).all() and torch.isfinite(norm).all())
-        if not finite or not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters):
+        logs = torch.stack([end[0] for end in ends])
+        loss, clipped, log_ratio, norm = *logs[..., :2].sum(0).unbind(1), logs[..., 2].amax(0), log[:, 3]
+        if not bool(torch.isfinite(logs).all()) or not all(end[2] for end in ends):
             raise TrainingDiverged(
                 f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower "
                 f"--learning-rate ({self.config.learning_rate:g}) and start another run; this run's records and its "
                 f"last checkpoint stay"
             )
-        self.counts.samples += trajectory.log_prob[..., 0].numel()
-        self.counts.reward_queries += rewards.queries
-        self.counts.model_evaluations += self.policy.evaluations - evaluations
-        return {
+        if len({end[3] for end in ends}) > 1:
+            raise UserError(
+                f"after epoch {epoch} the processes no longer have the same weights: are their GPUs, drivers and "
+                f"versions of PyTorch the same? The last checkpoint stays"
+            )
+        self.counts.samples += self.config.pairs * GROUP
+        self.counts.reward_queries += sum(queries for _, _, queries in parts)
+        self.counts.model_evaluations += sum(end[1] for end in ends)
+        row = {
             "epoch": epoch,
             **dataclasses.asdict(self.counts),
             "loss": loss.mean().item(),
-            "reward_mean": rewards.values[..., -1].mean().item(),
+            "reward_mean": rewards[..., -1].mean().item(),
             "clip_fraction": clipped.mean().item(),
             "log_ratio_max": log_ratio.max().item(),
             "grad_norm": norm.mean().item(),
             "seconds": dict(zip(("sample", "reward", "train"), np.diff(clock).round(4).tolist(), strict=True)),
         }
+        rows = min(end[4] for end in ends)
+        return row if rows == self.config.rows else row | {"rows": rows}  # fewer than asked for: memory ran out
+
+    def fingerprint(self) -> int:
+        """A number that differs where weights do; not computed where there is nothing to compare it with."""
+        if self.world.size == 1:
+            return 0
+        sums = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.policy.parameters]
+        return hash(tuple(torch.stack(sums).tolist()))
+
+    def within_memory(self, work: Callable[[], T]) -> T:
+        return within_memory(self.policy, work)
 
     # Sampling and rewards
 
+    def drawn_prompts(self, epoch: int) -> list[str]:
+        """The prompts of all of the epoch's pairs, drawn at random."""
+        choice = np.random.default_rng((self.config.seed, epoch, PROMPTS)).integers(
+            len(self.prompts), size=self.config.pairs
+        )
+        return [self.prompts[i] for i in choice]
+
     def sample(self, epoch: int) -> Trajectory:
-        """The epoch's pairs: random prompts, one x_T a pair, step noise for each sample."""
-        config, seeds = self.config, (self.config.seed, epoch)
-        choice = np.random.default_rng((*seeds, PROMPTS)).integers(len(self.prompts), size=config.pairs)
+        """This process's pairs of the epoch: random prompts, one x_T a pair, step noise for each sample."""
+        config, seeds, pairs = self.config, (self.config.seed, epoch), self.pairs(epoch)
+        prompts = self.drawn_prompts(epoch)
         return sample(
             self.policy,
-            [self.prompts[i] for i in choice],
+            [prompts[i] for i in pairs],
             steps=config.steps,
-            initial_seeds=derive_seeds(*seeds, INITIAL, count=config.pairs),
-            step_seeds=derive_seeds(*seeds, STEPS, count=config.pairs * GROUP).reshape(config.pairs, GROUP),
+            initial_seeds=derive_seeds(*seeds, INITIAL, count=config.pairs)[pairs],
+            step_seeds=derive_seeds(*seeds, STEPS, count=config.pairs * GROUP).reshape(config.pairs, GROUP)[pairs],
             eta=config.eta,
             trained_steps=config.trained_steps,
         )
 
     def score(self, latents: Tensor, prompts: list[str]) -> Tensor:
-        rewards = self.reward(self.policy.decode(latents), prompts)
-        if not bool(torch.isfinite(rewards).all()):
-            raise UserError(f"reward {self.config.reward} gave a value that is not finite for a picture of this run")
-        return rewards.to(latents.device)
+        return score(self.reward, self.policy.decode(latents), prompts).to(latents.device)
 
     # The model's output and log-prob along stored trajectories
 
     def predict(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
         """The model's output [P, 2, C, H, W] at each pair's step. A pair shares its first input, so its output too."""
         needed = torch.stack([torch.ones_like(steps, dtype=torch.bool), steps > 0], 1).flatten()
-        rows, device = needed.nonzero()[:, 0], self.policy.device
-        prompt, step = (x.repeat_interleave(GROUP)[rows].to(device) for x in (pairs, steps))
-        latents = self.latents(trajectory, pairs, steps).flatten(0, 1)[rows.to(device)]
+        rows = needed.nonzero()[:, 0]
+        row_pairs, row_steps = (x.repeat_interleave(GROUP)[rows] for x in (pairs, steps))
+        latents = self.latents(trajectory, row_pairs, row_steps, rows % GROUP)
+        row_pairs, row_steps = self.index(row_pairs), self.index(row_steps)
         output = self.policy.predict(
-            trajectory.input_scale[step].reshape(-1, 1, 1, 1) * latents,
-            trajectory.timesteps[step],
-            tuple(c[prompt] for c in trajectory.conditions),
+            trajectory.input_scale[row_steps].reshape(-1, 1, 1, 1) * latents,
+            trajectory.timesteps[row_steps],
+            tuple(c[row_pairs] for c in trajectory.conditions),
         )
-        return output[(needed.cumsum(0) - 1).to(device)].unflatten(0, (len(pairs), GROUP))
+        return output[self.index(needed.cumsum(0) - 1)].unflatten(0, (len(pairs), GROUP))
 
-    def latents(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
-        """Stored latents [P, 2, C, H, W], on the policy's device."""
-        return trajectory.latents[pairs, :, steps].to(self.policy.device)
+    def latents(
+        self, trajectory: Trajectory, pairs: Tensor, steps: Tensor, sample: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Stored latents on the policy's device, from indices on the host: [P, 2, C, H, W], or [P, C, H, W] with an
+        index of the `sample` in each pair."""
+        stored = trajectory.latents  # on the policy's device, or with --offload-trajectories on the host
+        where = (pairs, sample, steps)
+        found = stored[tuple(self.index(x, stored.device) if isinstance(x, Tensor) else x for x in where)]
+        return found.to(self.policy.device)
 
     def log_prob(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
         """Log-prob [P, 2] of each pair's stored step under the current policy."""
@@ -147,8 +204,14 @@ class Trainer:
             self.predict(trajectory, pairs, steps).flatten(0, 1),
             self.latents(trajectory, pairs, steps).flatten(0, 1),
             self.latents(trajectory, pairs, steps + 1).flatten(0, 1),
-            trajectory.coefficients[steps.to(self.policy.device)].repeat_interleave(GROUP, 0),
+            trajectory.coefficients[self.index(steps)].repeat_interleave(GROUP, 0),
         ).unflatten(0, (len(pairs), GROUP))
+
+    def index(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+        """An index tensor on a device, the policy's by default. From pinned memory, since the host would otherwise wait
+        at every copy until the GPU has nothing left to do."""
+        device = self.policy.device if device is None else device
+        return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
     @torch.no_grad()
     def reference_log_prob(self, trajectory: Trajectory) -> Tensor:
@@ -166,11 +229,15 @@ class Trainer:
         sampling and of training differ. On a CPU it must be exactly 0; the check enters no count.
         """
         evaluations = self.policy.evaluations
-        trajectory = self.sample(epoch)
-        largest = 0.0
-        for pairs, steps in self.groups(epoch)[0]:
-            old = trajectory.log_prob[pairs, :, steps]
-            largest = max(largest, (self.log_prob(trajectory, pairs, steps).detach() - old).abs().max().item())
+
+        def own() -> float:
+            trajectory, found = self.sample(epoch), 0.0
+            for pairs, steps in self.groups(epoch)[0]:
+                new = self.log_prob(trajectory, pairs, steps).detach()  # with a graph: some kernels differ without
+                found = max(found, (new - trajectory.log_prob[pairs, :, steps]).abs().max().item())
+            return found
+
+        largest = max(self.world.gather(self.world.together(lambda: self.within_memory(own))))
         self.policy.evaluations = evaluations
         if self.policy.device.type == "cpu" and largest != 0:
             raise UserError(
@@ -178,7 +245,7 @@ class Trainer:
                 f"number of rows; raise --pad-rows (now {self.config.pad_rows}, up to --rows; in a profile: COMMON in "
                 f"sdpo_bench/experiments.py)"
             )
-        if largest > self.clips["clip_range"] / 10:
+        if largest > self.clips["clip_range"] / 10 and self.world.first:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
         return largest
 
@@ -188,54 +255,84 @@ class Trainer:
     def microbatch(self) -> int:
         return max(1, self.policy.rows // GROUP)
 
+    def order(self, epoch: int) -> tuple[list[Tensor], Tensor]:
+        """The pairs of each optimiser step that this process trains, and the order [pairs, S] of each pair's steps."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, epoch, ORDER))
+        batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
+        shuffled = torch.from_numpy(rng.permuted(np.tile(np.arange(config.trained_steps), (config.pairs, 1)), axis=1))
+        return [self.world.share(batch).contiguous() for batch in batches], shuffled
+
+    def pairs(self, epoch: int) -> Tensor:
+        """The epoch's pairs that are this process's, in ascending order."""
+        return torch.cat(self.order(epoch)[0]).sort().values
+
     def groups(self, epoch: int) -> list[list[Microbatch]]:
         """The epoch's optimiser steps, each the micro-batches whose gradients it sums.
 
         Pairs are permuted; each pair has a permutation of the trained steps of its own, shared by its two samples
         (SDPO's step shuffling). "step": one denoising step of a batch of pairs; "trajectory": all of its steps.
         """
-        config = self.config
-        rng = np.random.default_rng((config.seed, epoch, ORDER))
-        batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
-        shuffled = torch.from_numpy(rng.permuted(np.tile(np.arange(config.trained_steps), (config.pairs, 1)), axis=1))
+        batches, shuffled = self.order(epoch)
+        pairs = self.pairs(epoch)
 
         def microbatches(batch: Tensor, position: int) -> Iterator[Microbatch]:
-            return ((p, shuffled[p, position]) for p in batch.split(self.microbatch))
+            return ((torch.searchsorted(pairs, p), shuffled[p, position]) for p in batch.split(self.microbatch))
 
-        positions = range(config.trained_steps)
-        if config.resolved_updates == "step":
+        positions = range(self.config.trained_steps)
+        if self.config.resolved_updates == "step":
             return [list(microbatches(batch, j)) for j in positions for batch in batches]
         return [[m for j in positions for m in microbatches(batch, j)] for batch in batches]
 
     def update(
         self, group: list[Microbatch], trajectory: Trajectory, advantages: Tensor, reference: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One optimiser step: mean loss, fraction of clipped entries, largest |log-ratio|, gradient norm."""
-        self.optimiser.zero_grad(set_to_none=True)
+        """One optimiser step: mean loss, fraction of clipped entries, largest |log-ratio|, gradient norm.
+
+        Loss and fraction are of this process's entries, times its share of all of them.
+        """
         backward = self.trajectory_backward if self.method.whole_trajectory else self.step_backward
-        loss, clipped, log_ratio = backward(group, trajectory, advantages, reference)
+
+        def attempt() -> tuple[Tensor, Tensor, Tensor]:
+            self.optimiser.zero_grad(set_to_none=True)
+            size = self.microbatch  # by now perhaps less than when the group was made
+            parts = [part for pairs, steps in group for part in zip(pairs.split(size), steps.split(size), strict=True)]
+            return backward(parts, trajectory, advantages, reference)
+
+        loss, clipped, log_ratio = self.within_memory(attempt)
+        # Here, and not by DistributedDataParallel: its hooks know nothing of a backward pass in several parts or of a
+        # second attempt. Each loss is a mean over the entries of all processes, so that the sum is its gradient.
+        self.world.sum(p.grad for p in self.policy.parameters if p.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm)
         self.optimiser.step()
         self.counts.optimiser_steps += 1
-        return loss.mean(), clipped.float().mean(), log_ratio.abs().max(), norm
+        share = self.pairs_in(group) / self.config.pairs_per_update
+        return share * loss.mean(), share * clipped.float().mean(), log_ratio.abs().max(), norm
+
+    @staticmethod
+    def pairs_in(group: list[Microbatch]) -> int:
+        return len(torch.cat([pairs for pairs, _ in group]).unique())
 
     def step_backward(
         self, group: list[Microbatch], trajectory: Trajectory, advantages: Tensor, reference: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of a loss that is a mean over single steps."""
-        entries = sum(len(pairs) for pairs, _ in group)
+        steps_each = sum(len(pairs) for pairs, _ in group) // self.pairs_in(group)
+        entries = self.config.pairs_per_update * steps_each  # of all processes
         parts = []
         for pairs, steps in group:
+            output = self.predict(trajectory, pairs, steps)
+            sample, following = (self.latents(trajectory, pairs, k) for k in (steps, steps + 1))
+            pairs, steps = self.index(pairs), self.index(steps)
             batch = StepBatch(
-                step=steps.to(self.policy.device),
-                sample=self.latents(trajectory, pairs, steps),
-                prev_sample=self.latents(trajectory, pairs, steps + 1),
-                coefficients=trajectory.coefficients[steps.to(self.policy.device)],
+                step=steps,
+                sample=sample,
+                prev_sample=following,
+                coefficients=trajectory.coefficients[steps],
                 old_log_prob=trajectory.log_prob[pairs, :, steps],
                 advantages=advantages[pairs, :, steps],
                 reference_log_prob=None if reference is None else reference[pairs, :, steps],
             )
-            output = self.predict(trajectory, pairs, steps)
             result, grad = self.method.loss_and_grad(output.detach(), batch, grad_scale=1 / entries, **self.clips)
             output.backward(grad)
             parts.append((result.loss, result.clipped, result.log_prob - batch.old_log_prob))
@@ -256,8 +353,8 @@ class Trainer:
         current = self._last_visit[1]
         with torch.no_grad():
             for pairs, steps in group:
-                current[pairs, :, steps] = self.log_prob(trajectory, pairs, steps)
-        members = torch.cat([pairs for pairs, _ in group]).unique()
+                current[self.index(pairs), :, self.index(steps)] = self.log_prob(trajectory, pairs, steps)
+        members = self.index(torch.cat([pairs for pairs, _ in group]).unique())
         batch = TrajectoryBatch(
             old_log_prob=trajectory.log_prob[members][..., :S],
             advantages=advantages[members][..., -1],
@@ -266,9 +363,9 @@ class Trainer:
         leaf = current[members].requires_grad_()
         result = self.method.loss(leaf, batch, **self.clips)
         gradient = torch.zeros_like(current)
-        (gradient[members],) = torch.autograd.grad(result.loss.sum() / len(members), leaf)
+        (gradient[members],) = torch.autograd.grad(result.loss.sum() / self.config.pairs_per_update, leaf)
         for pairs, steps in group:
-            self.log_prob(trajectory, pairs, steps).backward(gradient[pairs, :, steps])
+            self.log_prob(trajectory, pairs, steps).backward(gradient[self.index(pairs), :, self.index(steps)])
         return result.loss.detach(), result.clipped, leaf.detach() - batch.old_log_prob
 
     _last_visit: tuple[Trajectory, Tensor] | None = None
@@ -279,7 +376,7 @@ class Trainer:
         return {
             "weights": self.policy.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "normaliser": self.normaliser.buffers,
+            "normaliser": dict(self.normaliser.buffers),
             "counts": dataclasses.asdict(self.counts),
         }
 
@@ -296,12 +393,17 @@ def train(
     *,
     resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    world: World = ALONE,
+    tracker: Tracker | None = None,
 ) -> None:
     """Runs `config` into `folder`, whose name is the run's id, and writes done.json last.
 
     With resume a finished run is left as it is, and an unfinished one goes on from its checkpoint: on a CPU to the
     same weights, bit for bit, as without the interruption. `on_epoch` gets {"epoch", "epochs", "phase", "seconds",
-    "reward_mean"} after each epoch ("train") and each evaluation ("evaluate").
+    "reward_mean"} after each epoch ("train") and each evaluation ("evaluate"). Of the processes of `world` the first
+    one writes; `folder` must be on a disk that all of them see. `tracker` gets a copy of the records.
+
+    An error between two epochs, such as of a reward model, leaves a checkpoint of the last one.
     """
     row = config.to_json()
     row["run_id"] = run_id(row)
@@ -315,78 +417,126 @@ def train(
             return True
         return False
 
-    if finished():
+    if world.alone(finished):
         return
     # All that can be refused is refused before anything is written.
-    rewards = evaluation_rewards(config)
-    policy = load_policy(config)
-    trainer = Trainer(config, policy, rewards[config.reward])
-    for reward in rewards.values():
-        for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
-            reward.check_prompts(prompts)
-    on_policy = trainer.check_on_policy(1) if config.epochs and not checkpoint.exists() else None
+    def load() -> tuple[dict[str, Reward], StableDiffusionPolicy, Trainer]:
+        rewards = evaluation_rewards(config)
+        policy = load_policy(config)
+        trainer = Trainer(config, policy, rewards[config.reward], world)
+        for reward in rewards.values():
+            for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
+                reward.check_prompts(prompts)
+        return rewards, policy, trainer
+
+    rewards, policy, trainer = world.together(load)
+    on_policy = trainer.check_on_policy(1) if config.epochs and not world.alone(checkpoint.exists) else None
     seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
-    done = 0
 
     def report(phase: str, epoch: int, spent: float, reward_mean: float | None = None) -> None:
-        if on_epoch is not None:
+        if on_epoch is not None and world.first:
             on_epoch(
                 {"epoch": epoch, "epochs": config.epochs, "phase": phase, "seconds": spent, "reward_mean": reward_mean}
             )
 
-    with RunWriter(folder) as writer:
-        if finished():  # by another process, while this one was loading
+    with contextlib.ExitStack() as stack:
+        # Of the first process alone, as are all calls of its methods.
+        writer: Any = world.together(lambda: stack.enter_context(RunWriter(folder)) if world.first else None)
+        if world.alone(finished):  # by another process, while this one was loading
             return
-        if checkpoint.exists():
-            state = load_checkpoint(checkpoint, row["run_id"])
+        done, evaluated, begun = 0, False, world.alone(checkpoint.exists)
+        if begun:
+            state = world.together(lambda: load_checkpoint(checkpoint, row["run_id"]))
             trainer.load_state(state)
-            done, seconds = state["epoch"], state["seconds"]
-        writer.write_config(row)
-        writer.write_provenance(collect(policy.device))
-        writer.truncate(done if checkpoint.exists() else -1)
+            done, evaluated, seconds = state["epoch"], state["evaluated"], state["seconds"]
+
+        def begin() -> None:
+            writer.write_config(row)
+            writer.write_provenance(collect(policy.device) | ({"processes": world.size} if world.size > 1 else {}))
+            writer.truncate(done if begun else -1)
+
+        def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
+            known = {"run_id": row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(seconds)}
+            return trainer.state() | known
+
+        @contextlib.contextmanager
+        def saving(state: dict[str, Any]) -> Iterator[None]:
+            """Saves `state` when an error comes that left the weights as they are in it."""
+            try:
+                yield
+            except Exception as error:
+                # Where the others know nothing of the error, they would wait for this process for ever.
+                if not world.shared(error) or trainer.counts.optimiser_steps != state["counts"]["optimiser_steps"]:
+                    raise
+
+                def save() -> bool:
+                    with contextlib.suppress(OSError):  # the disk may be what failed; the earlier checkpoint stays
+                        save_checkpoint(checkpoint, state)
+                        return True
+                    return False
+
+                if world.alone(save) and isinstance(error, UserError):
+                    text = f"{error}; the state after epoch {state['epoch']} is saved, go on with --resume"
+                    raise UserError(text) from error
+                raise
 
         def evaluation(epoch: int) -> None:
             start = time.perf_counter()
             evaluations = policy.evaluations
-            for result in evaluate(policy, config, rewards):
-                writer.append_eval({"epoch": epoch, **dataclasses.asdict(trainer.counts), **result})
+            results = evaluate(policy, config, rewards, world)
             policy.evaluations = evaluations
+
+            def append() -> None:
+                for result in results:
+                    writer.append_eval({"epoch": epoch, **dataclasses.asdict(trainer.counts), **result})
+
+            world.alone(append)
+            if tracker is not None:
+                tracker.log_evaluation(epoch, results)
             seconds["evaluate"] += time.perf_counter() - start
             report("evaluate", epoch, time.perf_counter() - start)
 
-        if done == 0 and (config.eval_start or config.epochs == 0):
-            evaluation(0)
-            save_grid(policy, config, folder / "grid_before.png")
-        if on_policy is None and done < config.epochs:
-            on_policy = trainer.check_on_policy(done + 1)
-        for epoch in range(done + 1, config.epochs + 1):
-            result = trainer.epoch(epoch)
+        def train_epoch(epoch: int) -> None:
+            with saving(state_after(epoch - 1, True)):
+                result = trainer.epoch(epoch)
             if epoch == 1:
                 result["on_policy_log_ratio"] = on_policy
-            writer.append_train(result)
+            world.alone(lambda: writer.append_train(result))
+            if tracker is not None:
+                tracker.log(epoch, result)
             for phase, spent in result["seconds"].items():
                 seconds[phase] += spent
             report("train", epoch, sum(result["seconds"].values()), result["reward_mean"])
             last = epoch == config.epochs
             if last or epoch % config.eval_every == 0:
-                evaluation(epoch)
+                with saving(state_after(epoch, False)):
+                    evaluation(epoch)
             if last or (config.checkpoint_every and epoch % config.checkpoint_every == 0):
-                state = trainer.state() | {"run_id": row["run_id"], "epoch": epoch, "seconds": seconds}
-                save_checkpoint(checkpoint, state)
-        if config.epochs:
-            policy.save(folder / ("adapter" if config.finetune == "lora" else "model"))
-            save_grid(policy, config, folder / "grid_after.png")
-        writer.finish(
-            {
-                "epochs": config.epochs,
-                "seconds": {k: round(v, 3) for k, v in seconds.items()},
-                "seconds_per_epoch": {
-                    k: round(v / config.epochs, 4) if config.epochs else 0.0
-                    for k, v in seconds.items()
-                    if k != "evaluate"
-                },
-                "clip_range": trainer.clips["clip_range"],
-                "trained_weights": sum(p.numel() for p in policy.parameters),
-            }
-        )
-        checkpoint.unlink(missing_ok=True)
+                world.alone(lambda: save_checkpoint(checkpoint, state_after(epoch, True)))
+
+        def finish() -> None:
+            if config.epochs:
+                policy.save(folder / ("adapter" if config.finetune == "lora" else "model"))
+                save_grid(policy, config, folder / "grid_after.png")
+            per_epoch = {k: v / config.epochs if config.epochs else 0.0 for k, v in seconds.items() if k != "evaluate"}
+            writer.finish(
+                {
+                    "epochs": config.epochs,
+                    "seconds": {k: round(v, 3) for k, v in seconds.items()},
+                    "seconds_per_epoch": {k: round(v, 4) for k, v in per_epoch.items()},
+                    "clip_range": trainer.clips["clip_range"],
+                    "trained_weights": sum(p.numel() for p in policy.parameters),
+                }
+            )
+            checkpoint.unlink(missing_ok=True)
+
+        world.alone(begin)
+        if not evaluated and (done or config.eval_start or config.epochs == 0):
+            evaluation(done)
+        if done == 0 and (config.eval_start or config.epochs == 0):
+            world.alone(lambda: save_grid(policy, config, folder / "grid_before.png"))
+        if on_policy is None and done < config.epochs:
+            on_policy = trainer.check_on_policy(done + 1)
+        for epoch in range(done + 1, config.epochs + 1):
+            train_epoch(epoch)
+        world.alone(finish)

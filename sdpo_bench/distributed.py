@@ -1,0 +1,143 @@
+"""The processes of a run: one, or several that `accelerate launch` or torchrun started, on one machine or more.
+
+Every process holds the whole model; pairs, prompts and rewards are shared out, their results gathered. Which process
+does what changes no result: every random number belongs to a sample's own seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.errors import UserError
+
+T = TypeVar("T")
+
+BUCKET = 1 << 26  # elements summed in one go: 256 MiB of float32, beyond which a larger message is no faster
+UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+class OtherFailed(Exception):
+    """Another process of this run has failed, and reports why."""
+
+
+class World:
+    """One process alone; `Processes` has the same methods for several."""
+
+    rank, size = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, items: Any) -> Any:
+        """What this process does of a sequence (a tensor, a list): every `size`-th, from its rank on."""
+        return items[self.rank :: self.size]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """work() in every process, to a result of its own.
+
+        An error in one of them is raised there, and `OtherFailed` in the others: nobody waits for a process that
+        has failed, and it is reported once.
+        """
+        return work()
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's values, in the order of ranks. Tensors among them are on the CPU."""
+        return [value]
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """work() in the first process; all get its result. Errors as in `together`."""
+        return self.gather(self.together(work if self.first else lambda: None))[0]  # type: ignore[return-value]
+
+    def shared(self, error: BaseException) -> bool:
+        """Whether all processes have this error or its `OtherFailed`, so that they still go in step."""
+        return True
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Adds up each tensor over the processes, in place: to the same bits in all of them."""
+
+    def close(self) -> None:
+        """Ends the connection to the others."""
+
+
+ALONE = World()
+
+
+class Processes(World):
+    """The processes of a launcher, whose environment variables say who and where they are."""
+
+    def __init__(self, cpu: bool = False) -> None:
+        for variable, name in UNSUPPORTED.items():
+            if os.environ.get(variable, "false").lower() in ("1", "true"):
+                raise UserError(
+                    f"accelerate is configured for {name}, which this version can't train with: every process holds "
+                    f"the whole model; launch with --multi_gpu (or with torchrun), or train a LoRA with --finetune lora"
+                )
+        from accelerate import PartialState  # here, since it takes a second that a single process need not wait
+
+        self.state = PartialState(cpu=cpu)  # joins the others; each process of a machine takes a GPU of its own
+        self.rank, self.size = self.state.process_index, self.state.num_processes
+        self._shared: BaseException | None = None
+
+    def together(self, work: Callable[[], T]) -> T:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+        messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        failed = [rank for rank, message in enumerate(messages) if message is not None]
+        if not failed:
+            return result  # type: ignore[return-value]
+        if error is None or self.rank != failed[0]:
+            error = OtherFailed(f"process {failed[0]}: {messages[failed[0]]}")
+        self._shared = error
+        raise error
+
+    def gather(self, value: T) -> list[T]:
+        from accelerate.utils import gather_object
+
+        gathered: list[T] = gather_object([value])
+        return gathered
+
+    def shared(self, error: BaseException) -> bool:
+        return error is self._shared
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        for bucket in buckets(tensors):
+            flat = torch.cat([x.flatten() for x in bucket])
+            torch.distributed.all_reduce(flat)
+            for x, total in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
+                x.copy_(total.view_as(x))
+
+    def close(self) -> None:
+        self.state.destroy_process_group()
+
+
+def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in lists of about BUCKET elements: few messages, and little memory for them."""
+    bucket: list[Tensor] = []
+    for x in tensors:
+        if bucket and sum(y.numel() for y in bucket) + x.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(x)
+    if bucket:
+        yield bucket
+
+
+def join(device: str) -> World:
+    """The processes that this one was launched with; ALONE where there are no others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    return Processes(cpu=device == "cpu" or not torch.cuda.is_available())
