@@ -77,7 +77,11 @@ class Evaluate:
     lora_alpha: float = 4.0
     """Of the adapter in --weights."""
     rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
-    """Rewards to report."""
+    """Rewards to report; `sdpo-bench train --help` lists them."""
+    reward_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the networks of rewards with published weights."""
+    reward_batch: int = 32
+    """Most pictures in one forward pass of these networks."""
     eval_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of sampling steps."""
     eval_noises: int = 4
@@ -230,7 +234,7 @@ def train_command() -> type:
     """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use, for RunConfig needs PyTorch."""
     from sdpo_bench.config import RunConfig
     from sdpo_bench.methods import METHODS
-    from sdpo_bench.rewards import REWARDS
+    from sdpo_bench.rewards import PRETRAINED, REWARDS
 
     def options(cls: type) -> str:
         found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
@@ -259,7 +263,8 @@ examples:
 methods, with their options and defaults:
 {methods}
 
-rewards: {", ".join(REWARDS)}"""
+rewards: {", ".join(REWARDS)}
+rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""
     return Train
 
 

@@ -336,7 +336,7 @@ def train(
             trainer.load_state(state)
             done, seconds = state["epoch"], state["seconds"]
         writer.write_config(row)
-        writer.write_provenance(collect(policy.device))
+        writer.write_provenance(collect(policy.device, rewards))
         writer.truncate(done if checkpoint.exists() else -1)
 
         def evaluation(epoch: int) -> None:

@@ -107,6 +107,16 @@ def test_the_parsers_boxes_become_one_line(monkeypatch, encoding):
     assert str(caught.value) == f"{meant}; see `sdpo-bench reproduce --help`"
 
 
+def test_a_reward_without_its_weights_says_what_to_fetch(run, tmp_path, tiny_model, tmp_path_factory, monkeypatch):
+    weights = tmp_path_factory.mktemp("weights")
+    (weights / "yuvalkirstain" / "PickScore_v1").mkdir(parents=True)
+    monkeypatch.setenv("SDPO_BENCH_WEIGHTS", str(weights))
+    arguments = ["0.5*pickscore+colourfulness" if a == "colourfulness" else a for a in TINY_ARGUMENTS]
+    error = refused(run("train", "--model", tiny_model, *arguments), tmp_path)
+    assert "PickScore_v1 lacks model.safetensors; " in error
+    assert "hf download yuvalkirstain/PickScore_v1 model.safetensors --revision" in error
+
+
 def test_a_step_without_noise_is_refused(run, tmp_path, tiny_model):
     """eta = 0 makes every step deterministic: sigma = 0 where it is trained."""
     error = refused(run("train", "--model", tiny_model, *TINY_ARGUMENTS, "--eta", "0"), tmp_path)
@@ -233,6 +243,8 @@ def test_help(run, command):
     if command == "train":
         assert "sdpo_causal: SDPO-causal (gamma 0.99" in out
         assert "jpeg_incompressibility" in out
+        assert "rewards with published weights" in out
+        assert "hpsv2.1, imagereward, pickscore" in " ".join(out.split())
 
 
 def test_overview(run):
