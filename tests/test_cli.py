@@ -85,7 +85,7 @@ TINY_ARGUMENTS = [
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
-        (["reproduce", "--device", "tpu"], "Expected one of ('cpu', 'cuda')"),
+        (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
         (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),
     ],
 )
