@@ -196,7 +196,8 @@ def sd_turbo(
     if model is not None or revision is not None:
         settings |= {"model": model or settings["model"], "revision": revision}
     settings |= changes
-    before = RunConfig(**settings | {"reward": names[0], "eval_start": True, "epochs": 0})
+    first, own = next(iter(SD_TURBO_REWARDS.items()))  # one start for all rewards, whichever are asked for
+    before = RunConfig(**own | settings | {"reward": first, "eval_start": True, "epochs": 0})
     return [before] + [
         RunConfig(
             method=VARIANTS[name].method,

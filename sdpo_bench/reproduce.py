@@ -21,6 +21,7 @@ from typing import Any, Literal, TextIO
 from sdpo_bench import experiments
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
+from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
 from sdpo_bench.records import load_run, run_id
 
@@ -526,6 +527,8 @@ def reproduce(
         )
     if place == "cuda" and count > len(devices):
         raise UserError(f"--workers is {count}; expected at most one for each of the {len(devices)} GPUs here")
+    if any(shows(config.model, config.reward, config.steps) for config in configs):
+        load_curves()  # the tables need them: better missed now than after hours
     check_folder(folder, runs, resume)
     index = PACKAGE / "assets" / "embedded_model" / "model_index.json"
     if any(config.model == EMBEDDED for config in configs) and not index.exists():

@@ -80,7 +80,7 @@ TINY_ARGUMENTS = [
         (["evaluate", "--rewards"], "--rewards is empty"),
         (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
         (["evaluate", "--out", "no/such/file.json"], "does not exist"),
-        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, smoke"),
+        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, sd_"),
         (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_per_step"),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import queue
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_tiny_model, write_tokenizer
 
-from sdpo_bench import experiments, reproduce
+from sdpo_bench import experiments, paper, reproduce
+from sdpo_bench.__main__ import check_tables
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import GPUCost, build, disk, evaluated_images, passes
+from sdpo_bench.experiments import GPUCost, build, disk, evaluated_images
 from sdpo_bench.records import load_profile, run_id
 from sdpo_bench.reproduce import Run, Worker
+from sdpo_bench.rewards import PRETRAINED
+from sdpo_bench.rewards._clip import VIT_L
+from sdpo_bench.trainer import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +58,7 @@ def test_narrowing_makes_some_of_the_same_runs():
         return [run_id(config.to_json()) for config in configs]
 
     everything = names(build("sd-turbo", None, [0, 1]))
-    narrow = names(build("sd-turbo", ["sdpo", "ddpo"], [1], rewards=["aesthetic"]))
+    narrow = names(build("sd-turbo", ["sdpo", "ddpo"], [1], rewards=["hpsv2"]))
     assert len(narrow) == 3
     assert set(narrow) < set(everything)
     elsewhere = build("sd-turbo", model="/data/sd-turbo")
@@ -160,7 +168,7 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert out.count("-aesthetic-k50-s0-") == 7
     assert "7 runs" in out
     assert "with 2 workers (estimated from counted operations at an assumed 40% of 989 TFLOP/s" in out
-    with pytest.raises(UserError, match="profile sd_turbo runs on GPUs, and torch finds no CUDA device.*--dry-run"):
+    with pytest.raises(UserError, match=r"profile sd_turbo runs on GPUs, and torch finds no CUDA device.*--dry-run"):
         reproduce.reproduce("sd-turbo")
     with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device"):
         reproduce.reproduce("quick", device="cuda")
@@ -208,8 +216,7 @@ def test_a_workers_environment(monkeypatch):
     seen = []
 
     class Process:
-        stdout: list[str] = []
-        stderr: list[str] = []
+        stdout = stderr = ()
 
         def __init__(self, *_, env, **__):
             seen.append(env.get("CUDA_VISIBLE_DEVICES"))
@@ -222,3 +229,136 @@ def test_a_workers_environment(monkeypatch):
     Worker(1, queue.SimpleQueue(), "4")
     Worker(1, queue.SimpleQueue())
     assert seen == ["4", "3,4"]
+
+
+# The whole path, on the CPU, with a tiny model in place of SD-Turbo ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sd_turbo_folder(tmp_path_factory) -> Path:
+    """A tiny random model where a local copy of SD-Turbo would be."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "sd-turbo")
+
+
+@pytest.fixture(scope="module")
+def aesthetic_weights(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Random weights in the files of the Aesthetic reward, of two narrow layers; their digests by repository/file."""
+    from transformers import CLIPModel
+
+    folder = tmp_path_factory.mktemp("rewards")
+    repos = ("openai/clip-vit-large-patch14", "christophschuhmann/improved-aesthetic-predictor")
+    names = ("model.safetensors", "sac+logos+ava1-l14-linearMSE.pth")
+    towers = replace(VIT_L, text=(48, 2, 12), vision=(64, 2, 16), projection=40, vocabulary=514)
+    torch.manual_seed(0)
+    write_tokenizer(folder / repos[0], length=77)
+    CLIPModel(towers.config()).save_pretrained(folder / repos[0])
+    (folder / repos[1]).mkdir(parents=True)
+    widths = (40, 1024, 128, 64, 16, 1)
+    layers = {number: torch.nn.Linear(*widths[i : i + 2]) for i, number in enumerate((0, 2, 4, 6, 7))}
+    state = {f"layers.{number}.{k}": v for number, layer in layers.items() for k, v in layer.state_dict().items()}
+    torch.save(state, folder / repos[1] / names[1])
+    cls = PRETRAINED["aesthetic"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDPO_BENCH_WEIGHTS", str(folder))
+        patch.setenv("SDPO_BENCH_CACHE", str(folder / "cache"))
+        patch.setattr(cls, "towers", towers)
+        patch.setattr(cls, "sources", tuple(replace(source, sha256={}) for source in cls.sources))
+        yield {
+            f"{repo}/{name}": hashlib.sha256((folder / repo / name).read_bytes()).hexdigest()
+            for repo, name in zip(repos, names, strict=True)
+        }
+
+
+def small(monkeypatch, prompts: Path, *rewards: str, **changes: object) -> None:
+    """Makes the profile's runs take seconds: these rewards, the given changes."""
+    settings = {"learning_rate": 1e-4, "pairs_per_update": 2, "epochs": 1}
+    monkeypatch.setattr(experiments, "SD_TURBO_REWARDS", dict.fromkeys(rewards, settings))
+    prompts.write_text("cat\ndog\n")
+    tiny = {"pairs": 2, "prompts": str(prompts), "eval_every": 1, "eval_noises": 1, "rows": 64}
+    monkeypatch.setattr(experiments, "SD_TURBO", experiments.SD_TURBO | tiny | changes)
+
+
+def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatch, capsys):
+    """The paper's methods at a small K, taken for the paper's, the Aesthetic reward from files of weights, to tables, figure and report."""
+    monkeypatch.chdir(tmp_path)
+    small(monkeypatch, tmp_path / "prompts.txt", "aesthetic", "colourfulness", steps=5)
+    monkeypatch.setattr(paper, "SETTING", ("sd-turbo", "aesthetic", 5))
+
+    def here(runs, workers, devices):  # workers would not see the narrow reward
+        assert (workers, devices) == (1, [])
+        for run in runs:
+            train(run.config, run.folder, resume=True)
+            run.state = "done"
+
+    monkeypatch.setattr(reproduce, "execute", here)
+    methods = ["sdpo", "ddpo", "rebel", "d3po"]
+    given = {"rewards": ["aesthetic"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1, "methods": methods}
+    assert reproduce.reproduce("sd-turbo", **given) == 0
+    folder = tmp_path / "runs" / "sd_turbo"
+    records = {record.label: record for record in load_profile(folder)}
+    assert records.keys() == {"start", "SDPO", "DDPO", "REBEL", "D3PO"}
+    for label, record in records.items():
+        assert {(row["reward"], row["steps"]) for row in record.eval} == {
+            (reward, steps) for reward in ("aesthetic", "colourfulness") for steps in (1, 2, 4, 8, 16, 50)
+        }
+        reward = record.provenance["rewards"]["aesthetic"]
+        assert reward["weights_sha256"] == aesthetic_weights
+        assert reward["scale"] == "ratings, about 1..10"
+        assert "openai/clip-vit-large-patch14 (local copy)" in reward["revision"]
+        if label != "start":
+            # What hours are computed from is what was counted.
+            config = experiments.config_from_json(record.config)
+            assert record.train[-1]["model_evaluations"] == sum(experiments.passes(config).values())
+            assert record.train[-1]["reward_queries"] == experiments.work(config)["reward"]
+
+    claims = (folder / "tables" / "claims_aesthetic_k5.csv").read_text()
+    assert claims.count("not decided,") == 35, "one seed decides nothing"
+    assert "paper +0.73" in (folder / "tables" / "claims_aesthetic_k5.md").read_text()
+    assert (folder / "figures" / "curves_samples_aesthetic_k5.svg").is_file()
+    readme = (folder / "README.md").read_text()
+    assert "dashed: the paper's curves" in readme
+    assert "| reward aesthetic | " in readme
+    assert check_tables([folder]) == 0
+    assert "all files are what their records give" in capsys.readouterr().out
+
+    (folder / "raw" / records["D3PO"].run_id / "done.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
+    assert reproduce.reproduce("sd-turbo", **given, resume=True) == 0
+    after = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
+    assert before.items() < after.items()
+    assert "5 of 5 runs finished" in capsys.readouterr().out
+
+
+def test_workers_make_the_runs_and_resume(tmp_path, sd_turbo_folder, monkeypatch, capsys):
+    """The profile through worker processes, two rewards that need no weights, stopped and continued."""
+    monkeypatch.chdir(tmp_path)
+    small(monkeypatch, tmp_path / "prompts.txt", "colourfulness", "jpeg_compressibility", steps=3, eval_steps=(1, 2))
+    given = {"methods": ["sdpo", "ddpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
+    assert reproduce.reproduce("sd-turbo", **given, rewards=["colourfulness"]) == 0
+    assert "3 of 3 runs finished" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "sd_turbo"
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
+    with pytest.raises(UserError, match="already holds 3 runs: add --resume"):
+        reproduce.reproduce("sd-turbo", **given)
+    assert reproduce.reproduce("sd-turbo", **given, resume=True) == 0
+    assert "5 of 5 runs finished" in capsys.readouterr().out
+    now = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
+    assert len(now) == 5
+    assert done.items() < now.items()
+    assert {record.config["reward"] for record in load_profile(folder)} == {"colourfulness", "jpeg_compressibility"}
+    assert not list(folder.glob("tables/claims*"))
+
+
+def test_missing_weights_are_said_and_leave_nothing(tmp_path, sd_turbo_folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "weights"
+    (weights / "THUDM" / "ImageReward").mkdir(parents=True)
+    monkeypatch.setenv("SDPO_BENCH_WEIGHTS", str(weights))
+    small(monkeypatch, tmp_path / "prompts.txt", "imagereward", steps=3, eval_steps=(1,))
+    given = {"methods": ["sdpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
+    assert reproduce.reproduce("sd-turbo", **given) == 1
+    err = capsys.readouterr().err
+    assert "hf download THUDM/ImageReward ImageReward.pt --revision" in err
+    assert "--rewards" not in err.splitlines()[-1]
+    assert f"--profile sd_turbo --methods sdpo --workers 1 --device cpu --model {sd_turbo_folder} --resume" in err
+    assert not (tmp_path / "runs").exists()
