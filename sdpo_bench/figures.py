@@ -31,7 +31,7 @@ KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue
     "SDPO (exact)": ("#1b6d85", "p"), "SDPO (last step)": ("#8c8c00", "*"),
 }
 SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#a08000", "#2f6f4f")
-PUBLISHED = "the paper's (arXiv 2411.11727)"
+PUBLISHED = "the same methods in the paper's figure (arXiv 2411.11727, digitised)"
 PAPER: dict[str, Any] = {"color": "#555555", "marker": "", "linestyle": (0, (4, 1.5)), "linewidth": 1.0}
 AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
 WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
@@ -164,12 +164,11 @@ def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], 
             axis.set_ylabel(f"{group.reward} reward")
         if index + columns >= len(steps):
             axis.set_xlabel(AXES[counter])
-    footnote = _bands(group)
     if paper is not None:
         labels += [method for method in METHODS if method not in labels] + [PUBLISHED]
         style = styles(METHODS) | style | {PUBLISHED: PAPER}
-        footnote += "; dashed, in the methods' colours: the paper's figure, digitised"
-    _frame(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}", footnote)
+    _frame(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}",
+           _bands(group))
     return figure
 
 

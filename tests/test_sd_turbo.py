@@ -279,7 +279,8 @@ def small(monkeypatch, prompts: Path, *rewards: str, **changes: object) -> None:
 
 
 def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatch, capsys):
-    """The paper's methods at a small K, taken for the paper's, the Aesthetic reward from files of weights, to tables, figure and report."""
+    """The paper's methods on the Aesthetic reward, from files of weights to tables, figure and report; a small K is
+    taken for the paper's."""
     monkeypatch.chdir(tmp_path)
     small(monkeypatch, tmp_path / "prompts.txt", "aesthetic", "colourfulness", steps=5)
     monkeypatch.setattr(paper, "SETTING", ("sd-turbo", "aesthetic", 5))
