@@ -29,11 +29,12 @@ class Reproduce:
       sdpo-bench reproduce --profile full --dry-run           # what would be run, and for how long
       sdpo-bench reproduce --resume                           # go on after an interruption
       sdpo-bench reproduce --methods sdpo ddpo --seeds 0 1 2  # fewer methods, more seeds
+      sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --workers 4  # the paper's setting, on 4 GPUs
     """
 
     profile: str = "quick"
     """quick; smoke (a minute, shows that all works); sweep, sweep-k20 (learning rates); first-look (K = 4 against
-    K = 20); full (all methods, ablations, rewards, K: a night and more)."""
+    K = 20); full (all methods, ablations, rewards, K: a night and more); sd-turbo (the paper's setting, on GPUs)."""
     results: Path = Path("runs")
     """Where to write: a folder for each profile. The committed results are in results/, which is the reference."""
     methods: tuple[str, ...] = ()
@@ -41,9 +42,19 @@ class Reproduce:
     seeds: tuple[int, ...] = ()
     """These seeds in place of the profile's."""
     workers: int | None = None
-    """Runs at the same time, each on one thread. Default: one per physical core."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the runs are made. Results of different devices never share a table."""
+    """Runs at the same time, each on one thread or one GPU. Default: one per physical core, or per GPU."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where the runs are made; default: a CPU, of sd-turbo a GPU. Results of different devices never share a table."""
+    rewards: tuple[str, ...] = ()
+    """Of sd-turbo: train on these of its rewards."""
+    model: str | None = None
+    """Of sd-turbo: a folder with that model (named sd-turbo: else the paper's curves are not shown), or another one."""
+    revision: str | None = None
+    """Of sd-turbo: another commit of the hub model than the pinned one."""
+    utilisation: float | None = None
+    """Of sd-turbo: assume that runs do this part of a GPU's arithmetic; default: what finished runs took, else 0.4."""
+    peak_tflops: float | None = None
+    """Of sd-turbo: a GPU's TFLOP/s in half precision; default: 989, an H100's."""
     resume: bool = False
     """Keep finished runs, go on with the others from their checkpoints."""
     dry_run: bool = False
@@ -53,7 +64,8 @@ class Reproduce:
         from sdpo_bench.reproduce import reproduce
 
         given = dataclasses.asdict(self)
-        return reproduce(**given | {"methods": self.methods or None, "seeds": self.seeds or None})
+        several = ("methods", "seeds", "rewards")
+        return reproduce(**given | {name: given[name] or None for name in several})
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,11 @@ class Evaluate:
     lora_alpha: float = 4.0
     """Of the adapter in --weights."""
     rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
-    """Rewards to report."""
+    """Rewards to report; `sdpo-bench train --help` lists them."""
+    reward_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the networks of rewards with published weights."""
+    reward_batch: int = 32
+    """Most pictures in one forward pass of these networks."""
     eval_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of sampling steps."""
     eval_noises: int = 4
@@ -302,7 +318,7 @@ def train_command() -> type:
     """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use, for RunConfig needs PyTorch."""
     from sdpo_bench.config import RunConfig
     from sdpo_bench.methods import METHODS
-    from sdpo_bench.rewards import REWARDS
+    from sdpo_bench.rewards import PRETRAINED, REWARDS
 
     def options(cls: type) -> str:
         found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
@@ -335,7 +351,8 @@ examples:
 methods, with their options and defaults:
 {methods}
 
-rewards: {", ".join(REWARDS)}"""
+rewards: {", ".join(REWARDS)}
+rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""
     return Train
 
 

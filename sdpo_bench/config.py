@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.prompts import read_prompts
+from sdpo_bench.rewards import canonical
 
 SCHEMA = 1
 EMBEDDED = "embedded"
@@ -18,7 +19,7 @@ DENSE = ("anchored", "exact", "terminal")
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
     "adapter", "channels_last", "compile", "dtype", "gradient_checkpointing", "guidance", "noise_level",
-    "offload_trajectories", "resolution", "sampler", "vae_slicing",
+    "offload_trajectories", "resolution", "reward_batch", "reward_dtype", "sampler", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
@@ -33,7 +34,11 @@ class RunConfig:
     options: dict[str, float] = field(default_factory=dict)
     """The method's own options, as name value pairs, where they differ from its defaults."""
     reward: str = "alignment"
-    """The reward that is optimised."""
+    """The reward that is optimised: a name, or a sum such as 0.5*pickscore+0.5*aesthetic (docs/rewards.md)."""
+    reward_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the networks of rewards with published weights. [official: float32]"""
+    reward_batch: int = 32
+    """Most pictures in one forward pass of these networks; less memory with fewer. [load_reward's default]"""
     model: str = EMBEDDED
     """A diffusers pipeline's folder, a hub id such as stabilityai/sd-turbo, or "embedded"; docs/models.md lists the
     kinds."""
@@ -105,7 +110,8 @@ class RunConfig:
     train_split: Literal["seen", "tuning"] = "seen"
     """The prompt list that is trained on; tuning runs have one of their own."""
     prompts: str | None = None
-    """A file with training prompts, one a line; default: 30 of the 45 animals of DDPO."""
+    """A file with training prompts, one a line; default: 30 of the 45 animals of DDPO; "animals": all of them, as
+    the paper."""
     unseen_prompts: str | None = None
     """A file with prompts that are evaluated but not trained on."""
     checkpoint_every: int = 10
@@ -135,6 +141,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         choose("method", self.method, METHODS)
         build_method(self.method, self.options)
+        object.__setattr__(self, "reward", canonical(self.reward))
+        object.__setattr__(self, "eval_rewards", tuple(dict.fromkeys(map(canonical, self.eval_rewards))))
+        choose("reward precision", self.reward_dtype, ("float32", "float16"))
         choose("dense reward", self.dense, DENSE)
         choose("updates", self.updates, ("auto", "step", "trajectory"))
         choose("finetune", self.finetune, ("lora", "full"))
@@ -143,7 +152,8 @@ class RunConfig:
         choose("train split", self.train_split, ("seen", "tuning"))
         for split in self.eval_splits:
             choose("evaluation split", split, ("seen", "unseen", "tuning"))
-        for name in ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank"):
+        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank")
+        for name in (*sizes, "reward_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
         for name in ("epochs", "checkpoint_every", "seed", "eval_seed", "weight_decay"):

@@ -15,10 +15,11 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ALONE, World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
+from sdpo_bench.policies.base import resolve_device
 from sdpo_bench.prompts import splits
 from sdpo_bench.records import write_atomic
 from sdpo_bench.recovery import score, within_memory
-from sdpo_bench.rewards import Reward, load_reward
+from sdpo_bench.rewards import Reward, load_rewards
 from sdpo_bench.rewards.base import to_uint8
 from sdpo_bench.sampler import derive_seeds, sample
 
@@ -94,9 +95,14 @@ def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
     return chosen
 
 
-def evaluation_rewards(config: RunConfig) -> dict[str, Reward]:
-    """The optimised reward first, then the others that the evaluation reports."""
-    return {name: load_reward(name) for name in dict.fromkeys((config.reward, *config.eval_rewards))}
+def evaluation_rewards(config: RunConfig, device: torch.device | None = None) -> dict[str, Reward]:
+    """The optimised reward first, then the others that the evaluation reports, on `device`, by default the run's."""
+    return load_rewards(
+        (config.reward, *config.eval_rewards),
+        device=device or resolve_device(config.device),
+        dtype=getattr(torch, config.reward_dtype),
+        batch_size=config.reward_batch,
+    )
 
 
 def save_grid(policy: Policy, config: RunConfig, path: Path) -> None:

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.prompts import splits
 
 Options = dict[str, Any]
 
@@ -65,6 +66,29 @@ COMMON: Options = {
     "finetune": "full",  # 2.4 M weights: no need to save memory
     "eval_start": False,  # the row "start" does that once for all
     "train_last_step": False,  # its noise comes after the picture that is scored (docs/methods/sdpo.md)
+}
+
+
+# The paper's setting, of the authors' repository (results/paper/settings.csv): per reward the learning rate, the pairs
+# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows.
+SD_TURBO_REWARDS: dict[str, Options] = {
+    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 115},
+    "imagereward": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
+    "hpsv2": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
+    "pickscore": {"learning_rate": 6e-5, "pairs_per_update": 64, "epochs": 200},
+}
+SD_TURBO: Options = {
+    "model": "stabilityai/sd-turbo",
+    "revision": "b261bac6fd2cf515557d5d0707481eafa0485ec2",  # as public projects pin it (docs/sd_turbo.md)
+    "device": "cuda",
+    "steps": 50,
+    "pairs": 128,
+    "prompts": "animals",  # the paper trains on all 45 and shows its rewards on them
+    "eval_splits": ("seen",),
+    "eval_steps": (1, 2, 4, 8, 16, 50),
+    "eval_every": 5,  # a point every 1,280 samples, for a tenth more computing
+    "eval_start": False,
+    "rows": 8,  # 0.7 GiB of activations a latent
 }
 
 
@@ -156,13 +180,48 @@ def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return runs
 
 
+def sd_turbo(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    rewards: Sequence[str] = (),
+    model: str | None = None,
+    revision: str | None = None,
+    **changes: Any,
+) -> list[RunConfig]:
+    """The paper's setting, on GPUs: SD-Turbo, K = 50, four published rewards, evaluated at 1 to 50 steps. Every run is
+    evaluated on all four, so that narrowing the rewards makes some of the same runs."""
+    names = [choose("reward of this profile", name, SD_TURBO_REWARDS) for name in rewards or SD_TURBO_REWARDS]
+    settings = SD_TURBO | {"eval_rewards": tuple(SD_TURBO_REWARDS)}
+    if model is not None or revision is not None:
+        settings |= {"model": model or settings["model"], "revision": revision}
+    settings |= changes
+    first, own = next(iter(SD_TURBO_REWARDS.items()))  # one start for all rewards, whichever are asked for
+    before = RunConfig(**own | settings | {"reward": first, "eval_start": True, "epochs": 0})
+    return [before] + [
+        RunConfig(
+            method=VARIANTS[name].method,
+            label=VARIANTS[name].label,
+            seed=seed,
+            reward=reward,
+            **SD_TURBO_REWARDS[reward] | settings | VARIANTS[name].changes,
+        )
+        for seed in seeds
+        for reward in names
+        for name in methods
+    ]
+
+
 @dataclass(frozen=True)
 class Profile:
-    """How a profile's runs are built, and its methods and seeds where the command line names none."""
+    """How a profile's runs are built, its methods, seeds and device where the command line names none, and what else
+    the command line may change."""
 
-    build: Callable[[Sequence[str], Sequence[int]], list[RunConfig]]
+    build: Callable[..., list[RunConfig]]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    device: Literal["cpu", "cuda"] = "cpu"
+    options: tuple[str, ...] = ()
 
     @property
     def purpose(self) -> str:
@@ -178,6 +237,7 @@ PROFILES = {
     "sweep_k20": Profile(sweep_k20, FIRST_LOOK, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*METHOD_NAMES, *ABLATIONS), (0, 1, 2, 3, 4)),
+    "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
 }
 
 
@@ -186,18 +246,25 @@ def canonical(profile: str) -> str:
     return choose("profile", profile.replace("-", "_"), PROFILES)
 
 
-def build(profile: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[RunConfig]:
-    """The runs of a profile, in the order in which they are made; `methods` and `seeds` in place of its own."""
+def build(
+    profile: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None, **options: Any
+) -> list[RunConfig]:
+    """The runs of a profile, in the order in which they are made; `methods`, `seeds` and its own `options` in place of
+    what it has."""
     chosen = PROFILES[canonical(profile)]
     names = [choose("method", name.replace("-", "_"), VARIANTS) for name in methods or chosen.methods]
     numbers = list(chosen.seeds if seeds is None else seeds)
     for what, values in (("--methods", names), ("--seeds", numbers)):
         if not values or len(set(values)) < len(values):
             raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, each once")
-    return chosen.build(names, numbers)
+    if foreign := sorted(options.keys() - set(chosen.options)):
+        flags = ", ".join(f"--{name}" for name in foreign)
+        able = ", ".join(name.replace("_", "-") for name, other in PROFILES.items() if {*foreign} <= {*other.options})
+        raise UserError(f"profile {canonical(profile)} has no {flags}; it is for: {able}")
+    return chosen.build(names, numbers, **options)
 
 
-# Time -----------------------------------------------------------------------------------------------------------
+# Time and space -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -217,23 +284,95 @@ class Cost:
         return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items())
 
 
-EVALUATED_PROMPTS = 35
+@dataclass(frozen=True)
+class GPUCost:
+    """Time on a GPU from the arithmetic of SD-Turbo's networks, counted at 512 x 512 pixels. The reward networks' is
+    less than a hundredth of it and left out."""
+
+    forward: float = 0.804  # TFLOP: the UNet, for a latent
+    backward: float = 0.973  # TFLOP: its gradient, to a LoRA
+    decode: float = 2.515  # TFLOP: the VAE, to a picture
+    peak: float = 989.0  # TFLOP/s: an H100 SXM in half precision, dense (NVIDIA's data sheet)
+    utilisation: float = 0.4  # assumed: what the training step aims at
+    startup: float = 60.0  # seconds: loading the pipeline and four reward networks
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"--utilisation is {self.utilisation}; expected more than 0, at most 1")
+        if not 0 < self.peak < math.inf:
+            raise UserError(f"--peak-tflops is {self.peak}; expected a number > 0")
+
+    @property
+    def source(self) -> str:
+        return (
+            f"counted operations at an assumed {self.utilisation:.0%} of {self.peak:g} TFLOP/s; --utilisation and "
+            f"--peak-tflops change that, finished runs replace it by their seconds"
+        )
+
+    def seconds(self, config: RunConfig) -> float:
+        """Expected duration of a run."""
+        rows, images = passes(config), evaluated_images(config)
+        train = rows["train"] * (self.forward + self.backward)
+        evaluate = images * (sum(config.eval_steps) * self.forward + len(config.eval_steps) * self.decode)
+        decode = work(config)["reward"] * self.decode
+        tflop = (rows["sample"] + rows["log_prob"]) * self.forward + train + decode + evaluate
+        return self.startup + tflop / (self.peak * self.utilisation)
+
+
+def passes(config: RunConfig) -> dict[str, int]:
+    """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
+    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A pair shares its
+    first step."""
+    method = build_method(config.method, config.options)
+    pairs = config.pairs * config.epochs
+    trained = pairs * (2 * config.trained_steps - 1)
+    return {
+        "sample": pairs * (2 * config.steps - 1),
+        "log_prob": trained * (method.reference + method.whole_trajectory),
+        "train": trained,
+    }
+
+
+def evaluated_images(config: RunConfig) -> int:
+    """Pictures that all of a run's evaluations draw at one number of sampling steps."""
+    lists = splits(config.prompts, config.unseen_prompts)
+    evaluations = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every)
+    return evaluations * config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
+
+
+LORA_WEIGHTS = 207_488  # of SD-Turbo's UNet at rank 1, counted: 829,952 at rank 4
+PIXELS = 512
+
+
+def disk(config: RunConfig) -> dict[str, float]:
+    """Bytes that a LoRA run of SD-Turbo takes: what stays, and the checkpoint, twice while it is replaced."""
+    weights = 4.0 * LORA_WEIGHTS * config.lora_rank * (config.epochs > 0)
+    lists = splits(config.prompts, config.unseen_prompts)
+    prompts = [p for split in config.eval_splits for p in lists[split]]
+    evaluations = evaluated_images(config) / (len(prompts) * config.eval_noises)
+    rewards = len({config.reward, *config.eval_rewards})
+    row = 200 + sum(5 + len(p) + 9 * config.eval_noises for p in prompts)
+    columns = min(8, sum(map(len, lists.values())))
+    return {
+        "adapters": weights,
+        "records": 4000 + 420 * config.epochs + evaluations * rewards * len(config.eval_steps) * row,
+        "pictures": 3.0 * PIXELS**2 * columns * len(config.eval_steps),  # as if PNG could not compress them
+        "checkpoints": 2 * (3 * weights + 32 * 9 * config.steps * len(lists[config.train_split])),
+    }
 
 
 def work(config: RunConfig) -> dict[str, float]:
-    """How many units of each kind of work a run has: see `Cost`."""
+    """How many units of each kind of work a run has: see `Cost`. UserError for prompts that can't be read."""
     method = build_method(config.method, config.options)
     pictures = 2 * config.pairs * config.epochs
     provider = config.dense if method.dense else "terminal"
     # Pairs share their first picture: 2 K - 1 queries a pair where every step is queried.
     queries = {"terminal": 2, "anchored": min(5, 2 * config.steps - 1), "exact": 2 * config.steps - 1}[provider]
-    evaluations = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every)
-    images = EVALUATED_PROMPTS * config.eval_noises
     return {
         "sample": pictures * config.steps * (2 if method.reference else 1),
         "reward": config.pairs * config.epochs * queries,
         "train": pictures * config.trained_steps,
-        "evaluate": evaluations * images * sum(config.eval_steps),
+        "evaluate": evaluated_images(config) * sum(config.eval_steps),
     }
 
 
@@ -247,8 +386,11 @@ def config_from_json(row: dict[str, Any]) -> RunConfig:
     return RunConfig(**values, **({} if name == "start" else {"method": name, "options": options}))
 
 
-def calibrate(results: Iterable[Path]) -> Cost:
-    """Costs from the finished runs in the given profile folders; the constants where there are none.
+def calibrate(
+    results: Iterable[Path], device: str = "cpu", model: str = EMBEDDED, otherwise: Cost | GPUCost | None = None
+) -> Cost | GPUCost:
+    """Costs from the finished runs of `model` on a kind of device in the given profile folders; where there are none
+    `otherwise`, by default the constants.
 
     Read without the checks of `records`: an estimate should not fail for a record that no table uses.
     """
@@ -260,16 +402,17 @@ def calibrate(results: Iterable[Path]) -> Cost:
             try:
                 spent = json.loads(done.read_text())["seconds"]
                 config = config_from_json(json.loads((done.parent / "config.json").read_text()))
-                device = json.loads((done.parent / "provenance.json").read_text())["device"]
+                found = json.loads((done.parent / "provenance.json").read_text())["device"]
+                amounts = work(config)
             except (OSError, ValueError, KeyError, TypeError, UserError):
                 continue
-            if not device.startswith("cpu") or config.model != "embedded":
+            if not found.startswith(device) or config.model != model:
                 continue
             runs += 1
-            for kind, amount in work(config).items():
+            for kind, amount in amounts.items():
                 seconds[kind] += spent.get(kind, 0.0)
                 units[kind] += amount
     known = {kind: seconds[kind] / units[kind] for kind in seconds if units[kind] and seconds[kind]}
     if len(known) < len(seconds):
-        return Cost()
+        return otherwise or Cost()
     return Cost(**known, source=f"{runs} recorded runs")

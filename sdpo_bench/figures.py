@@ -20,8 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
+from .paper import METHODS, load_curves, shows
 from .records import RunRecord, write_atomic
-from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_groups, summary
+from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_groups, shown_split, summary
 
 KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue and a dotted line
     START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"),
@@ -30,6 +31,8 @@ KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue
     "SDPO (exact)": ("#1b6d85", "p"), "SDPO (last step)": ("#8c8c00", "*"),
 }
 SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#a08000", "#2f6f4f")
+PUBLISHED = "the same methods in the paper's figure (arXiv 2411.11727, digitised)"
+PAPER: dict[str, Any] = {"color": "#555555", "marker": "", "linestyle": (0, (4, 1.5)), "linewidth": 1.0}
 AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
 WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
 MAX_PICTURES = 10  # a sweep's rows are settings of one method: their pictures would fill pages
@@ -131,13 +134,14 @@ def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], 
     Without `split`, on the prompts that were seen in training, or on the only ones that were evaluated.
     """
     frame = group.curves[group.curves["reward"] == group.reward]
-    split = split or ("seen" if (frame["split"] == "seen").any() else min(frame["split"], default="seen"))
+    split = split or shown_split(frame)
     frame = frame[frame["split"] == split]
     steps = sorted(int(k) for k in frame["steps"].unique())
     rows, columns = _layout(len(steps))
     figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * rows), layout=None)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
     labels = [label for label in group.labels if any(run.label == label for run in group.runs)]
+    paper = load_curves() if counter == "samples" and shows(group.model, group.reward, group.steps) else None
     for index, axis in enumerate(axes.flat):
         if index >= len(steps):
             axis.set_axis_off()
@@ -148,6 +152,9 @@ def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], 
         for label in labels:
             if label != START:
                 _curve(axis, group, label, k, counter, split, style[label])
+        if paper is not None:
+            for method, curve in paper[paper["steps"] == k].groupby("method"):
+                axis.plot(curve["samples"], curve["mean"], **PAPER | {"color": KNOWN[str(method)][0]})
         axis.set_title(f"{k} sampling step{'s' * (k > 1)}", loc="left")
         axis.xaxis.set_major_formatter(FuncFormatter(_count))
         axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -157,6 +164,9 @@ def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], 
             axis.set_ylabel(f"{group.reward} reward")
         if index + columns >= len(steps):
             axis.set_xlabel(AXES[counter])
+    if paper is not None:
+        labels += [method for method in METHODS if method not in labels] + [PUBLISHED]
+        style = styles(METHODS) | style | {PUBLISHED: PAPER}
     _frame(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}",
            _bands(group))
     return figure

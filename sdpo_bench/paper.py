@@ -22,7 +22,13 @@ COLUMNS = ("steps", "method", "samples", "mean", "low", "high")
 METHODS = ("SDPO", "DDPO", "REBEL", "D3PO")
 LAST = 10  # epochs behind a "final" value: single epochs scatter by some 0.05
 SMOOTH = 5  # epochs, centred, of SDPO's curve where it is compared with a final value
+SETTING = ("sd-turbo", "aesthetic", 50)  # the curves' model (the last part of its hub id), reward and training K
 QUERIES = {"SDPO": 3, "DDPO": 1, "REBEL": 1, "D3PO": 1}  # reward queries per trajectory, by the paper's method
+
+
+def shows(model: str, reward: str, steps: int) -> bool:
+    """Whether the curves are of runs of this model (a hub id, or a folder of that name), reward and training K."""
+    return (Path(model).name.lower(), reward, steps) == SETTING
 
 
 def load_curves(folder: str | os.PathLike[str] = FOLDER) -> pd.DataFrame:

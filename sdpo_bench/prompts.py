@@ -7,12 +7,14 @@ from pathlib import Path
 from sdpo_bench.errors import UserError
 
 ANIMALS = Path(__file__).parent / "assets" / "prompts.txt"
+ALL = "animals"  # the name of that file on every machine: a path would be part of the run's id
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines are skipped."""
+    """The prompts of a text file, one a line; blank lines are skipped. "animals" are the paper's 45."""
+    file = ANIMALS if path == ALL else Path(path)
     try:
-        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts file {path} can't be read ({error}); expected text, one prompt a line") from error
     if not prompts:

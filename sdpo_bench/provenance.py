@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,8 @@ def command(argv: list[str] | None = None) -> str:
     return shlex.join(["sdpo-bench" if name == "__main__.py" else name, *map(plain, arguments)])
 
 
-def collect(device: Any) -> dict[str, Any]:
-    """What provenance.json holds, for a run on `device` (a torch.device or its name)."""
+def collect(device: Any, rewards: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What provenance.json holds, for a run on `device` (a torch.device or its name) with these rewards, by name."""
     import sdpo_kernels
     import torch
 
@@ -120,4 +121,8 @@ def collect(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backend": sdpo_kernels.resolve_backend(None, device),
         "command": command(),
+        "rewards": {
+            name: {"revision": reward.revision, "scale": reward.scale, "weights_sha256": reward.weights_sha256}
+            for name, reward in (rewards or {}).items()
+        },
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from .claims import applies, verdicts
 from .figures import AXES
 from .records import RecordError, RunRecord, load_profile, unfinished_runs, write_atomic
 from .tables import (
@@ -48,6 +49,8 @@ def answers(group: Group) -> list[str]:
             ahead = (f"ahead of the next, {second}, by an interval above 0" if second else
                      "its lead over the next not established")
             sentences.append(f"{split} prompts, {at}: **{first}** is highest, {ahead}.")
+    if applies(group):
+        sentences.append(verdicts(group))
     return sentences or ["nothing to compare yet."]
 
 
@@ -61,6 +64,8 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
             for key in ("device", "threads", "backend"):
                 if p.get(key) is not None:
                     found[key].add(str(p[key]))
+            for name, reward in p.get("rewards", {}).items():
+                found.setdefault(f"reward {name}", set()).add(f"{reward['revision']}; {reward['scale']}")
             for name, version in p["versions"].items():
                 found.setdefault(name, set()).add(str(version))
     return [(name, sorted(values)) for name, values in found.items() if values]
@@ -69,7 +74,9 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
 def figure_names(group: Group) -> list[tuple[str, str]]:
     """(file stem, caption) of the group's figures, in order; the picture grid last."""
     what = f"{group.reward}, trained with K = {group.steps}"
-    return [*((f"curves_{counter}{group.suffix}", f"{what}: reward against {axis}") for counter, axis in AXES.items()),
+    dashed = {"samples": "; dashed: the paper's curves"} if applies(group) else {}
+    return [*((f"curves_{counter}{group.suffix}", f"{what}: reward against {axis}{dashed.get(counter, '')}")
+              for counter, axis in AXES.items()),
             (f"steps{group.suffix}", f"{what}: reward against sampling steps, before and after training"),
             (f"pictures{group.suffix}", f"{what}: pictures before and after training")]
 
@@ -117,7 +124,7 @@ def _readme(facts: dict[str, Any]) -> str:
     lines += ["", "## Tables", ""]
     shown: set[str] = set()
     for table in facts["tables"]:
-        if table.name.startswith(("main", "equal", "other", "cost")):
+        if table.name.startswith(("main", "equal", "other", "cost", "paper", "claims")):
             shown.add(table.name)
             files = ", ".join(f"[{kind}](tables/{table.name}.{kind})" for kind in ("md", "csv", "tex"))
             lines += [markdown(table), "", f"As {files}.", ""]

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from sdpo_bench import experiments
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
+from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
 from sdpo_bench.records import load_run, run_id
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
+CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precision
 PLAIN_EVERY = 30.0  # seconds between status lines where there is no terminal
 
 
@@ -72,13 +74,22 @@ def reference_results() -> Path:
     return (repository() or Path.cwd()) / "results"
 
 
-def plan(folder: Path, configs: Sequence[RunConfig], cost: experiments.Cost) -> list[Run]:
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def plan(folder: Path, configs: Sequence[RunConfig], cost: experiments.Cost | experiments.GPUCost) -> list[Run]:
     """The profile's runs with their folders and estimated seconds."""
     return [Run(config, folder / "raw" / run_id(config.to_json()), cost.seconds(config)) for config in configs]
 
 
-def list_runs(runs: Sequence[Run], workers: int, source: str) -> str:
-    """What --dry-run prints."""
+def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
+    """What --dry-run prints; of a profile for GPUs the disk space too."""
     width = max(len(run.name) for run in runs)
     lines = [f"{'run':<{width}}  epochs   estimate  state"]
     for run in runs:
@@ -89,7 +100,20 @@ def list_runs(runs: Sequence[Run], workers: int, source: str) -> str:
         f"{len(runs)} runs, about {clock(left / workers)} left with {workers} worker{'s' * (workers > 1)} "
         f"(estimated from {source})"
     )
+    if gpu:
+        lines.append(f"{left / 3600:.0f} GPU hours; {space(runs, workers)}; downloads apart (docs/sd_turbo.md)")
     return "\n".join(lines)
+
+
+def space(runs: Sequence[Run], workers: int) -> str:
+    """Disk space of runs, in words: of checkpoints only those of the runs being made."""
+    parts: dict[str, float] = {}
+    for run in runs:
+        for kind, size in experiments.disk(run.config).items():
+            so_far = parts.get(kind, 0.0)
+            parts[kind] = max(so_far, size * workers) if kind == "checkpoints" else so_far + size
+    text = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in parts.items())
+    return f"{sum(parts.values()) / 1e9:.1f} GB of disk at most ({text})"
 
 
 # Workers --------------------------------------------------------------------------------------------------------
@@ -98,10 +122,13 @@ def list_runs(runs: Sequence[Run], workers: int, source: str) -> str:
 class Worker:
     """A process that makes one run after another. Its reports go to `events` as (worker, report)."""
 
-    def __init__(self, number: int, events: queue.SimpleQueue[tuple[Worker, dict[str, Any]]]) -> None:
+    def __init__(
+        self, number: int, events: queue.SimpleQueue[tuple[Worker, dict[str, Any]]], gpu: str | None = None
+    ) -> None:
         self.number = number
         self.run: Run | None = None
         env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+        env |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}  # its only one: "cuda" is it
         self.errors: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sdpo_bench.worker"],
@@ -231,8 +258,9 @@ def _termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def execute(runs: list[Run], workers: int, progress: Progress | None = None) -> None:
-    """Makes the pending runs, in order. A failed one leaves the others alone; a full disk stops all.
+def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
+    """Makes the pending runs, in order, each worker on a GPU of its own where `devices` names them. A failed run leaves
+    the others alone; a full disk stops all.
 
     Raises KeyboardInterrupt, after the workers have ended.
     """
@@ -243,7 +271,7 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None) -> 
     staff: list[Worker] = []
 
     def hire(number: int) -> None:
-        staff.append(Worker(number, events))
+        staff.append(Worker(number, events, devices[number - 1] if devices else None))
 
     def settle(worker: Worker, state: str, message: str = "", details: str = "") -> None:
         run, worker.run = worker.run, None
@@ -423,7 +451,8 @@ def resume_command(
     methods: Sequence[str] | None,
     seeds: Sequence[int] | None,
     workers: int | None,
-    device: str,
+    device: str | None,
+    **options: Sequence[str] | str | None,
 ) -> str:
     """The command that goes on after an interruption, with the arguments that were given."""
     given = {
@@ -432,11 +461,28 @@ def resume_command(
         "--methods": methods or [],
         "--seeds": seeds or [],
         "--workers": [workers] if workers else [],
-        "--device": [device] * (device != "cpu"),
-    }
+        "--device": [device] if device else [],
+    } | {f"--{name}": [value] if isinstance(value, str) else value for name, value in options.items()}
     arguments = [str(part) for name, values in given.items() if values for part in (name, *values)]
     start = ["nox", "-s", "reproduce", "--"] if repository() else ["sdpo-bench", "reproduce"]
     return shlex.join([*start, *arguments, "--resume"])
+
+
+def estimate_costs(
+    folder: Path, config: RunConfig, changes: dict[str, float | None]
+) -> experiments.Cost | experiments.GPUCost:
+    """What to estimate times from, for a profile with runs such as `config`: finished runs of its kind if there are
+    any, here or among the committed results; else, for a GPU, its arithmetic with `changes` to GPUCost."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    if config.model == EMBEDDED:
+        if given:
+            raise UserError("--utilisation and --peak-tflops are for estimates of sd-turbo; leave them out")
+        return experiments.calibrate(sorted(reference_results().glob("*")))
+    assumed = experiments.GPUCost(**(CPU_PEAK if config.device == "cpu" else {}) | given)
+    if given:
+        return assumed
+    known = sorted({*reference_results().glob("*"), folder})
+    return experiments.calibrate(known, config.device, config.model, assumed)
 
 
 def reproduce(
@@ -446,7 +492,12 @@ def reproduce(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     workers: int | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Literal["cpu", "cuda"] | None = None,
+    rewards: Sequence[str] | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    utilisation: float | None = None,
+    peak_tflops: float | None = None,
     resume: bool = False,
     dry_run: bool = False,
 ) -> int:
@@ -454,19 +505,35 @@ def reproduce(
     profile = experiments.canonical(profile)
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; expected at least 1")
-    configs = [dataclasses.replace(config, device=device) for config in experiments.build(profile, methods, seeds)]
+    given = {"rewards": rewards, "model": model, "revision": revision}
+    options = {name: value for name, value in given.items() if value}
+    place = device or experiments.PROFILES[profile].device
+    built = experiments.build(profile, methods, seeds, **options)
+    configs = [dataclasses.replace(config, device=place) for config in built]
     folder = results / profile
-    cost = experiments.calibrate(sorted(reference_results().glob("*")))
+    cost = estimate_costs(folder, configs[0], {"utilisation": utilisation, "peak": peak_tflops})
     runs = plan(folder, configs, cost)
+    devices = gpus() if place == "cuda" else []
     # A GPU is one worker's: processes that share it only take turns.
-    count = min(workers or (physical_cores() if device == "cpu" else 1), len(runs))
+    count = min(workers or (physical_cores() if place == "cpu" else max(len(devices), 1)), len(runs))
     if dry_run:
-        print(list_runs(runs, count, cost.source))
+        print(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
         return 0
+    if place == "cuda" and not devices:
+        raise UserError(
+            f"profile {profile} runs on GPUs, and torch finds no CUDA device here: --dry-run lists its runs"
+            if device is None
+            else "--device cuda: torch finds no CUDA device here; use --device cpu"
+        )
+    if place == "cuda" and count > len(devices):
+        raise UserError(f"--workers is {count}; expected at most one for each of the {len(devices)} GPUs here")
+    if any(shows(config.model, config.reward, config.steps) for config in configs):
+        load_curves()  # the tables need them: better missed now than after hours
     check_folder(folder, runs, resume)
-    if not (PACKAGE / "assets" / "embedded_model" / "model_index.json").exists():
+    index = PACKAGE / "assets" / "embedded_model" / "model_index.json"
+    if any(config.model == EMBEDDED for config in configs) and not index.exists():
         raise UserError("the embedded model is missing from this copy: rebuild it with `nox -s testbed`")
-    again = resume_command(profile, results, methods, seeds, workers, device)
+    again = resume_command(profile, results, methods, seeds, workers, device, **options)
     left = [run for run in runs if run.state == "pending"]
     estimate = sum(run.estimate for run in left) / count
     print(
@@ -478,7 +545,7 @@ def reproduce(
     )
     begin = time.monotonic()
     try:
-        execute(runs, count)
+        execute(runs, count, devices=devices)
     except KeyboardInterrupt:
         print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
         return 130

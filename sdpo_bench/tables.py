@@ -99,6 +99,11 @@ class Group:
         return dict(sorted(zip(f["seed"].astype(int), f["value"].astype(float), strict=True)))
 
 
+def shown_split(frame: pd.DataFrame) -> str:
+    """The prompts that curves are drawn of: those seen in training, or the only ones that were evaluated."""
+    return "seen" if (frame["split"] == "seen").any() else str(min(frame["split"], default="seen"))
+
+
 def _check_labels(runs: Iterable[RunRecord]) -> None:
     """A row is one configuration and its seeds. RecordError otherwise: mixing two under one name would
     mislead."""
@@ -369,6 +374,8 @@ def order_table(groups: list[Group]) -> Table:
 
 def build_tables(groups: list[Group]) -> list[Table]:
     """All tables of a profile, in the order of the report."""
+    from . import claims  # it builds on this module
+
     tables = []
     for group in groups:
         others = sorted(set(group.curves["reward"]) - {group.reward})
@@ -376,6 +383,8 @@ def build_tables(groups: list[Group]) -> list[Table]:
         tables += [main_table(group), *([equal_queries_table(group)] if query_budget(group) else []),
                    *(main_table(group, other) for other in others),
                    *([difference_table(group)] if len(trained) > 1 else []), cost_table(group)]
+        if claims.applies(group):
+            tables += [claims.beside_table(group), claims.claims_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
         tables.append(order_table([group for group in groups if (group.device, group.model) == key]))
     return tables

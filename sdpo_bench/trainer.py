@@ -420,7 +420,7 @@ def train(
     if world.alone(finished):
         return
     # All that can be refused is refused before anything is written.
-    def load() -> tuple[dict[str, Reward], StableDiffusionPolicy, Trainer]:
+    def load() -> tuple[dict[str, Reward], Policy, Trainer]:
         rewards = evaluation_rewards(config)
         policy = load_policy(config)
         trainer = Trainer(config, policy, rewards[config.reward], world)
@@ -452,7 +452,7 @@ def train(
 
         def begin() -> None:
             writer.write_config(row)
-            writer.write_provenance(collect(policy.device) | ({"processes": world.size} if world.size > 1 else {}))
+            writer.write_provenance(collect(policy.device, rewards) | ({"processes": world.size} if world.size > 1 else {}))
             writer.truncate(done if begun else -1)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:

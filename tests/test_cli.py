@@ -80,12 +80,12 @@ TINY_ARGUMENTS = [
         (["evaluate", "--rewards"], "--rewards is empty"),
         (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
         (["evaluate", "--out", "no/such/file.json"], "does not exist"),
-        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, smoke"),
+        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, sd_"),
         (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_per_step"),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
-        (["reproduce", "--device", "tpu"], "Expected one of ('cpu', 'cuda')"),
+        (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
         (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),
     ],
 )
@@ -105,6 +105,16 @@ def test_the_parsers_boxes_become_one_line(monkeypatch, encoding):
         cli.parse(cli.Reproduce, ["--sedes", "1"], "sdpo-bench reproduce")
     meant = "Unrecognized options: --sedes, 1; perhaps you meant --seeds [INT [INT ...]]"
     assert str(caught.value) == f"{meant}; see `sdpo-bench reproduce --help`"
+
+
+def test_a_reward_without_its_weights_says_what_to_fetch(run, tmp_path, tiny_model, tmp_path_factory, monkeypatch):
+    weights = tmp_path_factory.mktemp("weights")
+    (weights / "yuvalkirstain" / "PickScore_v1").mkdir(parents=True)
+    monkeypatch.setenv("SDPO_BENCH_WEIGHTS", str(weights))
+    arguments = ["0.5*pickscore+colourfulness" if a == "colourfulness" else a for a in TINY_ARGUMENTS]
+    error = refused(run("train", "--model", tiny_model, *arguments), tmp_path)
+    assert "PickScore_v1 lacks model.safetensors; " in error
+    assert "hf download yuvalkirstain/PickScore_v1 model.safetensors --revision" in error
 
 
 def test_a_step_without_noise_is_refused(run, tmp_path, tiny_model):
@@ -233,6 +243,8 @@ def test_help(run, command):
     if command == "train":
         assert "sdpo_causal: SDPO-causal (gamma 0.99" in out
         assert "jpeg_incompressibility" in out
+        assert "rewards with published weights" in out
+        assert "hpsv2.1, imagereward, pickscore" in " ".join(out.split())
 
 
 def test_overview(run):

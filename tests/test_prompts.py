@@ -13,6 +13,14 @@ def test_default_lists_are_the_45_animals_apart():
     assert len(set(read_prompts(ANIMALS))) == 45
 
 
+def test_all_animals_by_name(tmp_path, monkeypatch):
+    """The paper's list, under one name wherever the package lies."""
+    assert splits("animals") == {"seen": read_prompts(ANIMALS), "unseen": [], "tuning": []}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "animals").write_text("a red car\n")
+    assert splits("./animals")["seen"] == ["a red car"]
+
+
 def test_own_files(tmp_path):
     seen, unseen = tmp_path / "seen", tmp_path / "unseen"
     seen.write_text("a red car\n\n a blue car \n")

@@ -23,6 +23,7 @@ def test_collect_has_what_records_need():
     assert found["backend"] == "torch"
     assert {"python", "torch", "diffusers", "transformers", "peft", "numpy", "sdpo_bench"} <= found["versions"].keys()
     assert (found["commit"] is None or found["dirty"]) == ("source" in found)
+    assert found["rewards"] == {}
     json.dumps(found)
 
 

@@ -262,7 +262,7 @@ def test_remaining_time():
 
 
 def test_resume_command():
-    command = reproduce.resume_command("quick", Path("runs"), None, None, None, "cpu")
+    command = reproduce.resume_command("quick", Path("runs"), None, None, None, None)
     assert command == "nox -s reproduce -- --resume"
     command = reproduce.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +33,11 @@ REWARDS = dict(sorted(REWARDS.items()))
 PRETRAINED = dict(sorted(PRETRAINED.items()))
 
 
+def canonical(spec: str) -> str:
+    """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names."""
+    return "+".join(map(str, _terms(spec)))
+
+
 def load_reward(
     spec: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Reward:
@@ -39,24 +46,48 @@ def load_reward(
 
     Device, dtype (float16 or float32) and batch size (pictures in one forward pass) are for networks with published
     weights; the others ignore them. UserError lists the valid names, or says what is lacking and where to get it."""
-    terms = parse(spec)
-    for term in terms:
-        _check(term)
-    rewards: list[Reward] = []
-    for term in terms:
+    (reward,) = load_rewards([spec], device=device, dtype=dtype, batch_size=batch_size).values()
+    return reward
+
+
+def load_rewards(
+    specs: Iterable[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 32,
+) -> dict[str, Reward]:
+    """`load_reward` of each spec, by its canonical name; a network that several of them need is loaded once."""
+    chosen = {canonical(spec): _terms(spec) for spec in specs}
+    loaded: dict[str, Reward] = {}
+    for term in [term for terms in chosen.values() for term in terms]:
+        if term.label in loaded:
+            continue
         if term.name in REWARDS:
-            rewards.append(REWARDS[term.name]())
+            loaded[term.label] = REWARDS[term.name]()
             continue
         cls, published, revision = PRETRAINED[term.name], term.published, term.revision
         try:
-            rewards.append(
-                cls(published=published, revision=revision, device=device, dtype=dtype, batch_size=batch_size)
+            loaded[term.label] = cls(
+                published=published, revision=revision, device=device, dtype=dtype, batch_size=batch_size
             )
         except MissingWeights as error:
             raise UserError(f"{error}. Rewards that need no weights: {', '.join(REWARDS)}") from error
-    if len(terms) == 1 and terms[0].weight == 1:
-        return rewards[0]
-    return WeightedSum(list(zip(terms, rewards, strict=True)))
+    return {
+        name: loaded[name] if name in loaded else WeightedSum([(term, loaded[term.label]) for term in terms])
+        for name, terms in chosen.items()
+    }
+
+
+def _terms(spec: str) -> list[Term]:
+    """The terms of a spec, checked; a published scale that is the same as the raw one is left out."""
+    terms = parse(spec)
+    for term in terms:
+        _check(term)
+    return [
+        replace(term, published=False) if term.published and not PRETRAINED[term.name].published_scale else term
+        for term in terms
+    ]
 
 
 def _check(term: Term) -> None:
@@ -69,4 +100,4 @@ def _check(term: Term) -> None:
         raise UserError(f"reward {term.name} has one scale and no revisions to choose from; write {term.name}")
 
 
-__all__ = ["PRETRAINED", "REWARDS", "Reward", "load_reward"]
+__all__ = ["PRETRAINED", "REWARDS", "Reward", "canonical", "load_reward", "load_rewards"]

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards import PRETRAINED, REWARDS, load_reward
+from sdpo_bench.records import run_id
+from sdpo_bench.rewards import PRETRAINED, REWARDS, canonical, load_reward, load_rewards
 from sdpo_bench.rewards._spec import Term, parse
 
 terms = st.builds(
@@ -36,7 +38,7 @@ def test_anything_else_is_refused_in_one_line(text):
 
 
 @pytest.mark.parametrize(
-    ("spec", "canonical"),
+    ("spec", "spelling"),
     [
         ("pickscore", "pickscore"),
         (" pickscore:raw ", "pickscore"),
@@ -47,8 +49,11 @@ def test_anything_else_is_refused_in_one_line(text):
         ("2*pickscore@697403c:published+-1e-3*hpsv2", "2*pickscore@697403c:published+-0.001*hpsv2"),
     ],
 )
-def test_one_spelling_for_records(spec, canonical):
-    assert "+".join(map(str, parse(spec))) == canonical
+def test_one_spelling_for_records(spec, spelling):
+    assert "+".join(map(str, parse(spec))) == spelling
+    assert canonical(spec) == spelling
+    # Another scale of a score that has but one is the same reward.
+    assert canonical("2*aesthetic:published+hpsv2.1@main:published") == "2*aesthetic+hpsv2.1@main"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,46 @@ def test_one_spelling_for_records(spec, canonical):
 def test_refused(spec, message):
     with pytest.raises(UserError, match=message):
         load_reward(spec)
+
+
+def test_two_spellings_are_one_run():
+    def name(**changes: object) -> str:
+        return run_id(RunConfig(**changes).to_json())
+
+    plain = RunConfig(reward="0.5*pickscore+aesthetic", eval_rewards=("hpsv2",))
+    other = RunConfig(reward=" .5*pickscore + 1*aesthetic:published", eval_rewards=("hpsv2:raw", "hpsv2"))
+    assert run_id(plain.to_json()) == run_id(other.to_json())
+    assert other.to_json()["reward"] == "0.5*pickscore+aesthetic"
+    assert other.eval_rewards == ("hpsv2",)
+    assert name(reward="pickscore") != name(reward="pickscore:published")
+    with pytest.raises(UserError, match="unknown reward 'beauty'"):
+        RunConfig(eval_rewards=("beauty",))
+
+
+def test_new_settings_of_rewards_leave_old_runs_their_ids():
+    old = RunConfig().to_json()
+    assert not {"reward_dtype", "reward_batch"} & old.keys()
+    assert RunConfig(reward_batch=8).to_json() == old | {"reward_batch": 8}
+    assert RunConfig(reward_dtype="float16").to_json() == old | {"reward_dtype": "float16"}
+    for changes in ({"reward_batch": 0}, {"reward_dtype": "float8"}):
+        with pytest.raises(UserError, match=r"--reward-batch is 0|unknown reward precision 'float8'"):
+            RunConfig(**changes)
+
+
+def test_a_reward_is_loaded_once_for_all_sums_that_have_it(monkeypatch):
+    made = []
+
+    class Counted(REWARDS["colourfulness"]):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            made.append(self)
+
+    monkeypatch.setitem(REWARDS, "colourfulness", Counted)
+    found = load_rewards(["2*colourfulness+jpeg_compressibility", "colourfulness", " colourfulness"])
+    assert list(found) == ["2*colourfulness+jpeg_compressibility", "colourfulness"]
+    assert len(made) == 1
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    total, colour = (reward(images, ["cat", "dog"]) for reward in found.values())
+    assert torch.allclose(total, 2 * colour + load_reward("jpeg_compressibility")(images, ["cat", "dog"]))
 
 
 def test_names():
