@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
+STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
+STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
 OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
 RIVALS = ("ours", "eager", "compile", "copy")
 CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
