@@ -1,12 +1,11 @@
 """The official SDPO loop's algorithm (arXiv 2411.11727) in plain PyTorch: what the suite's training step is measured
 against.
 
-As there: the two samples of a pair one after the other, in sampling (batches of 8 pairs) and in training (one UNet call
-each); the scheduler on the host, so that every step waits for the device; latents stored as those before and those after
-a step, twice, and copied again to permute them; six decoded pictures a pair; the old log-prob taken before the latent
-is rounded. A caller chooses attention that writes its scores to memory. Left out, since they would only cost it more:
-autocast and loss scaling. The rule for the anchor and the floor of similarities are the suite's, so that both loops can
-be held against each other.
+As there: the two samples of a pair one after the other, in sampling (batches of 8 pairs) and in training (one UNet
+call each); the scheduler on the host, so that every step waits for the device; latents stored as those before and those
+after a step, twice; six decoded pictures a pair; the old log-prob taken before the latent is rounded. A caller chooses
+attention that writes its scores to memory. Left out are autocast, loss scaling and logging. The rule for the anchor and
+the floor of similarities are the suite's, so that both loops can be held against each other. K must divide 1000.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ Lap = Callable[[str], None]
 
 @dataclass
 class Samples:
-    """Of B pairs, for each of their two samples: latents before and after the K steps [B, K, C, H, W], log-probs [B, K],
-    rewards [B, K]. embeddings [B, L, D], timesteps [B, K]."""
+    """Of B pairs, for each of their two samples: latents before and after the K steps [B, K, C, H, W], log-probs
+    [B, K], rewards [B, K]. embeddings [B, L, D], timesteps [B, K]."""
 
     prompts: list[str]
     embeddings: Tensor

@@ -159,8 +159,11 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
     unet, vae = pipeline.unet, pipeline.vae
     dtype = vae.dtype
 
-    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    def half(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(half, inputs)), {name: half(x) for name, x in named.items()}
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
         return tuple(x.float() for x in output) if isinstance(output, tuple) else output.float()
@@ -169,9 +172,11 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
         module.set_attn_processor(AttnProcessor2_0())
         module.to(memory_format=torch.channels_last)
     hooks = [
-        unet.register_forward_pre_hook(enter), unet.register_forward_hook(leave),
-        vae.post_quant_conv.register_forward_pre_hook(enter), vae.decoder.register_forward_hook(leave),
-    ]  # fmt: skip
+        unet.register_forward_pre_hook(enter, with_kwargs=True),
+        unet.register_forward_hook(leave),
+        vae.post_quant_conv.register_forward_pre_hook(enter, with_kwargs=True),
+        vae.decoder.register_forward_hook(leave),
+    ]
     if compiled:
         torch._dynamo.reset()
         unet.compile(dynamic=True)  # rows vary: pairs at their first step need one forward instead of two
