@@ -159,11 +159,19 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
     unet, vae = pipeline.unet, pipeline.vae
     dtype = vae.dtype
 
-    def half(x: Any) -> Any:
-        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+    def plain(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = x.to(dtype) if x.is_floating_point() else x
+        if compiled:
+            # Rows vary, as a pair at its first step needs one forward instead of two; nothing else may: for other
+            # strides, or a view of another tensor, the model would be compiled again.
+            x = x.clone(memory_format=torch.contiguous_format)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        return x
 
     def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return tuple(map(half, inputs)), {name: half(x) for name, x in named.items()}
+        return tuple(map(plain, inputs)), {name: plain(x) for name, x in named.items()}
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
         return tuple(x.float() for x in output) if isinstance(output, tuple) else output.float()
@@ -179,13 +187,13 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
     ]
     if compiled:
         torch._dynamo.reset()
-        unet.compile(dynamic=True)  # rows vary: pairs at their first step need one forward instead of two
+        unet.forward = torch.compile(unet.forward, fullgraph=True)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        unet._compiled_call_impl = None
+        vars(unet).pop("forward", None)
 
 
 # What it costs --------------------------------------------------------------------------------------------------

@@ -454,8 +454,8 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
             tables.append(step_table(steps, name, f"{device}, {path.stem}: {note}"))
             parts.append(f"**{note[:1].upper() + note[1:]}**: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).")
             if not cpu:
-                lines = ["Goals, set for an H100 against the official loop's algorithm, in all:", "", *step_verdicts(steps)]
-                parts.append("\n".join(lines))
+                parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
+                parts.append("\n".join(step_verdicts(steps)))
         for table in tables:
             contents[folder / "tables" / f"{table.name}.md"] = f"{markdown(table)}\n".encode()
             text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
