@@ -463,7 +463,7 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
         sections.append("\n\n".join(parts))
     intro = (
         f"# {device}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. What is "
-        "measured, and how: [Benchmarks of the kernels](../../../docs/benchmarks.md)."
+        "measured, and how: [Benchmarks](../../../docs/benchmarks.md)."
     )
     contents[folder / "README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
     for path, content in contents.items():
