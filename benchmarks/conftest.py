@@ -1,4 +1,4 @@
-"""Options of the kernels' benchmark, and what its JSON holds: where it was made, but nothing that names the machine."""
+"""Options of the benchmarks, and what their JSON holds: where it was made, but nothing that names the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sdpo_kernels
 import torch
 
 from sdpo_bench import provenance
-from sdpo_bench.kernel_results import CPU_NOTE, record_path, render
+from sdpo_bench.kernel_results import CPU_NOTE, STEP_CPU_NOTE, record_path, render, render_steps
 
 HERE = Path(__file__).parent
 FAILED: list[str] = []
@@ -74,7 +74,7 @@ def pytest_configure(config):
 
 
 def pytest_runtest_logreport(report):
-    if "test_kernels" not in report.nodeid:
+    if "test_kernels" not in report.nodeid and "test_training_step" not in report.nodeid:
         return
     name = report.nodeid.partition("::")[2]
     if report.failed:
@@ -100,7 +100,14 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    found = [entry.extra_info for entry in config._benchmarksession.benchmarks if "operation" in entry.extra_info]
+    measured = [entry.extra_info for entry in config._benchmarksession.benchmarks]
+    steps = [info for info in measured if "training_step" in info]
+    if steps:
+        terminalreporter.section("the training step and the official loop's algorithm: pairs per second")
+        terminalreporter.write_line(render_steps(steps))
+        if any(info["what"] == STEP_CPU_NOTE for info in steps):
+            terminalreporter.write_line(f"\nnote: {STEP_CPU_NOTE}", yellow=True, bold=True)
+    found = [info for info in measured if "operation" in info]
     if found:
         terminalreporter.section("operations and their rivals: medians in microseconds")
         terminalreporter.write_line(render(found))

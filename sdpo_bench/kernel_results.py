@@ -1,4 +1,5 @@
-"""Tables and plots of the kernels' benchmark (`results/kernels/<device>/`): a pure function of its JSON files.
+"""Tables and plots of the benchmarks (`results/kernels/<device>/`), of the kernels and of the training step: a pure
+function of their JSON files.
 
 A file is what `pytest benchmarks` wrote for a commit. Files never share a table: each has a section of the device's
 README, by name. Files of a CPU hold times of PyTorch's own operations, and say so wherever they are shown.
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
+STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
+STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
 OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
 RIVALS = ("ours", "eager", "compile", "copy")
 CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
@@ -89,6 +92,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         frame(entry["extra_info"] for entry in record["benchmarks"])
+        step_frame(entry["extra_info"] for entry in record["benchmarks"])
         _ = record["machine_info"]["device"], record["machine_info"]["versions"]["torch"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a record of the kernels' benchmark ({error!r}); restore or remove it") from None
@@ -236,6 +240,101 @@ def render(infos: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+# The training step ----------------------------------------------------------------------------------------------
+
+STEP_PARTS = ("all", "sample", "reward", "train")
+STEP_GOALS = (  # of an H100: column, text, met; against the official loop's algorithm in the same process
+    ("speedup_1", "≥ 6x its pairs per second, micro-batch 1", lambda value: value >= 6),
+    ("speedup_2", "≥ 3x its pairs per second, micro-batch 2", lambda value: value >= 3),
+    ("utilisation_all", "≥ 40 % model FLOP utilisation", lambda value: value >= 0.4),
+    ("memory_ratio", "peak memory no higher than its at micro-batch 1", lambda value: value <= 1),
+)
+
+
+def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per variant of the training step: seconds and pairs per second by part, the official loop's rows first."""
+    rows = []
+    for info in (info for info in infos if "training_step" in info):
+        variant = info["training_step"]
+        row: dict[str, Any] = {
+            "loop": variant["loop"], "rows": variant["rows"], "dtype": DTYPES[variant["dtype"]],
+            "compiled": bool(variant["compiled"]), "architecture": info["architecture"], "pairs": info["pairs"],
+            "steps": info["steps"], "log_ratio": info["log_ratio"], "clip_range": info["clip_range"],
+        }  # fmt: skip
+        for part in STEP_PARTS:
+            row[f"seconds_{part}"] = info["seconds"][part]
+            row[f"pairs_per_s_{part}"] = info["pairs_per_s"][part]
+            row[f"utilisation_{part}"] = (info["utilisation"] or {}).get(part, np.nan)
+            row[f"memory_gib_{part}"] = (info["memory_bytes"] or {}).get(part, np.nan) / 2**30
+        rows.append(row)
+    if not rows:
+        return pd.DataFrame()
+    found = pd.DataFrame(rows)
+    found["loop"] = pd.Categorical(found["loop"], ("official", "ours"))
+    found = found.sort_values(["loop", "dtype", "compiled", "rows"], ascending=[True, False, True, True])
+    official = found[found["loop"] == "official"].set_index("rows")
+    for rows_ in (1, 2):
+        rival = official["pairs_per_s_all"].get(rows_, np.nan)
+        found[f"speedup_{rows_}"] = found["pairs_per_s_all"] / rival
+    found["memory_ratio"] = found["memory_gib_all"] / official["memory_gib_all"].get(1, np.nan)
+    return found.astype({"loop": str}).reset_index(drop=True)
+
+
+def step_label(row: Mapping[Any, Any]) -> str:
+    if row["loop"] == "official":
+        return f"official, micro-batch {row['rows']}"
+    return f"ours, {row['rows']} rows, {row['dtype']}{', compiled' if row['compiled'] else ''}"
+
+
+def step_table(rows: pd.DataFrame, name: str, title: str) -> Table:
+    """A block of speeds, one of shares of the device's peak and of its memory."""
+    first = rows.iloc[0]
+    header = ("loop", "in all", "sampling", "rewards", "training", "vs 1", "vs 2", "log-ratio")
+    speeds, shares, memory = [], [], []
+    for row in rows.to_dict("records"):
+        label, rest = step_label(row), (DASH,) * 3
+        speeds.append((
+            label, *(f"{row[f'pairs_per_s_{part}']:.4g}" for part in STEP_PARTS),
+            *(_number(row[f"speedup_{n}"], ".3g", "x") for n in (1, 2)), f"{row['log_ratio']:.2g}",
+        ))  # fmt: skip
+        shares.append((label, *(_number(row[f"utilisation_{part}"], ".1%") for part in STEP_PARTS), *rest))
+        memory.append((label, *(_number(row[f"memory_gib_{part}"], ".3g") for part in STEP_PARTS), *rest))
+    blocks = [("pairs per second", tuple(speeds))]
+    if rows["utilisation_all"].notna().any():
+        blocks.append(("model FLOP utilisation", tuple(shares)))
+    if rows["memory_gib_all"].notna().any():
+        blocks.append(("peak memory, GiB", tuple(memory)))
+    note = (
+        f"An epoch of {first['pairs']} pairs at K = {first['steps']} on {first['architecture']}, random weights; "
+        "medians. official: its algorithm in plain PyTorch, in the same process. rows: latents in a forward pass. vs: "
+        "pairs per second in all over the official loop's at micro-batch 1 and 2. log-ratio: the largest of the "
+        f"unchanged policy, in means over latent dimensions; the clip range is {first['clip_range']:g}."
+    )
+    if rows["utilisation_all"].isna().all():
+        note += " No utilisation: the device's peak is not listed, or it is a CPU."
+    return Table(name, title, note, header, tuple(blocks), rows)
+
+
+def step_verdicts(rows: pd.DataFrame) -> list[str]:
+    """Markdown: each goal for each variant of ours."""
+    lines = ["| loop | " + " | ".join(text for _, text, _ in STEP_GOALS) + " |", "|---" * (len(STEP_GOALS) + 1) + "|"]
+    for row in rows[rows["loop"] == "ours"].to_dict("records"):
+        cells = []
+        for column, _, met in STEP_GOALS:
+            value = row[column]
+            shown = f"{value:.1%}" if column.startswith("utilisation") else f"{value:.3g}x"
+            cells.append("not measured" if np.isnan(value) else f"{shown}, {'met' if met(value) else 'missed'}")
+        lines.append(f"| {step_label(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def render_steps(infos: Sequence[Mapping[str, Any]]) -> str:
+    """The training step's table as aligned text."""
+    table = step_table(step_frame(infos), "", "")
+    lines = [line for title, block in table.blocks for line in ((title, *[""] * (len(table.header) - 1)), *block)]
+    return "\n".join([*_aligned([table.header, *lines]), table.note])
+
+
 # Plot -----------------------------------------------------------------------------------------------------------
 
 STYLE = {"ours": ("#0072b2", "o"), "eager": ("#d55e00", "^"), "compile": ("#009e73", "s"), "copy": ("#7f7f7f", "")}
@@ -327,9 +426,12 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
         kind = CPU_NOTE if cpu else "kernels"
         parts = [f"## {path.stem}: {kind}", "\n".join(facts(record))]
         rows = frame(entry["extra_info"] for entry in record["benchmarks"])
+        steps = step_frame(entry["extra_info"] for entry in record["benchmarks"])
         tables = []
-        if rows.empty:
+        if rows.empty and steps.empty:
             parts.append("No case was measured.")
+        elif rows.empty:
+            pass
         elif not cpu:
             name = f"{path.stem}_targets"
             tables.append(target_table(rows, name))
@@ -347,6 +449,13 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
                 f"**{clock}**: {CLOCKS[str(clock)]}. Times: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).\n\n"
                 f"![Bandwidth against size, {clock}](figures/{name}.png)"
             )
+        if not steps.empty:
+            name, note = f"{path.stem}_training_step", STEP_CPU_NOTE if cpu else STEP_NOTE
+            tables.append(step_table(steps, name, f"{device}, {path.stem}: {note}"))
+            parts.append(f"**{note[:1].upper() + note[1:]}**: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).")
+            if not cpu:
+                parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
+                parts.append("\n".join(step_verdicts(steps)))
         for table in tables:
             contents[folder / "tables" / f"{table.name}.md"] = f"{markdown(table)}\n".encode()
             text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -354,7 +463,7 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
         sections.append("\n\n".join(parts))
     intro = (
         f"# {device}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. What is "
-        "measured, and how: [Benchmarks of the kernels](../../../docs/benchmarks.md)."
+        "measured, and how: [Benchmarks](../../../docs/benchmarks.md)."
     )
     contents[folder / "README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
     for path, content in contents.items():

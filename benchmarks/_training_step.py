@@ -1,0 +1,296 @@
+"""An epoch's seconds and peak memory, part by part, of the suite's trainer and of the official loop; and whether both
+compute the same."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import sdpo_kernels
+import torch
+from torch import Tensor
+
+from sdpo_bench import RunConfig, Trainer, dense, load_reward
+from sdpo_bench.policies import StableDiffusionPolicy
+from sdpo_bench.rewards import Reward
+from sdpo_bench.sampler import INITIAL_NOISE, derive_seeds
+from sdpo_bench.trainer import INITIAL, STEPS, Microbatch
+
+from ._official_loop import OfficialLoop, Samples
+from ._sd_turbo import RANK, TINY, Architecture, fast, flop, materialised, pipeline
+
+PARTS = ("sample", "reward", "train")
+# Relative to the largest entry, in float32. At the last step of K = 4 the rounding of the model's output is magnified
+# 24 times, |d mean/d output| / sigma, and there both loops' gradients lie 2e-5 to 6e-5 from float64's.
+AGREEMENT, AT_THE_LAST_STEP = 1e-5, 3e-4
+
+
+def settings(**changes: Any) -> RunConfig:
+    """K = 4; the rest as the official setting has it, but for what is changed. The reward takes the device no time: it
+    is not what is measured."""
+    fixed: dict[str, Any] = {
+        "steps": 4, "reward": "colourfulness", "lora_rank": RANK, "lora_alpha": RANK, "eval_rewards": (),
+        "eval_steps": (4,),
+    }  # fmt: skip
+    return RunConfig(**fixed | changes)
+
+
+class Clock:
+    """Seconds and peak memory (bytes; of a GPU) since the last lap, added up by part."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.memory: dict[str, int] = defaultdict(int)
+        self._wait()
+        self._last = time.perf_counter()
+
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def lap(self, part: str) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
+        if self.cuda:
+            self.memory[part] = max(self.memory[part], torch.cuda.max_memory_allocated())
+            torch.cuda.reset_peak_memory_stats()
+
+
+class TimedTrainer(Trainer):
+    """The suite's trainer, with a lap of the clock where sampling and where rewards end."""
+
+    clock: Clock | None = None
+
+    def sample(self, epoch: int) -> Any:
+        trajectory = super().sample(epoch)
+        self._lap("sample")
+        return trajectory
+
+    def groups(self, epoch: int) -> Any:
+        self._lap("reward")
+        return super().groups(epoch)
+
+    def _lap(self, part: str) -> None:
+        if self.clock is not None:
+            self.clock.lap(part)
+
+
+class Result(NamedTuple):
+    """Of an epoch: seconds and peak memory by part, forwards of the UNet in samples, of which `trained` have a
+    backward, pictures decoded."""
+
+    seconds: dict[str, float]
+    memory: dict[str, int]
+    forwards: int
+    trained: int
+    pictures: int
+
+
+class Bench:
+    """Both loops on one pipeline and its one LoRA, so that they have the same weights in the same memory."""
+
+    def __init__(
+        self, architecture: Architecture, device: torch.device, dtype: torch.dtype, pairs: int = 8,
+        reward: Reward | None = None,
+    ) -> None:  # fmt: skip
+        self.architecture, self.device = architecture, device
+        self.pipeline = pipeline(architecture, device, dtype)
+        self.config = settings(device=device.type, pairs=pairs, pairs_per_update=pairs, rows=2 * pairs)
+        self.reward = reward or load_reward(self.config.reward)
+        self.trainer = TimedTrainer(self.config, StableDiffusionPolicy(self.pipeline, self.config), self.reward)
+        self.trained = self.trainer.policy.parameters
+        self.initial = [p.detach().clone() for p in self.trained]
+        counted = sum(p.numel() for p in self.trained)
+        if counted != architecture.weights["lora"]:
+            raise AssertionError(f"{architecture.name}: the LoRA has {counted:,} weights")
+        if any(p.dtype != torch.float32 for p in self.trained):
+            raise AssertionError("the LoRA is not in float32")
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """The weights as they were before any update, and no memory kept from what ran before."""
+        for p, was in zip(self.trained, self.initial, strict=True):
+            p.copy_(was)
+        self.trainer.optimiser.state.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def official(self, microbatch: int) -> OfficialLoop:
+        return OfficialLoop(self.pipeline, self.reward, self.config, microbatch)
+
+    def ours_epoch(self, epoch: int) -> Result:
+        policy = self.trainer.policy
+        before = policy.evaluations
+        queries = self.trainer.counts.reward_queries
+        self.trainer.clock = clock = Clock(self.device)
+        self.trainer.epoch(epoch)
+        clock.lap("train")
+        self.trainer.clock = None
+        if tuple(clock.seconds) != PARTS:
+            raise AssertionError(f"the trainer went through {tuple(clock.seconds)}")
+        forwards = policy.evaluations - before
+        sampled = self.config.pairs * (2 * self.config.steps - 1)  # the first step has one output for both
+        return Result(clock.seconds, clock.memory, forwards, forwards - sampled,
+                      self.trainer.counts.reward_queries - queries)  # fmt: skip
+
+    def official_epoch(self, loop: OfficialLoop, epoch: int) -> Result:
+        loop.calls = loop.pictures = 0
+        trainer = self.trainer
+        prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(self.config.pairs)]
+        updates = trainer.groups(epoch)
+        clock = Clock(self.device)
+        samples = loop.sample(prompts, clock.lap)
+        advantages = loop.advantages(samples)
+        clock.lap("reward")
+        loop.train(samples, advantages, updates)
+        clock.lap("train")
+        return Result(clock.seconds, clock.memory, loop.calls, 2 * self.config.pairs * self.config.steps, loop.pictures)
+
+    def flop(self, result: Result) -> dict[str, int]:
+        """What an epoch's forwards, backwards and decodes amount to, by part."""
+        one = flop(self.architecture)
+        sampled = result.forwards - result.trained
+        return {
+            "sample": sampled * one.forward,
+            "reward": result.pictures * one.decode,
+            "train": result.trained * (one.forward + one.backward),
+        }
+
+    @torch.no_grad()
+    def on_policy(self) -> float:
+        """Largest |log-ratio| of the suite's unchanged policy over an epoch's pairs and steps."""
+        trainer = self.trainer
+        trajectory = trainer.sample(1)
+        differences = [
+            (trainer.log_prob(trajectory, pairs, steps) - trajectory.log_prob[pairs, :, steps]).abs().max()
+            for group in trainer.groups(1) for pairs, steps in group
+        ]  # fmt: skip
+        return max(x.item() for x in differences)
+
+    def official_on_policy(self, loop: OfficialLoop) -> float:
+        samples = loop.sample(self.trainer.prompts[: self.config.pairs], lambda part: None)
+        return loop.on_policy(samples)
+
+
+# Correct first --------------------------------------------------------------------------------------------------
+
+
+def noise_of(trainer: Trainer) -> Any:
+    """The noise of the trainer's first epoch, as the official loop asks for it."""
+    config, shape, device = trainer.config, trainer.policy.latent_shape, trainer.policy.device
+    initial = derive_seeds(config.seed, 1, INITIAL, count=config.pairs).to(device)
+    steps = derive_seeds(config.seed, 1, STEPS, count=2 * config.pairs).reshape(-1, 2).to(device)
+
+    def noise(side: int, k: int, rows: slice) -> Tensor:
+        if k < 0:
+            return sdpo_kernels.normal(initial[rows], shape, INITIAL_NOISE)
+        return sdpo_kernels.normal(steps[rows, side].contiguous(), shape, k)
+
+    return noise
+
+
+class Energy(Reward):
+    """Mean square of a picture: smooth, where the suite's own rewards count in 8-bit steps."""
+
+    name = "energy"
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return images.float().square().mean((1, 2, 3)).cpu()
+
+
+def off(name: str, ours: Tensor, theirs: Tensor) -> tuple[str, float]:
+    """How far two tensors differ, relative to the largest entry."""
+    if ours.shape != theirs.shape or not bool(torch.isfinite(ours).all()):
+        raise AssertionError(f"{name}: {tuple(ours.shape)} and {tuple(theirs.shape)}, or not finite")
+    return name, ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item()
+
+
+def agreement(device: torch.device, microbatch: int = 2) -> dict[str, float]:
+    """The largest differences of the two loops on the tiny architecture in float32, with the same pairs, steps and
+    noise: of latents, log-probs, rewards, returns, and of losses and gradients of an epoch's updates, each split by
+    `by_last_step`. AssertionError at the first that is over what is allowed, or where clipping was hardly compared.
+    """
+    exact = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    errors = {}
+    try:
+        for name, error in differences(Bench(TINY, device, torch.float32, pairs=4, reward=Energy()), microbatch):
+            if name == CLIPPED:
+                if not 0.1 < error < 0.9:
+                    raise AssertionError(f"{error:.0%} of the losses were clipped: one branch was hardly compared")
+                continue
+            allowed = AT_THE_LAST_STEP if "last step" in name else AGREEMENT
+            if not error <= allowed:
+                raise AssertionError(f"the loops disagree: {name} by {error:.3g} of its largest entry, over {allowed}")
+            errors[name] = error
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = exact
+    return errors
+
+
+CLIPPED = "clipped"
+
+
+def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, float]]:
+    """Names and relative differences, as they are found; and the share of losses that were clipped, as CLIPPED."""
+    trainer, loop = bench.trainer, bench.official(microbatch)
+    with fast(bench.pipeline):
+        trajectory = trainer.sample(1)
+        provided = dense.anchored(trajectory, trainer.score)
+        returns = trainer.method.returns(provided.values)
+        advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)
+    with materialised(bench.pipeline):
+        samples = loop.sample(trajectory.prompts, lambda part: None, noise_of(trainer))
+    yield off("latents", trajectory.latents[:, :, :-1], torch.stack(samples.before, 1))
+    yield off("next latents", trajectory.latents[:, :, 1:], torch.stack(samples.after, 1))
+    yield off("log-probs", trajectory.log_prob, torch.stack(samples.log_probs, 1))
+    yield off("rewards", provided.values, torch.stack(samples.rewards, 1))
+    yield off("returns", returns, torch.stack(loop.returns(samples), 1))
+    # The learning rate is so small that every update sees the same weights, and they are not the ones that sampled.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in bench.trained:
+            p += 0.01 * torch.randn(p.shape, generator=generator).to(p)
+    for optimiser in (trainer.optimiser, loop.optimiser):
+        optimiser.param_groups[0].update(lr=1e-20, weight_decay=0.0)
+    stored, shares = shared(samples, trajectory), []
+    groups = [part for group in trainer.groups(1) for part in by_last_step(group, trainer.config.steps)]
+    for number, (name, group) in enumerate(groups):
+        with fast(bench.pipeline):
+            loss, share, _, norm = trainer.update(group, trajectory, advantages, None)
+            slopes = gradient(bench.trained)
+        with materialised(bench.pipeline):
+            ((their_loss, their_norm),) = loop.train(stored, list(advantages.unbind(1)), [group])
+        yield off(f"loss {number} ({name})", loss.cpu(), torch.tensor(their_loss))
+        yield off(f"gradient norm {number} ({name})", norm.cpu(), torch.tensor(their_norm))
+        yield off(f"gradient {number} ({name})", slopes, gradient(bench.trained))
+        shares.append(float(share))
+    yield CLIPPED, math.fsum(shares) / len(shares)
+
+
+def by_last_step(group: list[Microbatch], steps: int) -> list[tuple[str, list[Microbatch]]]:
+    """An update's entries at the last step and at the others, as two updates."""
+    pairs, at = (torch.cat(parts) for parts in zip(*group, strict=True))
+    chosen = {"last step": at == steps - 1, "other steps": at < steps - 1}
+    return [(name, [(pairs[rows], at[rows])]) for name, rows in chosen.items() if bool(rows.any())]
+
+
+def shared(samples: Samples, trajectory: Any) -> Samples:
+    """The official loop's samples with the trainer's latents and log-probs, bit for bit: a clip's edge is sharp."""
+    return Samples(
+        samples.prompts, samples.embeddings, samples.timesteps,
+        list(trajectory.latents[:, :, :-1].unbind(1)), list(trajectory.latents[:, :, 1:].unbind(1)),
+        list(trajectory.log_prob.unbind(1)), samples.rewards,
+    )  # fmt: skip
+
+
+def gradient(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """All gradients, as one vector."""
+    return torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None])

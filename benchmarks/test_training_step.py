@@ -1,0 +1,124 @@
+"""An epoch's sampling, rewards and training: the suite's loop against the official one's algorithm, on SD-Turbo's
+architecture with random weights.
+
+    pytest benchmarks/test_training_step.py --benchmark-only
+
+Both run in one process, on the same weights. On a CPU the architecture is a tiny one of the same classes: it shows
+that the command works, and says nothing about SD-Turbo; every output says so. Before anything is timed, both loops must
+give the same latents, log-probs, rewards, losses and gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from sdpo_bench.kernel_results import STEP_CPU_NOTE, STEP_NOTE
+from sdpo_bench.provenance import device_name
+
+from ._sd_turbo import SD_TURBO, TINY, cast, fast, flop, materialised, peak
+from ._training_step import PARTS, Bench, Result, agreement
+
+ON_GPU = torch.cuda.is_available()
+ROUNDS = 3 if ON_GPU else 2
+PAIRS = 8 if ON_GPU else 4
+
+
+class Variant(NamedTuple):
+    """A loop and its settings: `rows` latents in a forward pass."""
+
+    loop: str
+    rows: int
+    dtype: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.loop}-{self.rows}-{self.dtype}{'-compile' if self.compiled else ''}"
+
+
+def variants(on_gpu: bool) -> list[Variant]:
+    """The official loop at micro-batches of 1 and 2 pairs, a sample of each at a time; ours at several sizes."""
+    dtype = "float16" if on_gpu else "float32"
+    found = [Variant("official", rows, dtype) for rows in (1, 2)]
+    found += [Variant("ours", rows, dtype) for rows in ((2, 4, 8, 16) if on_gpu else (2, 8))]
+    most = found[-1].rows
+    found.append(Variant("ours", most, "bfloat16"))
+    if on_gpu:  # on a CPU compiling takes minutes and says nothing
+        found.append(Variant("ours", most, dtype, compiled=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Correct first: where the loops disagree, nothing is timed."""
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    errors = agreement(device)
+    torch.backends.cuda.matmul.allow_tf32 = True  # [official]: the LoRA's products are float32
+    made = Bench(SD_TURBO if ON_GPU else TINY, device, torch.float16 if ON_GPU else torch.float32, PAIRS)
+    made.errors = errors
+    yield made
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("variant", variants(ON_GPU), ids=str)
+def test_training_step(benchmark, bench, variant):
+    bench.reset()
+    cast(bench.pipeline, getattr(torch, variant.dtype))
+    results: list[Result] = []
+    epochs = itertools.count(1)
+    if variant.loop == "ours":
+        bench.trainer.policy.rows = variant.rows
+        manner, epoch, on_policy = fast(bench.pipeline, variant.compiled), bench.ours_epoch, bench.on_policy
+    else:
+        loop = bench.official(variant.rows)
+        manner, epoch = materialised(bench.pipeline), partial(bench.official_epoch, loop)
+        on_policy = partial(bench.official_on_policy, loop)
+    with manner:
+        log_ratio = on_policy()
+        benchmark.pedantic(lambda: results.append(epoch(next(epochs))), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.group = "training step"
+    benchmark.extra_info |= describe(bench, variant, results[-ROUNDS:], log_ratio)
+
+
+def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: float) -> dict[str, object]:
+    """What the record holds of a variant: docs/benchmarks.md says what each key is."""
+    config, device = bench.config, device_name(bench.device)
+    last = results[-1]
+    seconds = {part: float(np.median([r.seconds[part] for r in results])) for part in PARTS}
+    seconds["all"] = float(np.median([sum(r.seconds.values()) for r in results]))
+    work = bench.flop(last)
+    work["all"] = sum(work.values())
+    limit = peak(device) if bench.device.type == "cuda" and variant.dtype != "float32" else None
+    memory = {part: max(r.memory[part] for r in results) for part in PARTS} if last.memory else None
+    if memory:
+        memory["all"] = max(memory.values())
+    return {
+        "what": STEP_NOTE if bench.architecture is SD_TURBO else STEP_CPU_NOTE,
+        "training_step": variant._asdict(),
+        "architecture": bench.architecture.name,
+        "weights": bench.architecture.weights,
+        "device": device,
+        "pairs": config.pairs, "steps": config.steps, "pairs_per_update": config.pairs_per_update,
+        "reward": config.reward,
+        "agreement": {name: rounded(error) for name, error in bench.errors.items()},
+        "rounds": len(results),
+        "seconds": {part: rounded(value) for part, value in seconds.items()},
+        "pairs_per_s": {part: rounded(config.pairs / value) for part, value in seconds.items()},
+        "forwards": last.forwards, "trained": last.trained, "pictures": last.pictures,
+        "sample_flop": flop(bench.architecture)._asdict(),
+        "flop": work,
+        "peak_flop_per_s": limit,
+        "utilisation": {part: rounded(work[part] / seconds[part] / limit) for part in work} if limit else None,
+        "memory_bytes": memory,
+        "log_ratio": rounded(log_ratio),
+        "clip_range": rounded(bench.trainer.clips["clip_range"]),
+    }  # fmt: skip
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
