@@ -452,7 +452,8 @@ def train(
 
         def begin() -> None:
             writer.write_config(row)
-            writer.write_provenance(collect(policy.device, rewards) | ({"processes": world.size} if world.size > 1 else {}))
+            processes = {"processes": world.size} if world.size > 1 else {}
+            writer.write_provenance(collect(policy.device, rewards) | processes)
             writer.truncate(done if begun else -1)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
