@@ -106,8 +106,8 @@ def models(architecture: Architecture) -> dict[str, nn.Module]:
     return found
 
 
-def pipeline(architecture: Architecture, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """A StableDiffusionPipeline with random weights, always the same on a device.
+def pipeline(architecture: Architecture, device: torch.device | str) -> Any:
+    """A StableDiffusionPipeline with random float32 weights, always the same on a device.
 
     The tokenizer is the embedded model's: it cuts words otherwise than CLIP's would, into as many tokens.
     """
@@ -126,7 +126,6 @@ def pipeline(architecture: Architecture, device: torch.device | str, dtype: torc
         requires_safety_checker=False,
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
-    cast(made, dtype)
     return made
 
 

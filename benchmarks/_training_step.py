@@ -20,7 +20,7 @@ from sdpo_bench.sampler import INITIAL_NOISE, derive_seeds
 from sdpo_bench.trainer import INITIAL, STEPS, Microbatch
 
 from ._official_loop import OfficialLoop, Samples
-from ._sd_turbo import RANK, TINY, Architecture, fast, flop, materialised, pipeline
+from ._sd_turbo import RANK, TINY, Architecture, cast, fast, flop, materialised, pipeline
 
 PARTS = ("sample", "reward", "train")
 # Relative to the largest entry, in float32. At the last step of K = 4 the rounding of the model's output is magnified
@@ -100,10 +100,11 @@ class Bench:
         reward: Reward | None = None,
     ) -> None:  # fmt: skip
         self.architecture, self.device = architecture, device
-        self.pipeline = pipeline(architecture, device, dtype)
+        self.pipeline = pipeline(architecture, device)
         self.config = settings(device=device.type, pairs=pairs, pairs_per_update=pairs, rows=2 * pairs)
         self.reward = reward or load_reward(self.config.reward)
         self.trainer = TimedTrainer(self.config, StableDiffusionPolicy(self.pipeline, self.config), self.reward)
+        cast(self.pipeline, dtype)  # only now: peft would make a LoRA of half-precision weights in half precision
         self.trained = self.trainer.policy.parameters
         self.initial = [p.detach().clone() for p in self.trained]
         counted = sum(p.numel() for p in self.trained)

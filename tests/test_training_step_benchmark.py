@@ -120,6 +120,13 @@ def test_manners(bench, monkeypatch):
         assert unet.conv_in.weight.is_contiguous()
 
 
+def test_a_bench_in_half_precision():
+    half = Bench(TINY, CPU, torch.float16, FEW)
+    assert {p.dtype for p in half.trained} == {torch.float32}, "the LoRA"
+    assert {p.dtype for p in half.pipeline.vae.parameters()} == {torch.float16}
+    assert not torch.equal(half.initial[0], half.initial[0].half().float()), "never rounded"
+
+
 def test_half_precision_is_the_frozen_weights_alone(bench):
     """The policy's latents and its pictures stay float32; the official loop's are in half precision, as there."""
     cast(bench.pipeline, torch.bfloat16)
