@@ -210,6 +210,14 @@ def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
         assert (policy.schedule(4, eta=1.0).input_scale < 1).all()
 
 
+def test_a_file_that_asks_to_clip_is_no_obstacle(config):
+    """DDIM's own class would clip unless told otherwise; LCM's would then refuse to be linear."""
+    policy = load_policy(config("sd", sampler="lcm"))
+    expected = policy.schedule(4, eta=1.0)
+    policy.pipeline.scheduler = DDIMScheduler.from_config(policy.pipeline.scheduler.config, clip_sample=True)
+    assert torch.equal(policy.schedule(4, eta=1.0).table, expected.table)
+
+
 def test_last_steps_without_noise_are_refused_where_trained(config):
     for sampler in ("euler_ancestral", "lcm"):
         c = config("sd", sampler=sampler)
@@ -242,7 +250,7 @@ def test_half_precision(config, name, dtype):
     trainer = Trainer(c, policy, load_reward(c.reward))
     trajectory = trainer.sample(1)
     assert trajectory.latents.dtype == (torch.float16 if dtype == "float16" else torch.float32)
-    assert trajectory.log_prob.dtype == torch.float32
+    assert trajectory.log_prob.dtype == trainer.predict(trajectory, *(torch.arange(1),) * 2).dtype == torch.float32
     assert trainer.check_on_policy(1) == 0.0
     row = trainer.epoch(1)
     assert row["log_ratio_max"] > 0
