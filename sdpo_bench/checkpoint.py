@@ -37,6 +37,8 @@ def load_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
         if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
             raise ValueError("its digest differs")
         state = torch.load(io.BytesIO(content[:-DIGEST]), map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {path} is not there: all machines of a run must see its folder") from error
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise UserError(f"checkpoint {path} can't be read (truncated or damaged?); {remedy}") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS or state["format"] != FORMAT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from sdpo_bench.errors import UserError
 T = TypeVar("T")
 
 BUCKET = 1 << 26  # elements summed in one go: 256 MiB of float32, beyond which a larger message is no faster
+TIMEOUT = timedelta(hours=2)  # for downloads, slow reward models; of a process that died the launcher knows sooner
 UNSUPPORTED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -80,12 +82,13 @@ class Processes(World):
         for variable, name in UNSUPPORTED.items():
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise UserError(
-                    f"accelerate is configured for {name}, which this version can't train with: every process holds "
-                    f"the whole model; launch with --multi_gpu (or with torchrun), or train a LoRA with --finetune lora"
+                    f"accelerate is configured for {name}, which is not supported: every process holds the whole "
+                    f"model; launch with accelerate's --multi_gpu, or with torchrun"
                 )
         from accelerate import PartialState  # here, since it takes a second that a single process need not wait
 
-        self.state = PartialState(cpu=cpu)  # joins the others; each process of a machine takes a GPU of its own
+        # Joins the others; each process of a machine takes a GPU of its own.
+        self.state = PartialState(cpu=cpu, timeout=TIMEOUT)
         self.rank, self.size = self.state.process_index, self.state.num_processes
         self._shared: BaseException | None = None
 

@@ -20,8 +20,10 @@ PAIR = 2  # latents of the smallest micro-batch
 def within_memory(policy: Policy, work: Callable[[], T]) -> T:
     """work(), begun anew with half of the rows in a forward pass each time that the GPU's memory does not suffice.
 
-    They stay halved. Results do not depend on them but by rounding. UserError where one pair does not fit.
+    They stay halved. Results do not depend on them but by rounding, and what failed is not counted. UserError where
+    one pair does not fit.
     """
+    evaluations = policy.evaluations
     while True:
         try:
             return work()
@@ -32,7 +34,7 @@ def within_memory(policy: Policy, work: Callable[[], T]) -> T:
                     f"reward models, or --finetune lora"
                 ) from error
         # Here, where the error no longer holds on to what the failed pass had in memory.
-        policy.rows = max(policy.rows // 2, PAIR)
+        policy.rows, policy.evaluations = max(policy.rows // 2, PAIR), evaluations
         torch.cuda.empty_cache()
         print(f"warning: out of memory; a forward pass has at most {policy.rows} rows from here on", file=sys.stderr)
 

@@ -109,17 +109,21 @@ class Trainer:
         clock.append(time.perf_counter())
         logs = torch.stack([end[0] for end in ends])
         loss, clipped, log_ratio, norm = *logs[..., :2].sum(0).unbind(1), logs[..., 2].amax(0), log[:, 3]
-        if not bool(torch.isfinite(logs).all()) or not all(end[2] for end in ends):
-            raise TrainingDiverged(
-                f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower "
-                f"--learning-rate ({self.config.learning_rate:g}) and start another run; this run's records and its "
-                f"last checkpoint stay"
-            )
-        if len({end[3] for end in ends}) > 1:
-            raise UserError(
-                f"after epoch {epoch} the processes no longer have the same weights: are their GPUs, drivers and "
-                f"versions of PyTorch the same? The last checkpoint stays"
-            )
+
+        def check() -> None:
+            if not bool(torch.isfinite(logs).all()) or not all(end[2] for end in ends):
+                raise TrainingDiverged(
+                    f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower "
+                    f"--learning-rate ({self.config.learning_rate:g}) and start another run; this run's records and "
+                    f"its last checkpoint stay"
+                )
+            if len({end[3] for end in ends}) > 1:
+                raise UserError(
+                    f"after epoch {epoch} the processes no longer have the same weights: are their GPUs, drivers and "
+                    f"versions of PyTorch the same? The last checkpoint stays"
+                )
+
+        self.world.together(check)
         self.counts.samples += self.config.pairs * GROUP
         self.counts.reward_queries += sum(queries for _, _, queries in parts)
         self.counts.model_evaluations += sum(end[1] for end in ends)
@@ -140,7 +144,8 @@ class Trainer:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
         if self.world.size == 1:
             return 0
-        sums = [p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.policy.parameters]
+        bits = {2: torch.int16, 4: torch.int32}
+        sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for p in self.policy.parameters]
         return hash(tuple(torch.stack(sums).tolist()))
 
     def within_memory(self, work: Callable[[], T]) -> T:
@@ -235,16 +240,16 @@ class Trainer:
             for pairs, steps in self.groups(epoch)[0]:
                 new = self.log_prob(trajectory, pairs, steps).detach()  # with a graph: some kernels differ without
                 found = max(found, (new - trajectory.log_prob[pairs, :, steps]).abs().max().item())
+            if self.policy.device.type == "cpu" and found != 0:
+                raise UserError(
+                    f"the unchanged policy's log-ratio is {found:.3g}, not 0: on this CPU a forward pass depends on "
+                    f"its number of rows; raise --pad-rows (now {self.config.pad_rows}, up to --rows; in a profile: "
+                    f"COMMON in sdpo_bench/experiments.py)"
+                )
             return found
 
         largest = max(self.world.gather(self.world.together(lambda: self.within_memory(own))))
         self.policy.evaluations = evaluations
-        if self.policy.device.type == "cpu" and largest != 0:
-            raise UserError(
-                f"the unchanged policy's log-ratio is {largest:.3g}, not 0: on this CPU a forward pass depends on its "
-                f"number of rows; raise --pad-rows (now {self.config.pad_rows}, up to --rows; in a profile: COMMON in "
-                f"sdpo_bench/experiments.py)"
-            )
         if largest > self.clips["clip_range"] / 10 and self.world.first:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
         return largest

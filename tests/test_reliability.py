@@ -272,7 +272,7 @@ def test_out_of_memory_halves_the_micro_batch(config, monkeypatch, capsys, metho
     assert [row["rows"] for row in halved] == [4, 4]
     assert (weights - halved_weights).abs().max() < 1e-6
     for row, other in zip(rows, halved, strict=True):
-        for name in ("samples", "reward_queries", "optimiser_steps"):
+        for name in ("samples", "reward_queries", "optimiser_steps", "model_evaluations"):
             assert row[name] == other[name]
         for name in ("loss", "reward_mean", "log_ratio_max", "grad_norm"):
             assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
