@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_samples(group):
     assert np.isnan(frame.loc["SDPO needs fewer samples than REBEL"]["low"]).all()
 
 
-def test_a_curve_that_falls_back_has_not_stayed_above(tmp_path):
+def test_a_curve_that_falls_back_has_not_stayed_above(tmp_path, monkeypatch):
     """Above the rival early and late: what counts is from where on it stays. Above all the time: its first evaluation.
     A row written before training has no samples to count."""
     shape = {"SDPO": {5: 9.0, 10: 6.0, 15: 9.0, 20: 9.0}, "DDPO": dict.fromkeys(EPOCHS, 7.0)}
@@ -120,6 +121,7 @@ def test_a_curve_that_falls_back_has_not_stayed_above(tmp_path):
     def curve(label: str, seed: int, epoch: int, steps: int) -> float:
         return 9.0 if steps == 50 and label == "SDPO" else shape.get(label, {}).get(epoch, 5.0)
 
+    monkeypatch.setattr(sys.modules[__name__], "EPOCHS", (0, *EPOCHS))
     group = write(tmp_path / "x", curve, {"SDPO": 1, "DDPO": 1})
     assert speedups(group, "DDPO", 8) == pytest.approx({0: 20 / 15})
     assert speedups(group, "DDPO", 50) == pytest.approx({0: 4.0})

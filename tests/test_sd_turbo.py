@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import write_tiny_model, write_tokenizer
 
-from sdpo_bench import experiments, paper, reproduce
+from sdpo_bench import evaluation, experiments, paper, reproduce
 from sdpo_bench.__main__ import check_tables
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import GPUCost, build, disk, evaluated_images
-from sdpo_bench.records import load_profile, run_id
+from sdpo_bench.records import RecordError, load_profile, run_id
 from sdpo_bench.reproduce import Run, Worker
 from sdpo_bench.rewards import PRETRAINED
 from sdpo_bench.rewards._clip import VIT_L
@@ -176,6 +176,28 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="--workers is 3; expected at most one for each of the 2 GPUs"):
         reproduce.reproduce("sd-turbo", workers=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_curves_are_said_before_anything_runs(tmp_path, monkeypatch):
+    def gone() -> None:
+        raise RecordError("not there")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "load_curves", gone)
+    with pytest.raises(RecordError, match="not there"):
+        reproduce.reproduce("sd-turbo", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rewards_are_loaded_as_the_configuration_says(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(evaluation, "load_rewards", lambda specs, **options: asked.update(options, specs=specs))
+    own = {"reward": "hpsv2", "eval_rewards": ("pickscore",), "reward_dtype": "float16", "reward_batch": 7}
+    evaluation.evaluation_rewards(RunConfig(device="cpu", **own))
+    expected = {"specs": ("hpsv2", "pickscore"), "dtype": torch.float16, "batch_size": 7}
+    assert asked == expected | {"device": torch.device("cpu")}
+    evaluation.evaluation_rewards(RunConfig(**own), torch.device("cuda:1"))
+    assert asked["device"] == torch.device("cuda:1")
 
 
 def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
