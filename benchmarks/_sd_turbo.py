@@ -12,6 +12,7 @@ import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
@@ -22,9 +23,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdpo_bench.policies.stable_diffusion import EMBEDDED_FOLDER, LORA_TARGETS
+import sdpo_bench
 
-RANK = 4  # of the LoRA, alpha too [official]
+TOKENIZER = Path(sdpo_bench.__file__).parent / "assets" / "embedded_model" / "tokenizer"
+RANK, TARGETS = 4, ["to_q", "to_k", "to_v", "to_out.0"]  # of the LoRA; alpha is its rank [official]
 
 
 class Architecture(NamedTuple):
@@ -115,7 +117,7 @@ def pipeline(architecture: Architecture, device: torch.device | str) -> Any:
     with torch.device(device):  # a billion random numbers take their time on a CPU
         parts = models(architecture)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(
-        EMBEDDED_FOLDER / "tokenizer", model_max_length=architecture.text_encoder["max_position_embeddings"]
+        TOKENIZER, model_max_length=architecture.text_encoder["max_position_embeddings"]
     )
     scheduler = diffusers.EulerDiscreteScheduler(  # SD-Turbo's
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing",
@@ -240,7 +242,7 @@ def flop(architecture: Architecture) -> Flop:
 
 
 def lora() -> LoraConfig:
-    return LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=LORA_TARGETS)
+    return LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=TARGETS)
 
 
 PEAK = {  # FLOP/s: fp16 and bf16, dense, accumulated in fp32; NVIDIA's data sheets of the named products

@@ -215,8 +215,8 @@ def off(name: str, ours: Tensor, theirs: Tensor) -> tuple[str, float]:
 
 def agreement(device: torch.device, microbatch: int = 2) -> dict[str, float]:
     """The largest differences of the two loops on the tiny architecture in float32, with the same pairs, steps and
-    noise: of latents, log-probs, rewards, returns, and of losses and gradients of an epoch's updates, each split by
-    `by_last_step`. AssertionError at the first that is over what is allowed, or where clipping was hardly compared.
+    noise: of latents, log-probs, rewards, returns, and of losses and gradients of whole `updates`. AssertionError at
+    the first that is over what is allowed, or where clipping was hardly compared.
     """
     exact = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -262,8 +262,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, float]]:
     for optimiser in (trainer.optimiser, loop.optimiser):
         optimiser.param_groups[0].update(lr=1e-20, weight_decay=0.0)
     stored, shares = shared(samples, trajectory), []
-    groups = [part for group in trainer.groups(1) for part in by_last_step(group, trainer.config.steps)]
-    for number, (name, group) in enumerate(groups):
+    for number, (name, group) in enumerate(updates(trainer.config)):
         with fast(bench.pipeline):
             loss, share, _, norm = trainer.update(group, trajectory, advantages, None)
             slopes = gradient(bench.trained)
@@ -276,11 +275,17 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, float]]:
     yield CLIPPED, math.fsum(shares) / len(shares)
 
 
-def by_last_step(group: list[Microbatch], steps: int) -> list[tuple[str, list[Microbatch]]]:
-    """An update's entries at the last step and at the others, as two updates."""
-    pairs, at = (torch.cat(parts) for parts in zip(*group, strict=True))
-    chosen = {"last step": at == steps - 1, "other steps": at < steps - 1}
-    return [(name, [(pairs[rows], at[rows])]) for name, rows in chosen.items() if bool(rows.any())]
+def updates(config: RunConfig) -> Iterator[tuple[str, list[Microbatch]]]:
+    """An update of all pairs at the last step, and one for each other step of the first pair, the next pairs being at
+    the next steps; in micro-batches of unequal size."""
+    pairs, others = torch.arange(config.pairs), config.steps - 1
+    yield "last step", split(pairs, torch.full_like(pairs, others))
+    for k in range(others):
+        yield "other steps", split(pairs, (pairs + k) % others)
+
+
+def split(pairs: Tensor, steps: Tensor) -> list[Microbatch]:
+    return [(pairs[1:], steps[1:]), (pairs[:1], steps[:1])]
 
 
 def shared(samples: Samples, trajectory: Any) -> Samples:
