@@ -17,8 +17,6 @@ class FlowPolicy(Policy):
 
     component = "transformer"
     samplers = ("flow_sde",)
-    max_shift = 1.15
-    """Of a schedule that is shifted by the number of tokens, where its file does not say: the pipeline's default."""
 
     @property
     def tokens(self) -> int:
@@ -33,9 +31,8 @@ class FlowPolicy(Policy):
     def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
         config, mu = self.pipeline.scheduler.config, None
         if config.use_dynamic_shifting:  # the shift's logarithm, linear in the number of tokens
-            few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-            low, high = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
-            mu = low + (high - low) * (self.tokens - few) / (many - few)
+            few, many = config.base_image_seq_len, config.max_image_seq_len
+            mu = config.base_shift + (config.max_shift - config.base_shift) * (self.tokens - few) / (many - few)
         return sdpo_kernels.coefficients.flow_sde(
             self.pipeline.scheduler,
             steps,
@@ -50,7 +47,6 @@ class StableDiffusion3Policy(FlowPolicy):
     """Conditions: text embeddings [N, L, D], pooled text [N, P]."""
 
     pipeline_class = StableDiffusion3Pipeline
-    max_shift = 1.16
 
     @property
     def patch(self) -> int:
