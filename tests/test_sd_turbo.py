@@ -152,6 +152,8 @@ def test_seconds_of_finished_runs_replace_the_assumption(tmp_path):
     measured = reproduce.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": None})
     assert measured.source == "1 recorded runs"
     assert measured.seconds(config) == pytest.approx(sum(spent.values()), abs=5)
+    for other in (replace(config, device="cpu"), replace(config, model="/other/model")):  # of these there are none
+        assert "assumed" in reproduce.estimate_costs(tmp_path / "sd_turbo", other, {}).source
     changed = reproduce.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": 0.2})
     assert "assumed 20%" in changed.source
     with pytest.raises(UserError, match="leave them out"):
