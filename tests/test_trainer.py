@@ -415,7 +415,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, tm
     robots.write_text("a robot\n")
     for change, message in (
         ({"eta": 0.0}, "sigma = 0"),
-        ({"reward": "beauty"}, "unknown reward"),
         ({"model": str(tmp_path)}, "model_index.json does not exist"),
         ({"eval_rewards": ("alignment",), "prompts": str(robots)}, "knows only its 45 animals, not .'a robot'"),
         ({"eval_steps": (2000,)}, "expected 1 to 1000"),
@@ -429,6 +428,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, tm
         ({"steps": 1}, "--steps is 1"),
         ({"steps": 0}, "--steps is 0"),
         ({"method": "ppo"}, "unknown method"),
+        ({"reward": "beauty"}, "unknown reward"),
         ({"options": {"beta": 1.0}}, "unknown option 'beta' of sdpo"),
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
         ({"pairs_per_update": 3}, "multiple of --pairs-per-update"),
