@@ -88,6 +88,7 @@ SD_TURBO: Options = {
     "eval_steps": (1, 2, 4, 8, 16, 50),
     "eval_every": 5,  # a point every 1,280 samples, for a tenth more computing
     "eval_start": False,
+    "dtype": "float16",  # of all but the trained weights [official]
     "rows": 8,  # 0.7 GiB of activations a latent
 }
 
