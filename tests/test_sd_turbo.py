@@ -76,7 +76,7 @@ def test_counts_of_arithmetic_are_the_architectures():
     from peft import LoraConfig
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sdpo_bench.policies.stable_diffusion import LORA_TARGETS
+    from sdpo_bench.policies.base import LORA_TARGETS
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(

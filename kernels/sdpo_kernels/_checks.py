@@ -55,11 +55,12 @@ def rows(name: str, t: Tensor, shape: tuple[int, ...], device: torch.device, dty
         raise TypeError(f"{name} has dtype {t.dtype}; expected {dtype}")
 
 
-def coefficients(t: Tensor, n: int, device: torch.device) -> None:
-    """Rows (a, b, c, d, sigma) of [N, 5]."""
-    rows("coefficients", t, (n, 5), device)
-    if t.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"coefficients has dtype {t.dtype}; expected float32")
+def coefficients(t: Tensor, n: int, *latents: Tensor) -> None:
+    """Rows (a, b, c, d, sigma) of [N, 5]: float32, or float64 where one of the `latents` has it."""
+    rows("coefficients", t, (n, 5), latents[0].device)
+    wide = any(x.dtype == torch.float64 for x in latents)
+    if t.dtype != torch.float32 and not (wide and t.dtype == torch.float64):
+        raise TypeError(f"coefficients has dtype {t.dtype}; expected float32: call .float()")
 
 
 def coefficient_values(t: Tensor, *, stochastic: bool) -> None:

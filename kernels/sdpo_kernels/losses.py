@@ -122,7 +122,7 @@ def _check_pairs(m, x, prev, coefficients, old, advantages, weight, clip_range, 
     shape = _checks.latents(2, model_output=m, sample=x, prev_sample=prev)
     if shape[1] != 2:
         raise ValueError(f"model_output has shape {tuple(shape)}; expected [P, 2, ...], the two samples of a pair")
-    _checks.coefficients(coefficients, shape[0], x.device)
+    _checks.coefficients(coefficients, shape[0], x, m, prev)
     _checks.rows("old_log_prob", old, shape[:2], x.device)
     _checks.rows("advantages", advantages, shape[:2], x.device)
     _checks.rows("weight", weight, shape[:1], x.device)
@@ -232,7 +232,7 @@ def ppo_clip_loss_and_grad(
 
 def _check_samples(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip) -> None:
     shape = _checks.latents(1, model_output=m, sample=x, prev_sample=prev)
-    _checks.coefficients(coefficients, shape[0], x.device)
+    _checks.coefficients(coefficients, shape[0], x, m, prev)
     _checks.rows("old_log_prob", old, shape[:1], x.device)
     _checks.rows("advantages", advantages, shape[:1], x.device)
     _check_common(x, prev, coefficients, old, advantages, clip_range, advantage_clip)

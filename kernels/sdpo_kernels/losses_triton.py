@@ -157,7 +157,7 @@ def run(kernel, tensors, scalars, per_loss, grad_scale: float | None):
     coefficients, lead = table(coefficients), per_loss
     vectors = [v.float().contiguous() for v in vectors]
     tiling = tiles(m[(0,) * lead].numel())
-    m, x, prev = (aligned(t, lead) for t in (m, x, prev))
+    m, x, prev = (aligned(t, lead, tiling) for t in (m, x, prev))
     single = tiling["BLOCKS"] == 1
     log_prob = m.new_empty(m.shape[:lead], dtype=torch.float32)
     slope, loss = torch.empty_like(log_prob), log_prob.new_empty(len(m))

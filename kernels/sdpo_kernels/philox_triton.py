@@ -1,8 +1,8 @@
 """philox.py's noise, drawn inside a Triton kernel.
 
-Box-Muller is written with polynomials: Triton's sin and cos keep a table in local memory, and its fast logarithm is
-too coarse near 1. What they give is philox.py's to a few 1e-7. Their coefficients are minimax fits, by iteratively
-reweighted least squares: of log(1 + f) to 6e-9 relative, of sine and cosine to 5e-9 and 6e-8 absolute.
+Box-Muller is written with polynomials: Triton's sin and cos keep a table in local memory, and a logarithm that needs no
+special cases is shorter. What they give is philox.py's to a few 1e-7. Their coefficients are minimax fits, by
+iteratively reweighted least squares: of log(1 + f) to 6e-9 relative, of sine and cosine to 5e-9 and 6e-8 absolute.
 """
 
 import triton

@@ -4,6 +4,8 @@ The matrix units want at least 16 rows, a few-step trajectory has fewer: so seve
 under each other as rows, and the blocks of the product that pair a stretch with itself are added up.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -78,6 +80,7 @@ def cosines_kernel(
     tl.store(index_ptr + n, index)
 
 
+@functools.cache
 def shape(elements: int, steps: int, item: int) -> dict[str, int]:
     """How a sample of K steps, E elements of `item` bytes each, is divided: by its own size alone."""
     width = triton.next_power_of_2(steps)
@@ -91,7 +94,7 @@ def shape(elements: int, steps: int, item: int) -> dict[str, int]:
         "LENGTH": length,
         "BLOCK": 64 if item == 2 else 32 if rows < 64 else 16,  # fp32 is multiplied in three parts, in more registers
         "PARTS": triton.cdiv(elements, length * (rows // width)),
-        "num_warps": 4 if rows < 64 else 8,
+        "num_warps": 4 if rows <= 64 else 8,
     }
 
 
@@ -108,6 +111,6 @@ def anchor_similarity(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gram_kernel, n * s["PARTS"], clean.device, clean, gram, clean.stride(0), clean.stride(1),
         E=elements, **s, **OPTIONS,
     )  # fmt: skip
-    del s["LENGTH"], s["BLOCK"]
+    s = {name: size for name, size in s.items() if name not in ("LENGTH", "BLOCK")}
     launch(cosines_kernel, n, clean.device, gram, first, anchor, last, index, **s, **OPTIONS)
     return first, anchor, last, index

@@ -53,7 +53,7 @@ def ddim_step(
     not finite where sigma = 0. Not differentiable.
     """
     shape = _checks.latents(1, model_output=model_output, sample=sample)
-    _checks.coefficients(coefficients, shape[0], sample.device)
+    _checks.coefficients(coefficients, shape[0], sample, model_output)
     if (seeds is None) == (noise is None):
         raise ValueError("give exactly one of seeds and noise")
     if seeds is not None:
@@ -129,7 +129,7 @@ def gaussian_log_prob(
     All latents [N, ...], `coefficients` float32 [N, 5] with sigma > 0; differentiable in `model_output`.
     """
     shape = _checks.latents(1, model_output=model_output, sample=sample, prev_sample=prev_sample)
-    _checks.coefficients(coefficients, shape[0], sample.device)
+    _checks.coefficients(coefficients, shape[0], sample, model_output, prev_sample)
     _checks.constants(sample=sample, prev_sample=prev_sample, coefficients=coefficients)
     chosen = _backend.of(backend, model_output, sample, prev_sample)
     return _gaussian_log_prob(model_output, sample, prev_sample, coefficients, chosen)

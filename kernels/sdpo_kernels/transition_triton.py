@@ -6,6 +6,7 @@ SINGLE elements a sample is one tile, and the log-prob is finished where it is s
 its sum, and a second, tiny kernel adds those in order. No atomics, no autotuning.
 """
 
+import functools
 import math
 from contextlib import nullcontext
 
@@ -26,6 +27,7 @@ HALF_LOG_2PI = tl.constexpr(0.5 * math.log(2 * math.pi))
 OPTIONS = {"enable_fp_fusion": False}
 
 
+@functools.cache  # Triton's helpers take longer than a launch
 def tiles(elements: int) -> dict[str, int]:
     """E elements a sample as BLOCKS tiles of BLOCK elements, for programs of `num_warps` warps.
 
@@ -39,9 +41,9 @@ def tiles(elements: int) -> dict[str, int]:
     return sizes | {"num_warps": warps} | OPTIONS
 
 
-def aligned(t: Tensor, lead: int) -> Tensor:
+def aligned(t: Tensor, lead: int, tiling: dict[str, int]) -> Tensor:
     """`t`, or a copy of it where its samples could not be read 16 bytes at a time though their size would allow it."""
-    if t[(0,) * lead].numel() % 16 or (t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:lead])):
+    if not tiling["VECTOR"] or (t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:lead])):
         return t
     return t.clone(memory_format=torch.contiguous_format)
 
@@ -93,7 +95,7 @@ def residual(m_ptr, x_ptr, prev_ptr, coefficients, offsets, E: tl.constexpr):
 @triton.jit
 def log_prob(total, sigma, E: tl.constexpr):
     """rho of a sample whose residuals' squares add up to `total`."""
-    return -total / (2.0 * E * sigma * sigma) - tl.log(sigma) - HALF_LOG_2PI
+    return tl.div_rn(-total, 2.0 * E * sigma * sigma) - tl.log(sigma) - HALF_LOG_2PI
 
 
 @triton.jit
@@ -208,7 +210,7 @@ def grad_factor(slope, coefficients, E: tl.constexpr):
     """slope b / (sigma^2 E): what a residual is multiplied by."""
     b = tl.load(coefficients + 1)
     sigma = tl.load(coefficients + 4)
-    return slope * b / (sigma * sigma * E)
+    return tl.div_rn(slope * b, sigma * sigma * E)
 
 
 # Launches: contiguous results, on the device of the latents
@@ -242,8 +244,11 @@ def ddim_step(
     m: Tensor, x: Tensor, coefficients: Tensor, seeds: Tensor | None, step: int, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, tiling, coefficients = x.shape[0], tiles(x[0].numel()), table(coefficients)
-    m, x = aligned(m, 1), aligned(x, 1)
-    noise = None if noise is None else aligned(noise, 1)
+    m, x = aligned(m, 1, tiling), aligned(x, 1, tiling)
+    if noise is not None:
+        # Narrower than both, it would be read in another layout, and decide that of the sums.
+        narrow = noise.element_size() < min(m.element_size(), x.element_size())
+        noise = aligned(noise.float() if narrow else noise, 1, tiling)
     following = torch.empty_like(x, memory_format=torch.contiguous_format)
     clean, log_prob = torch.empty_like(following), x.new_empty(n, dtype=torch.float32)
     sums = log_prob.new_empty(n, tiling["WIDTH"])
@@ -274,7 +279,7 @@ def tile_sums(
 
 def gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
     tiling, coefficients = tiles(x[0].numel()), table(coefficients)
-    m, x, prev = (aligned(t, 1) for t in (m, x, prev))
+    m, x, prev = (aligned(t, 1, tiling) for t in (m, x, prev))
     log_prob = x.new_empty(x.shape[0], dtype=torch.float32)
     sums = tile_sums(m, x, prev, coefficients, log_prob, tiling)
     if tiling["BLOCKS"] > 1:
@@ -287,7 +292,7 @@ def log_prob_grad(
 ) -> Tensor:
     lead, coefficients = slope.ndim, table(coefficients)
     tiling = tiles(m[(0,) * lead].numel())
-    m, x, prev = (aligned(t, lead) for t in (m, x, prev))
+    m, x, prev = (aligned(t, lead, tiling) for t in (m, x, prev))
     grad = torch.empty_like(m, memory_format=torch.contiguous_format)
     launch(
         grad_kernel, slope.numel() * tiling["BLOCKS"], m.device,
