@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards import PRETRAINED, _weights, imagereward, load_reward
+from sdpo_bench.rewards import PRETRAINED, _weights, canonical, imagereward, load_reward
 from sdpo_bench.rewards._clip import VIT_H, VIT_L
 from sdpo_bench.rewards._pixels import preprocess
 from sdpo_bench.rewards.base import Pretrained
@@ -249,7 +249,7 @@ def test_clipscore_pickscore_and_aesthetic(rewards, images):
     for name, value in expected.items():
         reward = load_reward(name)
         assert (reward(images, PROMPTS) - value).abs().max() < 1e-5, name
-        assert reward.name == name
+        assert reward.name == canonical(name)
     assert "published" in load_reward("clipscore:published").title
     assert load_reward("clipscore:published").scale == "2.5 max(cosine, 0), 0..2.5"
 
