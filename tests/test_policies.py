@@ -79,3 +79,11 @@ def test_rows_bound_the_forward_pass(config):
 def test_cuda_without_a_gpu_is_refused(tiny_model):
     with pytest.raises(UserError, match="finds no CUDA device"):
         load_policy(RunConfig(model=str(tiny_model), device="cuda"))
+
+
+def test_a_backend_that_can_not_run_is_refused_before_anything_else(monkeypatch):
+    """As SDPO_KERNELS_BACKEND names it."""
+    for name, message in (("triton", "needs CUDA tensors, and the device is cpu"), ("gpu", "'gpu' does not exist")):
+        monkeypatch.setattr("sdpo_kernels._backend._current", name)
+        with pytest.raises(UserError, match=message):
+            load_policy(RunConfig(device="cpu"))

@@ -17,12 +17,15 @@ HAVE_TRITON = importlib.util.find_spec("triton") is not None
 
 def _checked(name: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"backend={name!r} does not exist; choose one of {', '.join(BACKENDS)} (as an argument, or in the "
+            f"environment as SDPO_KERNELS_BACKEND)"
+        )
     return name
 
 
 # Of the process, not of a thread: torch.compile can guard a global, but not a ContextVar.
-_current = _checked(os.environ.get("SDPO_KERNELS_BACKEND", "auto"))
+_current = os.environ.get("SDPO_KERNELS_BACKEND", "auto")
 
 
 def interpreted() -> bool:
@@ -49,7 +52,10 @@ def resolve_backend(
             "(SDPO_KERNELS_BACKEND=torch in the environment)"
         )
     if device.type != "cuda" and not interpreted():
-        raise ValueError(f"backend='triton' needs CUDA tensors, these are on {device}; choose 'auto' or 'torch'")
+        raise ValueError(
+            f"backend='triton' needs CUDA tensors, and the device is {device}; choose 'auto' or 'torch' (as an "
+            f"argument, or in the environment as SDPO_KERNELS_BACKEND)"
+        )
     if dtype == torch.float64:
         raise TypeError("backend='triton' has no float64; choose 'auto' or 'torch', or float16, bfloat16 or float32")
     return "triton"

@@ -64,6 +64,10 @@ class Policy:
 
     def __init__(self, pipeline: Any, config: RunConfig) -> None:
         self.device = resolve_device(config.device)
+        try:
+            sdpo_kernels.resolve_backend(None, self.device)
+        except (ValueError, RuntimeError) as error:  # SDPO_KERNELS_BACKEND can't run here, or Triton is missing
+            raise UserError(str(error)) from error
         self.pipeline = pipeline.to(self.device)
         self.finetune, self.noise_level = config.finetune, config.noise_level
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]

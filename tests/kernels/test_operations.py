@@ -136,7 +136,7 @@ def test_backends():
         sdpo_kernels.resolve_backend("cuda")
     m, x, prev, rows, *_ = pair_arguments(torch.float32)
     arguments = (m[:, 0], x[:, 0], prev[:, 0], rows)
-    with pytest.raises(ValueError, match="needs CUDA tensors, these are on cpu"):
+    with pytest.raises(ValueError, match="needs CUDA tensors, and the device is cpu"):
         sdpo_kernels.gaussian_log_prob(*arguments, backend="triton")
     with sdpo_kernels.backend("triton"):
         with pytest.raises(ValueError, match="needs CUDA tensors"):
