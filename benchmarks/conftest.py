@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: CPU times assume one thread
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def pytest_addoption(parser):
                     help="sizes to measure; auto: core on a GPU, small on a CPU")  # fmt: skip
     group.addoption("--kernel-results", type=Path, metavar="FOLDER",
                     help="write FOLDER/<device>/<commit>.json, of which `sdpo-bench tables` makes tables")  # fmt: skip
+    group.addoption("--kernel-add", action="store_true",
+                    help="add to the record of the same device and commit: with -k, a part at a time")  # fmt: skip
     group.addoption("--kernel-force", action="store_true", help="replace the record of the same device and commit")
 
 
@@ -67,9 +70,16 @@ def collect(config) -> dict[str, object]:
 def pytest_configure(config):
     folder = config.getoption("kernel_results")
     if folder is not None:
-        path = record_path(folder, collect(config))
-        if path.exists() and not config.getoption("kernel_force"):
-            raise pytest.UsageError(f"{path} exists: this was measured before; --kernel-force replaces it")
+        here = collect(config)
+        path = record_path(folder, here)
+        if path.exists() and config.getoption("kernel_add"):
+            config.kernel_earlier = json.loads(path.read_text())
+            if config.kernel_earlier["machine_info"]["sources"] != here["sources"]:
+                raise pytest.UsageError(f"{path} is of other code: --kernel-force replaces it")
+        elif path.exists() and not config.getoption("kernel_force"):
+            raise pytest.UsageError(
+                f"{path} exists: this was measured before; --kernel-add adds to it, --kernel-force replaces it"
+            )
         config.option.benchmark_json = path
 
 
@@ -95,8 +105,20 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)  # of each round: the quartiles are enough
     output_json["failed"], output_json["skipped"] = FAILED, SKIPPED
+    if earlier := getattr(config, "kernel_earlier", None):
+        add(earlier, output_json)
     if config.option.benchmark_json is not None:  # it may have been saved with --benchmark-save instead
         config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
+
+
+def add(earlier, record):
+    """Puts into `record` what `earlier` has of the same code, but for what was run again."""
+    again = {entry["name"] for entry in record["benchmarks"]} | {*record["failed"], *record["skipped"]}
+    kept = [entry for entry in earlier["benchmarks"] if entry["name"] not in again]
+    record["benchmarks"] = kept + record["benchmarks"]
+    record["failed"] = [name for name in earlier["failed"] if name not in again] + record["failed"]
+    skipped = {name: why for name, why in earlier["skipped"].items() if name not in again}
+    record["skipped"] = skipped | record["skipped"]
 
 
 def pytest_terminal_summary(terminalreporter, config):

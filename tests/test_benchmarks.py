@@ -315,6 +315,35 @@ def test_a_record_is_not_replaced_unasked(tmp_path, monkeypatch):
     conftest.pytest_configure(config)
 
 
+def test_a_record_is_made_in_parts(tmp_path, monkeypatch):
+    """With -k and --kernel-add; not from parts of different code."""
+    made_by = {"device": "cpu: x", "commit": "a" * 40, "dirty": False, "sources": {"kernels": "1"}}
+    monkeypatch.setattr(conftest, "collect", lambda config: made_by)
+    options = {"kernel_results": tmp_path, "kernel_add": True}
+    config = SimpleNamespace(getoption=options.get, option=SimpleNamespace(benchmark_json=None))
+    path = tmp_path / "cpu-x" / "aaaaaaaaaaaa.json"
+    path.parent.mkdir()
+
+    def part(measured, failed=(), skipped=()):
+        conftest.pytest_configure(config)
+        monkeypatch.setattr(conftest, "FAILED", list(failed))
+        monkeypatch.setattr(conftest, "SKIPPED", dict.fromkeys(skipped, "memory"))
+        entries = [{"name": name, "stats": {"median": value, "data": []}} for name, value in measured.items()]
+        record = {"machine_info": made_by, "benchmarks": entries}
+        conftest.pytest_benchmark_update_json(config, None, record)
+        path.write_text(json.dumps(record))
+        return {entry["name"]: entry["stats"]["median"] for entry in record["benchmarks"]}, record
+
+    assert part({"a": 1, "b": 2}, failed=["c"], skipped=["d"])[0] == {"a": 1, "b": 2}
+    measured, record = part({"b": 3, "c": 4}, failed=["a"], skipped=["e"])
+    assert measured == {"b": 3, "c": 4}
+    assert record["failed"] == ["a"]
+    assert record["skipped"] == {"d": "memory", "e": "memory"}
+    made_by = made_by | {"sources": {"kernels": "2"}}
+    with pytest.raises(pytest.UsageError, match="is of other code"):
+        part({"a": 1})
+
+
 WRONG = """
 import sys
 import pytest, sdpo_kernels
