@@ -186,7 +186,8 @@ def test_without_shuffling_all_pairs_train_the_same_step(config):
     groups = trainer_of(dataclasses.replace(config, step_shuffle=False, updates="step")).groups(1)
     steps = [{int(k) for _, ks in group for k in ks} for group in groups]
     assert steps == [{0}, {0}, {1}, {1}, {2}, {2}]
-    assert len({int(k) for _, ks in trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0] for k in ks}) > 1
+    shuffled = trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0]
+    assert len({int(k) for _, ks in shuffled for k in ks}) > 1
 
 
 def test_last_steps_are_evaluated_last(config, tmp_path):
