@@ -193,7 +193,7 @@ REWARDS = ("alignment", "jpeg_compressibility", "colourfulness")
 MEASURED: Options = {
     "eval_every": 5,
     "eval_last_steps": (16, 50),
-    "eval_rewards": (*REWARDS, "alignment_heldout", "diversity", "diversity_heldout"),
+    "eval_last_rewards": (*REWARDS, "diversity", "diversity_heldout"),
 }
 
 
