@@ -42,7 +42,8 @@ class Reproduce:
     seeds: tuple[int, ...] = ()
     """These seeds in place of the profile's."""
     workers: int | None = None
-    """Runs at the same time, each on one thread or one GPU. Default: one per physical core, or per GPU."""
+    """Runs at the same time, each on one thread or one GPU. Default: one per physical core, or per GPU, which
+    more than one run of the embedded model may share."""
     device: Literal["cpu", "cuda"] | None = None
     """Where the runs are made; default: a CPU, of sd-turbo a GPU. Results of different devices never share a table."""
     rewards: tuple[str, ...] = ()
