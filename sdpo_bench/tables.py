@@ -41,15 +41,22 @@ RERUN = "nox -s reproduce -- --profile {} --resume"
 Values = dict[int, float]  # seed -> value of that run
 
 
+def parent(label: str) -> str | None:
+    """The method of which a label is an ablation, "PARENT (change)"; None for a method."""
+    method, bracket, _ = label.partition(" (")
+    return method if bracket else None
+
+
 def label_key(label: str) -> tuple[int, str]:
-    """Sort key: the known methods in the order of `ORDER`, then the others by name."""
-    return (ORDER.index(label) if label in ORDER else len(ORDER), label)
+    """Sort key: the known methods in the order of `ORDER`, each before its ablations, then the others by name."""
+    method = parent(label) or label
+    return (ORDER.index(method) if method in ORDER else len(ORDER), label)
 
 
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
-    programs."""
+    programs; `answer` says in a sentence what it shows, computed as the cells are."""
 
     name: str
     title: str
@@ -57,6 +64,7 @@ class Table:
     header: tuple[str, ...]
     blocks: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
     frame: pd.DataFrame
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,11 @@ class Group:
     @property
     def labels(self) -> list[str]:
         return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
+
+    @property
+    def methods(self) -> list[str]:
+        """The labels that are not ablations, the start among them."""
+        return [label for label in self.labels if parent(label) is None]
 
     @cached_property
     def values(self) -> pd.DataFrame:
@@ -392,7 +405,7 @@ def build_tables(groups: list[Group]) -> list[Table]:
 
 def markdown(table: Table) -> str:
     """GitHub Markdown, without a trailing newline."""
-    lines = [f"**{table.title[:1].upper() + table.title[1:]}**"]
+    lines = [f"**{table.title[:1].upper() + table.title[1:]}**", *(["", table.answer] if table.answer else [])]
     for title, rows in table.blocks:
         lines += ["", *([f"*{title}*", ""] if title else []), "| " + " | ".join(table.header) + " |",
                   "|---" * len(table.header) + "|",
