@@ -30,10 +30,10 @@ from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_group
 
 KNOWN = {  # label: (colour, marker)
     START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
-    "REBEL": ("#009e73", "D"), "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"),
+    "DDPO-dense": ("#e69f00", "v"), "REBEL": ("#009e73", "D"), "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"),
 }
-SPARE = ("#e69f00", "#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#2f6f4f")  # of other methods, by name
-MARKERS = "vhp*d<>"  # of other methods and of variants
+SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#2f6f4f")  # of other methods, by name
+MARKERS = "hp*d<>"  # of other methods and of variants
 BUDGETS = {  # reward queries of a trajectory, in dense.jsonl: (name, colour, marker); no method's colours
     "terminal": ("final reward only", "#fd8d3c", "v"), "2": ("2 queries", "#9e9ac8", "s"),
     "3": ("3 queries (the paper's)", "#c51b8a", "o"), "4": ("4 queries", "#6a51a3", "D"),
@@ -107,7 +107,7 @@ def _bands(group: Group, word: str) -> str:
     counts = {labels.count(label) for label in labels}
     parts = [f"{word}: lowest to highest run"] if any(1 < n < MIN_RUNS for n in counts) else []
     if any(n >= MIN_RUNS for n in counts):
-        parts.append(f"{word}: 95 % bootstrap interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
+        parts.append(f"{word}: 95 % interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
     lowest, highest = min(counts, default=0), max(counts, default=0)
     runs = f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
     return f"Line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts) + "."
@@ -160,8 +160,8 @@ def _panels(title: str, handles: list[Line2D], count: int, columns: int, height:
     for row, line in enumerate(legend):
         figure.legend(handles=line, loc="upper left", bbox_to_anchor=(0.002, 1 - (0.32 + 0.21 * row) / total),
                       ncols=len(line), handlelength=2.2, columnspacing=1.3, borderaxespad=0)
-    figure.subplots_adjust(left=0.085, right=0.985, top=1 - top / total, bottom=bottom / total,
-                           wspace=0.26, hspace=0.65 / height)
+    figure.subplots_adjust(left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total,
+                           wspace=0.32, hspace=0.65 / height)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -180,16 +180,16 @@ def _count(value: float, _: object = None) -> str:
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def _axes_of_curves(axes: list[Axes], steps: Sequence[int], columns: int, y: str, x: str) -> None:
+def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: str, x: str) -> None:
     """Titles and axes of panels by sampling steps, of ours and of the paper's curves."""
-    for index, (axis, k) in enumerate(zip(axes, steps, strict=True)):
-        axis.set_title(at_steps([k]), loc="left")
+    for index, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set_title(title, loc="left")
         axis.xaxis.set_major_formatter(FuncFormatter(_count))
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlim(left=0)
         if index % columns == 0:
             axis.set_ylabel(y)
-        if index + columns >= len(steps):
+        if index + columns >= len(titles):
             axis.set_xlabel(x)
 
 
@@ -229,11 +229,8 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
         for label in labels:
             if label != START:
                 _curve(axis, group, label, k, counter, split, style[label])
-    _axes_of_curves(axes, steps, columns, group.reward, COUNTS[counter])
-    for axis, k in zip(axes, steps, strict=True):
-        if _ends(group, k):
-            axis.text(0.98, 0.04, "only start and end measured", transform=axis.transAxes, ha="right", fontsize=8,
-                      color="#555555")
+    titles = [f"{k} steps, start and end" if _ends(group, k) else at_steps([k]) for k in steps]
+    _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
     return figure
 
 
@@ -250,7 +247,7 @@ def paper_curves() -> Figure:
             axis.plot(curve["samples"], curve["mean"], markevery=[-1], **style[method])
             axis.fill_between(curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15,
                               linewidth=0)
-    _axes_of_curves(axes, steps, columns, "Aesthetic Score", COUNTS["samples"])
+    _axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
     return figure
 
 
@@ -353,9 +350,9 @@ def dense_errors(group: Group) -> Figure:
     for budget in budgets:
         for axis, field in zip(axes, ("mae", "return_corr"), strict=False):
             values = np.ma.masked_invalid(_dense(runs, budget, field, epochs[-1])).mean(0)
-            axis.plot(np.arange(group.steps), np.ma.filled(values, np.nan), **looks[budget])
+            axis.plot(np.arange(group.steps) + 1, np.ma.filled(values, np.nan), **looks[budget])
         axes[2].plot(epochs, means[budget], **looks[budget])
-    axes[0].plot(np.arange(group.steps), _dense(runs, budgets[0], "std", epochs[-1]).mean(0), **spread)
+    axes[0].plot(np.arange(group.steps) + 1, _dense(runs, budgets[0], "std", epochs[-1]).mean(0), **spread)
     for axis, title, x in zip(axes, ("mean absolute error", "correlation of returns", "error during training"),
                               ("denoising step", "denoising step", "epoch"), strict=True):
         axis.set_title(title, loc="left")
@@ -382,8 +379,8 @@ def forest(group: Group, style: Style) -> Figure:
     handles = [Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""})
                for method in parents]
     title = f"Ablations: {group.reward} minus the method's, K = {group.steps}"
-    figure, axes = _panels(title, handles, len(steps), _columns(len(steps)), height=0.35 + 0.2 * len(rows), sharey=True)
-    for axis, k in zip(axes, steps, strict=True):
+    figure, axes = _panels(title, handles, len(steps), _columns(len(steps)), height=0.35 + 0.2 * len(rows), sharex=True, sharey=True)
+    for index, (axis, k) in enumerate(zip(axes, steps, strict=True)):
         axis.axvline(0, color="#7f7f7f", linewidth=1)
         for y, (label, method) in enumerate(rows):
             ours, theirs = (group.cell(name, group.reward, split, k) for name in (label, method))
@@ -396,11 +393,13 @@ def forest(group: Group, style: Style) -> Figure:
                 axis.plot(mean, y, **look)
                 axis.hlines(y, low, high, color=look["color"], linewidth=1.6)
         axis.set_title(at_steps([k]), loc="left")
-        axis.set_xlabel("difference")
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if index + _columns(len(steps)) >= len(steps):
+            axis.set_xlabel("difference")
+        axis.tick_params(labelbottom=True)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
-    figure.subplots_adjust(left=0.24)
+    figure.subplots_adjust(left=0.24, wspace=0.12)
     return figure
 
 
@@ -416,25 +415,29 @@ def _steps_alt(group: Group) -> str:
     split, steps = shown_split(group.values), _steps(group)
     start = [f"{next(iter(cell.values())):.3f} at {at_steps([k])}" for k in (steps[0], steps[-1])
              if (cell := group.cell(START, group.reward, split, k))]
-    return (f"Before training, on {split} prompts: {joined(start)}. " if start else "") + _highest(group, split, steps)
+    before = f" Before training: {joined(start)}." if start else ""
+    return (f"{group.reward} on {split} prompts against sampling steps, trained with K = {group.steps}.{before} "
+            + _highest(group, split, steps))
 
 
 def _hacking_alt(group: Group) -> str:
     labels = [label for label in _methods(group) if label != START]
+    trained = {label: changes(group, label, group.reward) for label in labels}
     texts = []
     for other in _others(group):
-        pairs = [(changes(group, label, group.reward)[seed], value) for label in labels
-                 for seed, value in changes(group, label, other).items()]
-        raised = [y for x, y in pairs if x > 0]
-        texts.append(f"{other} in {sum(y < 0 for y in raised)} of {len(raised)}")
-    return f"Of the runs that raised {group.reward} these end below the start: {joined(texts)}."
+        raised = [value for label in labels for seed, value in changes(group, label, other).items()
+                  if trained[label].get(seed, 0) > 0]
+        texts.append(f"{other} in {sum(value < 0 for value in raised)} of {len(raised)}")
+    return (f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that raised "
+            f"{group.reward} these end below the start: {joined(texts)}.")
 
 
 def _dense_alt(group: Group) -> str:
     _, runs = _probed(group)
     last = max(row["epoch"] for run in runs for row in run.dense)
     errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
-    return (f"Mean absolute error over the steps at epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
+    return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at epoch "
+            f"{last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
             + joined(f"{error:.4f} with {name}" for name, error in errors.items()) + ".")
 
 
@@ -447,8 +450,8 @@ def _forest_alt(group: Group) -> str:
                 mean, low, high, _ = paired_difference(ours, theirs)
                 if low > 0 or high < 0:
                     sure.append(f"{label} {'above' if mean > 0 else 'below'} at {k}")
-    return (f"Differences of {len(_ablations(group))} ablations to their methods, on {split} prompts. Intervals that "
-            f"exclude 0, at sampling steps: {joined(sure)}.")
+    return (f"Differences of {len(_ablations(group))} ablations to their methods, {group.reward} on {split} prompts, "
+            f"K = {group.steps}. Intervals that exclude 0, at sampling steps: {joined(sure)}.")
 
 
 def drawings(groups: list[Group]) -> list[Drawing]:
@@ -463,8 +466,8 @@ def drawings(groups: list[Group]) -> list[Drawing]:
         split, steps = shown_split(group.values), _steps(group)
         add(f"curves_{counter}{group.suffix}", heading,
             f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {_bands(group, 'band')}",
-            f"{group.reward} on {split} prompts against {COUNTS[counter]}, a panel for each number of sampling steps. "
-            + _highest(group, split, steps), partial(reward_curves, group, counter, style))
+            f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
+            f"each number of sampling steps. " + _highest(group, split, steps), partial(reward_curves, group, counter, style))
 
     for group in groups[:1]:
         curves(group, "samples", "Reward against samples")
@@ -492,14 +495,14 @@ def drawings(groups: list[Group]) -> list[Drawing]:
     for group in groups:
         if _probed(group)[1]:
             add(f"dense{group.suffix}", "Accuracy of the dense rewards",
-                f"Predicted against exact rewards of a fresh batch, by denoising step (0: the noisiest) after the last "
+                f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
                 f"epoch, and by epoch, mean over steps; mean over {len(_probed(group)[1])} runs. Spread: standard "
                 "deviation over samples. Correlation: of a pair's difference of returns.", _dense_alt(group),
                 partial(dense_errors, group))
     for group in groups:
         if _ablations(group):
             add(f"ablations{group.suffix}", "Ablations",
-                "Paired by seed. A point with a bar: mean and 95 % bootstrap interval; without one, a pair of runs "
+                "Paired by seed. A point with a bar: mean and 95 % interval; without one, a pair of runs "
                 f"(fewer than {MIN_RUNS}).", _forest_alt(group), partial(forest, group, style))
     return found
 
@@ -517,25 +520,26 @@ class Picture:
 def pictures(group: Group) -> list[Picture]:
     """The pictures of each method's lowest seed before and after training, the same prompts and noise everywhere; one
     before training that serves all, the start's, once."""
-    found: dict[bytes, Picture] = {}
-
-    def show(run: RunRecord, when: str, title: str) -> None:
-        path = run.folder / f"grid_{when}.png"
-        if path.exists() and (data := path.read_bytes()) not in found:
+    found: list[Picture] = []
+    before: set[bytes] = set()
+    for label in _methods(group):
+        run = min((run for run in group.runs if run.label == label), key=lambda run: run.config["seed"])
+        rows = run.config.get("eval_steps")
+        for when in ("before", "after"):
+            path = run.folder / f"grid_{when}.png"
+            if not path.exists() or (data := path.read_bytes()) in before:
+                continue
+            title = f"{label}, seed {run.config['seed']}"
+            if when == "before":
+                title = f"{label}, before training" if before else "before training"
+                before.add(data)
+            alt = (f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt"
+                   + (f", rows from above: {at_steps(rows)}" if rows else ""))
             with Image.open(io.BytesIO(data)) as image:
                 buffer = io.BytesIO()
                 image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
-                rows = f", rows from above: {joined(counts)} sampling steps" if (
-                    counts := run.config.get("eval_steps")) else ""
-                alt = f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt{rows}"
-                found[data] = Picture(title, alt, image.size, buffer.getvalue())
-
-    for label in _methods(group):
-        run = min((run for run in group.runs if run.label == label), key=lambda run: run.config["seed"])
-        show(run, "before", "before training" if label == START or not found else f"{label}, before training")
-        if label != START:
-            show(run, "after", f"{label}, seed {run.config['seed']}")
-    return list(found.values())
+                found.append(Picture(title, alt, image.size, buffer.getvalue()))
+    return found
 
 
 def _bytes(figure: Figure, suffix: str) -> bytes:
@@ -546,8 +550,7 @@ def _bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG, coordinates to a hundredth of a point, without what only editors of it need: a fifth of the
-    size."""
+    """The figure as SVG, coordinates to a hundredth of a point, without what only editors of it need."""
     text = _bytes(figure, ".svg").decode()
     text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r'(<g) id="[^"]*"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', r"\1", text)

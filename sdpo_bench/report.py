@@ -17,12 +17,12 @@ from .records import RecordError, RunRecord, load_profile, unfinished_runs, writ
 from .tables import RERUN, START, Group, Table, build_tables, load_groups, markdown
 
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
-QUESTIONS = {  # the beginnings of the tables' names that answer it
+QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page
     "Which method is best, and does the paper's order appear?":
-        ("order", "main", "equal_queries", "differences", "paper", "claims"),
+        ("order", "paper_order", "main", "equal_queries", "differences", "claims", "paper"),
     "Where does SDPO's lead come from?": ("ablation",),
-    "Are the predicted dense rewards accurate?": ("dense",),
-    "What does it cost?": ("cost", "reach"),
+    "Are the predicted dense rewards accurate?": ("dense_budgets", "dense"),
+    "What does it cost?": ("reach", "cost"),
     "Is the reward hacked?": ("hacking", "other", "diversity"),
 }
 FURTHER = "Further tables"
@@ -52,10 +52,12 @@ class Section:
 
 def sections(tables: list[Table]) -> list[Section]:
     """The tables under the questions that they answer; every table once."""
-    def question(table: Table) -> str:
-        return next((q for q, names in QUESTIONS.items() if table.name.startswith(names)), FURTHER)
+    def place(table: Table) -> tuple[str, int]:
+        return next(((question, number) for question, names in QUESTIONS.items() for number, name in enumerate(names)
+                     if table.name.startswith(name)), (FURTHER, 0))
 
-    found = [Section(f"question-{number}", text, tuple(table for table in tables if question(table) == text))
+    found = [Section(f"question-{number}", text, tuple(sorted((t for t in tables if place(t)[0] == text),
+                                                              key=lambda table: place(table)[1])))
              for number, text in enumerate((*QUESTIONS, FURTHER), 1)]
     return [section for section in found if section.tables or section.question != FURTHER]
 

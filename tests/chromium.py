@@ -21,12 +21,12 @@ class Chromium:
     def __init__(self, profile: Path) -> None:
         theirs, ours = os.pipe()  # what we write they read
         own, their = os.pipe()
-        # The browser reads descriptor 3 and writes descriptor 4.
+        # The browser reads descriptor 3 and writes descriptor 4. (sh may know descriptors of one digit only.)
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{their}'
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions",
                    "--disable-background-networking", "--disable-dev-shm-usage", "--remote-debugging-pipe",
                    f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(["/bin/sh", "-c", command, str(PATH), *options], pass_fds=(theirs, their),
+        self.process = subprocess.Popen(["bash", "-c", command, str(PATH), *options], pass_fds=(theirs, their),
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(theirs)
         os.close(their)
