@@ -244,7 +244,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, float]]:
     trainer, loop = bench.trainer, bench.official(microbatch)
     with fast(bench.pipeline):
         trajectory = trainer.sample(1)
-        provided = dense.anchored(trajectory, trainer.score)
+        provided = dense.provide("anchored", trajectory, trainer.score)
         returns = trainer.method.returns(provided.values)
         advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)
     with materialised(bench.pipeline):

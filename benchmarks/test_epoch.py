@@ -45,9 +45,9 @@ def test_sample(benchmark, trainer):
     benchmark.pedantic(trainer.sample, args=(1,), rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("provider", dense.PROVIDERS)
+@pytest.mark.parametrize("provider", dense.PLANS)
 def test_reward(benchmark, trainer, trajectory, provider):
-    result = benchmark.pedantic(dense.PROVIDERS[provider], args=(trajectory, trainer.score), rounds=5, warmup_rounds=1)
+    result = benchmark.pedantic(dense.provide, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {"queries": result.queries}
 
 

@@ -15,11 +15,12 @@ from sdpo_bench.rewards import canonical
 
 SCHEMA = 1
 EMBEDDED = "embedded"
-DENSE = ("anchored", "exact", "terminal")
+DENSE = ("anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive")
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
-    "adapter", "channels_last", "compile", "dtype", "gradient_checkpointing", "guidance", "noise_level",
-    "offload_trajectories", "resolution", "reward_batch", "reward_dtype", "sampler", "vae_slicing",
+    "adapter", "channels_last", "compile", "dtype", "eval_last_steps", "gradient_checkpointing", "guidance",
+    "noise_level", "offload_trajectories", "probe_every", "resolution", "reward_batch", "reward_dtype", "sampler",
+    "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
@@ -65,9 +66,12 @@ class RunConfig:
     updates: Literal["auto", "step", "trajectory"] = "auto"
     """An optimiser step for each denoising step of a batch of pairs (SDPO's way) or for its whole
     trajectories (DDPO's way); auto takes the method's own."""
-    dense: Literal["anchored", "exact", "terminal"] = "anchored"
-    """Rewards of methods that take one at every step: interpolated from three queries (the paper's), queried at
-    every step, or the final one everywhere (the sparse ablation). Other methods always take the final reward."""
+    dense: Literal["anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive"] = "anchored"
+    """Rewards of methods that take one at every step: averaged from three queries (the paper's), queried at every step,
+    the final one everywhere (the sparse ablation), from the same three interpolated linearly in time, or averaged from
+    two, four, or as many queries as a sample needs. Other methods always take the final reward."""
+    step_shuffle: bool = True
+    """Each pair trains its steps in an order of its own [official], or all from the noisiest to the last."""
     train_last_step: bool = True
     """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
     finetune: Literal["lora", "full"] = "lora"
@@ -99,6 +103,8 @@ class RunConfig:
     """Evaluate before training too. Profiles leave it to one run without epochs, the row "start"."""
     eval_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of sampling steps at which the model is evaluated. [official: 1 2 4 8 16 50]"""
+    eval_last_steps: tuple[int, ...] = ()
+    """More numbers of sampling steps, evaluated after the last epoch only: many steps take long."""
     eval_noises: int = 4
     """Fixed initial noises for each evaluation prompt, the same for every run."""
     eval_seed: int = 0
@@ -116,6 +122,9 @@ class RunConfig:
     """A file with prompts that are evaluated but not trained on."""
     checkpoint_every: int = 10
     """Epochs between checkpoints."""
+    probe_every: int = 0
+    """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
+    on (docs/records.md, dense.jsonl); 0: none."""
     rows: int = 64
     """Most latents in one forward pass: lower it where memory is short."""
     pad_rows: int = 16
@@ -141,7 +150,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         choose("method", self.method, METHODS)
         build_method(self.method, self.options)
-        object.__setattr__(self, "reward", canonical(self.reward))
+        object.__setattr__(self, "reward", canonical(self.reward, optimised=True))
         object.__setattr__(self, "eval_rewards", tuple(dict.fromkeys(map(canonical, self.eval_rewards))))
         choose("reward precision", self.reward_dtype, ("float32", "float16"))
         choose("dense reward", self.dense, DENSE)
@@ -156,7 +165,7 @@ class RunConfig:
         for name in (*sizes, "reward_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
-        for name in ("epochs", "checkpoint_every", "seed", "eval_seed", "weight_decay"):
+        for name in ("epochs", "checkpoint_every", "probe_every", "seed", "eval_seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha", "resolution"):
@@ -181,6 +190,11 @@ class RunConfig:
             )
         if not self.eval_steps or min(self.eval_steps) < 1:
             raise UserError(f"--eval-steps is {self.eval_steps}; expected numbers of sampling steps, each at least 1")
+        if self.eval_last_steps and (min(self.eval_last_steps) < 1 or {*self.eval_steps} & {*self.eval_last_steps}):
+            raise UserError(
+                f"--eval-last-steps is {self.eval_last_steps}; expected numbers of sampling steps, each at least 1, "
+                f"that --eval-steps lacks"
+            )
         if self.pairs % self.pairs_per_update:
             raise UserError(
                 f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"

@@ -50,12 +50,13 @@ def pictures(
 
 
 def evaluate(
-    policy: Policy, config: RunConfig, rewards: dict[str, Reward], world: World = ALONE
+    policy: Policy, config: RunConfig, rewards: dict[str, Reward], world: World = ALONE, last: bool = True
 ) -> list[dict[str, Any]]:
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
 
-    Each process evaluates a share of the prompts; all get all rows.
+    Each process evaluates a share of the prompts; all get all rows. Of the `last` evaluation also at --eval-last-steps.
     """
+    counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
     chosen = evaluated_prompts(config)
     prompts = world.share([p for group in chosen.values() for p in group])
     noises = list(range(config.eval_noises))
@@ -63,7 +64,7 @@ def evaluate(
     def own() -> dict[tuple[int, str], dict[str, list[float]]]:
         """The values of this process's prompts, by step count and reward."""
         values = {}
-        for steps in config.eval_steps if prompts else ():
+        for steps in counts if prompts else ():
             images = pictures(policy, prompts, noises, steps, config)
             for name, reward in rewards.items():
                 found = score(reward, images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises))
@@ -72,7 +73,7 @@ def evaluate(
 
     parts = world.gather(world.together(lambda: within_memory(policy, own)))
     rows = []
-    for steps in config.eval_steps:
+    for steps in counts:
         for name in rewards:
             by_prompt = {p: values for part in parts for p, values in part.get((steps, name), {}).items()}
             rows.append(

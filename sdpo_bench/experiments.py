@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_bench.config import EMBEDDED, RunConfig
+from sdpo_bench.dense import most_queries
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.prompts import splits
@@ -31,22 +32,36 @@ class Variant:
     changes: Options = field(default_factory=dict)
 
 
-# Every method is a variant of its own name; these are the ablations that say where a difference comes from.
+# Every method is a variant of its own name; these are the ablations that say where a difference comes from. Their
+# labels read "PARENT (change)".
+NO_CLIPPING = 1e6  # a clip range that no log-ratio reaches
 ABLATIONS = {
-    # SDPO takes K optimiser steps where DDPO takes one: how much of its lead is only that?
+    # SDPO takes K optimiser steps where the others take one: how much of a difference is only that?
+    "sdpo_per_trajectory": Variant("sdpo", "SDPO (per trajectory)", {"updates": "trajectory"}),
     "ddpo_per_step": Variant("ddpo", "DDPO (per step)", {"updates": "step"}),
-    # Do dense rewards help, or only SDPO's loss? And what does interpolating them cost?
+    "rebel_per_step": Variant("rebel", "REBEL (per step)", {"updates": "step"}),
+    # Do dense rewards help, or only SDPO's loss? And what does averaging them from three queries cost?
     "sdpo_terminal": Variant("sdpo", "SDPO (terminal)", {"dense": "terminal"}),
     "sdpo_exact": Variant("sdpo", "SDPO (exact)", {"dense": "exact"}),
+    "sdpo_linear": Variant("sdpo", "SDPO (linear)", {"dense": "linear"}),
+    # The return: which rewards a step is credited with.
+    "sdpo_gain": Variant("sdpo_gain", "SDPO (gain)"),
+    "sdpo_gamma0": Variant("sdpo", "SDPO (gamma 0)", {"options": {"gamma": 0.0}}),
+    # The rest of the recipe.
+    "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
+    "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
+    "sdpo_no_clipping": Variant("sdpo", "SDPO (no clipping)", {"clip_range": NO_CLIPPING}),
     # The official code trains the last step too, whose noise comes after the picture that is scored.
     "sdpo_last_step": Variant("sdpo", "SDPO (last step)", {"train_last_step": True}),
+    "ddpo_last_step": Variant("ddpo", "DDPO (last step)", {"train_last_step": True}),
 }
 VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | ABLATIONS
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
+STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
 # Learning rates by training K, of SWEEP, from `--profile sweep` (sweep_k20 for K = 20): the one whose run has the
-# highest mean of the optimised reward on the tuning prompts, over all step counts. PRDP at K = 20 was not swept.
-# Other K take the entry whose K is nearest by ratio; an ablation takes its method's unless it has one of its own.
+# highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose K is
+# nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept itself.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
     "sdpo": {4: 1e-4, 20: 3e-5},
@@ -55,12 +70,13 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
     "rebel": {4: 1e-4, 20: 1e-4},
     "prdp": {4: 1e-4, 20: 1e-4},
     "d3po": {4: 1e-4, 20: 1e-4},
+    "ddpo_dense": {4: 1e-4, 20: 1e-4},
 }
+LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 
-# Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same.
-EPOCHS = {4: 50, 8: 50, 20: 40, 50: 30}
-# Learning rates are chosen at the length of the runs that use them; `full` is longer and sweeps anew.
-SWEEP_EPOCHS = {4: 25, 20: 10}
+# Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same, and
+# learning rates are chosen at this length.
+EPOCHS = {4: 25, 8: 15, 20: 10, 50: 5}
 COMMON: Options = {
     "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
     "finetune": "full",  # 2.4 M weights: no need to save memory
@@ -130,15 +146,15 @@ def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The default: every method on a laptop's CPU in minutes, at the K = 4 that few-step models are made for."""
-    settings: Options = {"epochs": SWEEP_EPOCHS[4], "eval_every": 5}
+    settings: Options = {"eval_every": 5}
     return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
 def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
     # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
     tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "eval_noises": 8}
-    tuning |= {"steps": steps, "epochs": SWEEP_EPOCHS[steps], "eval_every": SWEEP_EPOCHS[steps]}
-    return [start(**tuning | {"epochs": 0})] + [
+    tuning |= {"steps": steps, "eval_every": EPOCHS[steps]}
+    return [start(**tuning)] + [
         run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
         for seed in seeds
         for rate in SWEEP
@@ -159,26 +175,45 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Does the order of the methods change between K = 4 and K = 20?"""
     return [start()] + [
-        run(name, seed, steps=k, epochs=SWEEP_EPOCHS[k], eval_every=5)
+        run(name, seed, steps=k, eval_every=5)
         for seed in seeds
         for k in (4, 20)
         for name in methods
     ]
 
 
+REWARDS = ("alignment", "jpeg_compressibility", "colourfulness")
+MEASURED: Options = {
+    "eval_every": 5,
+    "eval_last_steps": (16, 50),
+    "eval_rewards": (*REWARDS, "alignment_heldout", "diversity", "diversity_heldout"),
+}
+
+
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """The study: all methods, ablations, K and rewards, 5 seeds. A night and more on a CPU, so seed by seed: stopped
-    anywhere, it leaves as many seeds of one method as of another (but for the cell it was stopped in)."""
-    rewards = ("alignment", "jpeg_compressibility", "colourfulness")
-    every: Options = {"eval_rewards": (*rewards, "alignment_heldout")}
-    runs = [start(**every)]
-    for seed in seeds:
-        for reward in rewards:
-            for k in EPOCHS:
-                # Ablations on one reward: they ask what makes a method work, not what it is good for.
-                names = [name for name in methods if reward == "alignment" or name not in ABLATIONS]
-                runs += [run(name, seed, reward=reward, steps=k, **every) for name in names]
-    return runs
+    """The study (docs/findings.md). A queue in parts, what matters most first: methods at K = 4 and 20; ablations
+    there; other rewards; K = 8 and 50. Within a part all runs of a seed come before the next seed's, so that one
+    stopped anywhere has as many seeds of one method as of another (but for the cell it was stopped in)."""
+    mains = [name for name in methods if name not in ABLATIONS]
+    ablations = [name for name in methods if name in ABLATIONS]
+
+    def part(names: Sequence[str], steps: Sequence[int], reward: str = "alignment") -> list[RunConfig]:
+        return [
+            # What dense rewards miss is a question of the trajectories, which one method's stand for.
+            run(name, seed, reward=reward, steps=k, **MEASURED | {"probe_every": 5 * (name == "sdpo")})
+            for seed in seeds
+            for k in steps
+            for name in names
+        ]
+
+    runs = [start(**MEASURED), *part(mains, (4, 20)), *part(ablations, (4, 20))]
+    # Ablations on one reward: they ask what makes a method work, not what it is good for.
+    for reward in REWARDS[1:]:
+        runs += part(mains, (4,), reward)
+    runs += part(mains, (8,))
+    for reward in REWARDS[1:]:
+        runs += part(mains, (20,), reward)
+    return [*runs, *part(mains, (50,))]
 
 
 def sd_turbo(
@@ -231,13 +266,14 @@ class Profile:
 
 FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
+SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
 PROFILES = {
     "quick": Profile(quick, METHOD_NAMES, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
-    "sweep": Profile(sweep, METHOD_NAMES, TUNING_SEEDS),
-    "sweep_k20": Profile(sweep_k20, FIRST_LOOK, TUNING_SEEDS),
+    "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
+    "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
-    "full": Profile(full, (*METHOD_NAMES, *ABLATIONS), (0, 1, 2, 3, 4)),
+    "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
     "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
 }
 
@@ -336,9 +372,14 @@ def passes(config: RunConfig) -> dict[str, int]:
 
 def evaluated_images(config: RunConfig) -> int:
     """Pictures that all of a run's evaluations draw at one number of sampling steps."""
-    lists = splits(config.prompts, config.unseen_prompts)
     evaluations = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every)
-    return evaluations * config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
+    return evaluations * images_each(config)
+
+
+def images_each(config: RunConfig) -> int:
+    """Pictures of one evaluation at one number of sampling steps."""
+    lists = splits(config.prompts, config.unseen_prompts)
+    return config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
 
 
 LORA_WEIGHTS = 207_488  # of SD-Turbo's UNet at rank 1, counted: 829,952 at rank 4
@@ -366,14 +407,13 @@ def work(config: RunConfig) -> dict[str, float]:
     """How many units of each kind of work a run has: see `Cost`. UserError for prompts that can't be read."""
     method = build_method(config.method, config.options)
     pictures = 2 * config.pairs * config.epochs
-    provider = config.dense if method.dense else "terminal"
-    # Pairs share their first picture: 2 K - 1 queries a pair where every step is queried.
-    queries = {"terminal": 2, "anchored": min(5, 2 * config.steps - 1), "exact": 2 * config.steps - 1}[provider]
+    queries = most_queries(config.dense if method.dense else "terminal", config.steps)
     return {
         "sample": pictures * config.steps * (2 if method.reference else 1),
         "reward": config.pairs * config.epochs * queries,
         "train": pictures * config.trained_steps,
-        "evaluate": evaluated_images(config) * sum(config.eval_steps),
+        "evaluate": evaluated_images(config) * sum(config.eval_steps)
+        + images_each(config) * sum(config.eval_last_steps),
     }
 
 

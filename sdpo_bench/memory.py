@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.dense import most_queries
 from sdpo_bench.evaluation import evaluated_prompts
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies.base import DTYPES
@@ -254,10 +255,8 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
 
 def pictures_of_an_epoch(config: RunConfig) -> int:
-    """How many are decoded to be scored: a pair's first is one, and a step is queried once (dense.py)."""
-    dense = config.dense if METHODS[config.method].dense else "terminal"
-    each = {"terminal": 1, "anchored": min(3, config.steps), "exact": config.steps}[dense]
-    return config.pairs * (GROUP * each - (each > 1))
+    """How many are decoded to be scored, at most."""
+    return config.pairs * most_queries(config.dense if METHODS[config.method].dense else "terminal", config.steps)
 
 
 def largest_rows(costs: Costs, config: RunConfig, memory: float) -> int | None:

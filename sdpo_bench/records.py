@@ -2,6 +2,7 @@
 
 One folder per run, `results/<profile>/raw/<run id>/`, holding `config.json`, `provenance.json`, `train.jsonl`
 (a row per epoch), `eval.jsonl` (a row per evaluation epoch, reward and number of sampling steps), optionally
+`dense.jsonl` (a row per probed epoch and query budget: how far predicted dense rewards are from exact ones),
 `grid_before.png` and `grid_after.png`, and `done.json`, written last: a folder without it is an unfinished
 run and enters no table. Every write is durable (fsync) and either happens wholly or leaves what was there.
 Imports neither torch nor anything that does.
@@ -16,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import pandas as pd
 SCHEMA = 1
 COUNTERS = ("samples", "reward_queries", "optimiser_steps", "model_evaluations")
 CONFIG_KEYS = ("schema", "run_id", "label", "method", "model", "reward", "steps", "seed")
+DENSE_KEYS = ("budget", "queries_per_sample", "mae", "bias", "std", "corr", "return_corr", "return_sign")
 EVAL_COLUMNS = ("run", "label", "method", "model", "reward_trained", "reward", "seed", *COUNTERS, "epoch",
                 "steps", "split", "prompt", "noise_seed", "value", "training_steps", "device")
 RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
@@ -255,20 +257,27 @@ class RunWriter:
         for prompts in row["values"].values():
             for prompt, values in prompts.items():
                 prompts[prompt] = [float(f"{value:.6g}") for value in values]
-        path = self._path("eval.jsonl")
-        _check_eval(row, f"{path}, new row")
-        rows = _lines(path, torn_ok=False)
-        others = [other for other in rows if _eval_key(other) != _eval_key(row)]
+        _check_eval(row, f"{self._path('eval.jsonl')}, new row")
+        self._replace("eval.jsonl", row, _eval_key)
+
+    def append_dense(self, row: Mapping[str, Any]) -> None:
+        """Adds a probe's row for one query budget, durably; a row of the same epoch and budget is replaced."""
+        self._replace("dense.jsonl", row, lambda other: (other["epoch"], other["budget"]))
+
+    def _replace(self, name: str, row: Mapping[str, Any], key: Callable[[Mapping[str, Any]], object]) -> None:
+        """Appends `row`, in place of one with the same key."""
+        rows = _lines(self._path(name), torn_ok=False)
+        others = [other for other in rows if key(other) != key(row)]
         if len(others) < len(rows):
-            write_atomic(path, _encode([*others, row]))
+            write_atomic(self._path(name), _encode([*others, row]))
         else:
-            self._append("eval.jsonl", row)
+            self._append(name, row)
 
     def truncate(self, epoch: int) -> None:
         """Makes the folder fit to be resumed after `epoch`: later rows, a torn last line and `done.json`
         go."""
         self._path("done.json").unlink(missing_ok=True)
-        for name in ("train.jsonl", "eval.jsonl"):
+        for name in ("train.jsonl", "eval.jsonl", "dense.jsonl"):
             path = self._path(name)
             if path.exists():
                 content = _encode(row for row in _lines(path, torn_ok=True) if row["epoch"] <= epoch)
@@ -290,6 +299,7 @@ class RunRecord:
     provenance: dict[str, Any]
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
+    dense: list[dict[str, Any]]
     done: dict[str, Any] | None
 
     @property
@@ -365,7 +375,11 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
         keys.add(_eval_key(row))
     if done is not None and not evaluations:
         raise _bad(folder / "eval.jsonl", "a finished run without an evaluation")
-    return RunRecord(folder, config, provenance, train, evaluations, done)
+    dense = _lines(folder / "dense.jsonl", torn_ok=done is None)
+    for number, row in enumerate(dense, 1):
+        if missing := [key for key in DENSE_KEYS if key not in row]:
+            raise _bad(folder / "dense.jsonl", f"lacks {', '.join(missing)}", number)
+    return RunRecord(folder, config, provenance, train, evaluations, dense, done)
 
 
 def _folders(profile: str | os.PathLike[str]) -> list[Path]:

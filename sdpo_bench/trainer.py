@@ -16,7 +16,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench import dense
+from sdpo_bench import dense, probe
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
@@ -36,7 +36,7 @@ from sdpo_bench.types import Counts, DenseRewards, StepBatch, Trajectory, Trajec
 
 GROUP = 2
 CLIP_RANGE, CLIP_DIMENSIONS = 1e-4, 16_384  # [official], on latents of 4 x 64 x 64
-PROMPTS, INITIAL, STEPS, ORDER = range(4)  # what an epoch's seeds are for
+PROMPTS, INITIAL, STEPS, ORDER, PROBE = range(5)  # what an epoch's seeds are for
 
 T = TypeVar("T")
 Microbatch = tuple[Tensor, Tensor]
@@ -66,7 +66,7 @@ class Trainer:
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
         policy.schedule(config.steps, eta=config.eta, trained_steps=config.trained_steps)  # refuses sigma = 0
-        for steps in config.eval_steps:
+        for steps in (*config.eval_steps, *config.eval_last_steps):
             policy.schedule(steps, eta=config.eta)
         self.optimiser = torch.optim.AdamW(
             policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
@@ -91,8 +91,8 @@ class Trainer:
             if self.method.reference:
                 reference = self.within_memory(lambda: self.reference_log_prob(trajectory))
             clock.append(time.perf_counter())
-            provider = dense.PROVIDERS[self.config.dense if self.method.dense else "terminal"]
-            return trajectory, reference, self.within_memory(lambda: provider(trajectory, self.score))
+            provider = self.config.dense if self.method.dense else "terminal"
+            return trajectory, reference, self.within_memory(lambda: dense.provide(provider, trajectory, self.score))
 
         trajectory, reference, own = self.world.together(rollout)
         parts = self.world.gather((pairs, own.values.cpu(), own.queries))
@@ -176,6 +176,28 @@ class Trainer:
 
     def score(self, latents: Tensor, prompts: list[str]) -> Tensor:
         return score(self.reward, self.policy.decode(latents), prompts).to(latents.device)
+
+    def probe(self, epoch: int) -> list[dict[str, Any]]:
+        """Rows for dense.jsonl after `epoch`: see `probe.compare`. Of samples that no epoch trains on, and that enter
+        no count; every process makes all of them."""
+        config, evaluations = self.config, self.policy.evaluations
+        seeds = (config.seed, epoch, PROBE)
+        choice = np.random.default_rng((*seeds, PROMPTS)).integers(len(self.prompts), size=config.pairs)
+
+        def own() -> list[dict[str, Any]]:
+            trajectory = sample(
+                self.policy,
+                [self.prompts[i] for i in choice],
+                steps=config.steps,
+                initial_seeds=derive_seeds(*seeds, INITIAL, count=config.pairs),
+                step_seeds=derive_seeds(*seeds, STEPS, count=config.pairs * GROUP).reshape(config.pairs, GROUP),
+                eta=config.eta,
+            )
+            return [{"epoch": epoch, **row} for row in probe.compare(trajectory, self.score)]
+
+        rows = self.world.together(lambda: self.within_memory(own))
+        self.policy.evaluations = evaluations
+        return rows
 
     # The model's output and log-prob along stored trajectories
 
@@ -265,7 +287,8 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng((config.seed, epoch, ORDER))
         batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
-        shuffled = torch.from_numpy(rng.permuted(np.tile(np.arange(config.trained_steps), (config.pairs, 1)), axis=1))
+        steps = np.tile(np.arange(config.trained_steps), (config.pairs, 1))
+        shuffled = torch.from_numpy(rng.permuted(steps, axis=1) if config.step_shuffle else steps)
         return [self.world.share(batch).contiguous() for batch in batches], shuffled
 
     def pairs(self, epoch: int) -> Tensor:
@@ -276,7 +299,8 @@ class Trainer:
         """The epoch's optimiser steps, each the micro-batches whose gradients it sums.
 
         Pairs are permuted; each pair has a permutation of the trained steps of its own, shared by its two samples
-        (SDPO's step shuffling). "step": one denoising step of a batch of pairs; "trajectory": all of its steps.
+        (SDPO's step shuffling; without it all take them in order). "step": one denoising step of a batch of pairs;
+        "trajectory": all of its steps.
         """
         batches, shuffled = self.order(epoch)
         pairs = self.pairs(epoch)
@@ -489,7 +513,7 @@ def train(
         def evaluation(epoch: int) -> None:
             start = time.perf_counter()
             evaluations = policy.evaluations
-            results = evaluate(policy, config, rewards, world)
+            results = evaluate(policy, config, rewards, world, last=epoch == config.epochs)
             policy.evaluations = evaluations
 
             def append() -> None:
@@ -501,6 +525,10 @@ def train(
                 tracker.log_evaluation(epoch, results)
             seconds["evaluate"] += time.perf_counter() - start
             report("evaluate", epoch, time.perf_counter() - start)
+
+        def probing(epoch: int) -> None:
+            rows = trainer.probe(epoch)
+            world.alone(lambda: [writer.append_dense(row) for row in rows])
 
         def train_epoch(epoch: int) -> None:
             with saving(state_after(epoch - 1, True)):
@@ -517,6 +545,9 @@ def train(
             if last or epoch % config.eval_every == 0:
                 with saving(state_after(epoch, False)):
                     evaluation(epoch)
+            if config.probe_every and epoch % config.probe_every == 0:
+                with saving(state_after(epoch, False)):
+                    probing(epoch)
             if last or (config.checkpoint_every and epoch % config.checkpoint_every == 0):
                 world.alone(lambda: save_checkpoint(checkpoint, state_after(epoch, True)))
 
@@ -539,6 +570,8 @@ def train(
         world.alone(begin)
         if not evaluated and (done or config.eval_start or config.epochs == 0):
             evaluation(done)
+        if not evaluated and config.probe_every and config.epochs and done % config.probe_every == 0:
+            probing(done)
         if done == 0 and (config.eval_start or config.epochs == 0):
             world.alone(lambda: save_grid(policy, config, folder / "grid_before.png"))
         if on_policy is None and done < config.epochs:

@@ -1,5 +1,6 @@
 """Dense rewards against the paper's formula as a plain loop, with counted queries."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from sdpo_kernels import normal
 from torch.nn.functional import cosine_similarity
 
-from sdpo_bench import dense
+from sdpo_bench import dense, probe
 from sdpo_bench.types import Trajectory
 
 
@@ -37,12 +38,16 @@ class Reward:
 def test_providers(pairs, steps, seed):
     t = trajectory(pairs, steps, seed)
     truth = t.predicted_clean.flatten(3).sum(3)
-    rewards = {name: Reward() for name in dense.PROVIDERS}
-    out = {name: provider(t, rewards[name]) for name, provider in dense.PROVIDERS.items()}
+    rewards = {name: Reward() for name in dense.PLANS}
+    out = {name: dense.provide(name, t, rewards[name]) for name in dense.PLANS}
     inner = 1 if steps > 2 else 0
     expected = {"exact": pairs * (1 + 2 * (steps - 1)), "terminal": pairs * 2, "anchored": pairs * (3 + 2 * inner)}
+    expected |= {"linear": expected["anchored"], "queries2": pairs * 3}
+    expected["queries4"] = pairs * (2 * min(4, steps) - 1)
+    assert expected["queries2"] <= out["adaptive"].queries <= pairs * (2 * min(dense.MOST_QUERIES, steps) - 1)
     for name, result in out.items():
-        assert result.queries == expected[name] == len(rewards[name].asked), name
+        assert result.queries == expected.get(name, result.queries) == len(rewards[name].asked), name
+        assert result.queries <= pairs * dense.most_queries(name, steps)
         assert result.values.shape == (pairs, 2, steps)
         assert torch.allclose(result.values[result.queried], truth[result.queried], atol=1e-5)
     assert out["exact"].queried.all()
@@ -63,3 +68,52 @@ def test_providers(pairs, steps, seed):
                 known = [truth[i, g, j].item() for j in (0, anchor, steps - 1)]
                 value = sum(w * r for w, r in zip(weights, known, strict=True)) / sum(weights)
                 assert out["anchored"].values[i, g, k].item() == pytest.approx(value, abs=1e-3)
+
+            # linear: between the two queried neighbours; queries4: the next step that is least like the three.
+            for k in set(range(steps)) - asked:
+                low, high = max(j for j in asked if j < k), min(j for j in asked if j > k)
+                value = (truth[i, g, low] * (high - k) + truth[i, g, high] * (k - low)) / (high - low)
+                assert out["linear"].values[i, g, k].item() == pytest.approx(value.item(), abs=1e-3)
+            if steps > 3:
+                rest = [k for k in range(steps) if k not in asked]
+                fourth = min(rest, key=lambda k: sum(cos[k, j].item() for j in asked))
+                chosen = set(out["queries4"].queried[i, g].nonzero()[:, 0].tolist())
+                assert chosen == asked | {fourth}
+            covered = out["adaptive"].queried[i, g]
+            if covered.sum() < min(dense.MOST_QUERIES, steps):
+                assert cos[:, covered].amax(1).min() >= dense.COVERED - 1e-4
+    assert torch.allclose(out["queries2"].values[..., -1], truth[..., -1], atol=1e-5)
+
+
+def test_adaptive_stops_where_all_pictures_are_alike():
+    """A trajectory that moves little needs two queries, one that turns at once needs more."""
+    t = trajectory(1, 6)
+    t.predicted_clean[0, 0] = t.predicted_clean[0, 0, :1]
+    queried = dense.provide("adaptive", t, Reward()).queried[0]
+    assert queried[0].sum() == 2
+    assert queried[1].sum() > 3
+
+
+def test_probe_knows_the_exact_rewards():
+    """Against plain loops; budgets that query every step have no error."""
+    t = trajectory(5, 3)
+    rows = {row["budget"]: row for row in probe.compare(t, Reward())}
+    truth = t.predicted_clean.flatten(3).sum(3)
+    assert rows["3"]["mae"] == rows["4"]["mae"] == [0, 0, 0]
+    assert rows["3"]["return_corr"] == pytest.approx([1, 1, 1])
+    assert rows["3"]["return_sign"] == [1, 1, 1]
+    assert rows["3"]["queries_per_sample"] == 2.5
+    terminal = rows["terminal"]
+    assert terminal["mae"] == pytest.approx((truth - truth[..., -1:]).abs().mean((0, 1)).tolist(), rel=1e-4)
+    assert terminal["bias"] == pytest.approx((truth[..., -1:] - truth).mean((0, 1)).tolist(), rel=1e-4)
+    assert terminal["std"] == pytest.approx(truth.flatten(0, 1).std(0, correction=0).tolist(), rel=1e-4)
+    difference = truth[:, 0] - truth[:, 1]
+    assert terminal["corr"][0] is None  # a pair shares its first picture
+    expected = np.corrcoef(difference[:, 1], difference[:, 2])[0, 1]
+    assert terminal["corr"][1:] == pytest.approx([expected, 1], abs=1e-5)
+    returns = [sum(0.99 ** (j - k) * truth[..., j] for j in range(k, 3)) for k in range(3)]
+    guess = [sum(0.99 ** (j - k) * truth[..., 2] for j in range(k, 3)) for k in range(3)]
+    for k in range(3):
+        x, y = ((r[k][:, 0] - r[k][:, 1]).numpy() for r in (returns, guess))
+        assert terminal["return_corr"][k] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
+        assert terminal["return_sign"][k] == pytest.approx((np.sign(x) == np.sign(y)).mean())

@@ -33,9 +33,14 @@ REWARDS = dict(sorted(REWARDS.items()))
 PRETRAINED = dict(sorted(PRETRAINED.items()))
 
 
-def canonical(spec: str) -> str:
-    """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names."""
-    return "+".join(map(str, _terms(spec)))
+def canonical(spec: str, *, optimised: bool = False) -> str:
+    """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names, or says
+    that what is to be `optimised` can only be measured."""
+    terms = _terms(spec)
+    for term in terms:
+        if optimised and term.name in REWARDS and not REWARDS[term.name].optimisable:
+            raise UserError(f"{term.name} is measured over the pictures of a prompt: name it with --eval-rewards")
+    return "+".join(map(str, terms))
 
 
 def load_reward(

@@ -24,6 +24,8 @@ class Reward:
     licence: str
     revision: str
     scale: str
+    optimisable: ClassVar[bool] = True
+    """False for what is only measured, of several pictures together."""
 
     @property
     def weights_sha256(self) -> dict[str, str]:

@@ -79,6 +79,11 @@ class Scorer(nn.Module):
         return image @ F.normalize(self.text.weight, dim=-1).T
 
     @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit vectors [N, EMBEDDING], float32, of images [N, 3, H, W] in [0, 1] after the preparation of `score`."""
+        return F.normalize(self.encoder(2 * prepare(images.to(self.text.weight.device)) - 1), dim=-1)
+
+    @torch.no_grad()
     def rank(self, images: Tensor) -> Tensor:
         """`similarities` after the preparation that `score` applies: [N, number of prompts], float32."""
         return self.similarities(prepare(images.to(self.text.weight.device)))
