@@ -14,9 +14,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from .groups import START, Group, Values, shown_split
 from .paper import METHODS, final_values, load_curves, samples_to_reach, shows
 from .statistics import Interval, paired_difference, stratified_bootstrap
-from .tables import DASH, MIN_RUNS, START, Group, Table, Values, cell_text, shown_split, summary
+from .tables import DASH, MIN_RUNS, Table, cell_text, summary
 
 SDPO, RIVALS = METHODS[0], METHODS[1:]
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "not decided", "not measured"

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sdpo_kernels import normal
 
+from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards import REWARDS, load_reward
 
@@ -24,6 +25,36 @@ def test_jpeg_is_the_size_of_the_file():
         assert kilobytes.item() == pytest.approx(len(buffer.getvalue()) / 1000)
     assert size[2] < size[:2].min()
     assert torch.equal(load_reward("jpeg_compressibility")(images, ["cat"] * 3), -size)
+
+
+def test_diversity_is_the_mean_pairwise_distance_of_a_prompts_pictures():
+    levels = torch.tensor([0, 51, 204, 255]) / 255  # of flat pictures; the distance of two is their levels'
+    images = levels[:, None, None, None].expand(4, 3, 8, 8)
+    values = load_reward("diversity")(images, ["cat", "dog", "cat", "cat"])
+    assert values.tolist() == pytest.approx([(0.8 + 1) / 2, 0, (0.8 + 0.2) / 2, (1 + 0.2) / 2], abs=1e-6)
+    pairs = [0.8, 1.0, 0.2]
+    assert values[[0, 2, 3]].mean().item() == pytest.approx(sum(pairs) / 3, abs=1e-6)
+
+
+def test_heldout_diversity_is_of_the_scorers_embeddings():
+    reward = load_reward("diversity_heldout")
+    images = normal(torch.arange(3), (3, 32, 32)).mul(0.3).add(0.5).clamp(0, 1)
+    images = torch.cat([images, images[:1]])
+    points = reward.scorer.embed(images)
+    assert torch.allclose(points.norm(dim=1), torch.ones(4))
+    text = torch.nn.functional.normalize(reward.scorer.text.weight, dim=-1)
+    assert torch.allclose(points @ text.T, reward.scorer.rank(images), atol=1e-6)  # what its scores are made of
+    values = reward(images, ["anything"] * 4)
+    cosines = torch.nn.functional.cosine_similarity(points[:, None], points[None], dim=-1)
+    assert torch.allclose(values, (1 - cosines).sum(1) / 3, atol=1e-5)
+    assert torch.allclose(reward(images[[0, 3]], ["same"] * 2), torch.zeros(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["diversity", "0.5*alignment+diversity_heldout"])
+def test_what_is_only_measured_cannot_be_optimised(spec):
+    with pytest.raises(UserError, match="name it with --eval-rewards"):
+        RunConfig(reward=spec)
+    assert RunConfig(eval_rewards=("diversity",)).eval_rewards == ("diversity",)
 
 
 def test_colourfulness():

@@ -16,6 +16,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, pictures
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
+from sdpo_bench.probe import BUDGETS
 from sdpo_bench.records import RecordError, load_run, run_id
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.sampler import derive_seeds, sample
@@ -181,6 +182,44 @@ def test_groups_cover_every_step_of_every_pair_once(config, updates):
     assert [[s.tolist() for _, s in g] for g in groups] != [[s.tolist() for _, s in g] for g in again]
 
 
+def test_without_shuffling_all_pairs_train_the_same_step(config):
+    groups = trainer_of(dataclasses.replace(config, step_shuffle=False, updates="step")).groups(1)
+    steps = [{int(k) for _, ks in group for k in ks} for group in groups]
+    assert steps == [{0}, {0}, {1}, {1}, {2}, {2}]
+    assert len({int(k) for _, ks in trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0] for k in ks}) > 1
+
+
+def test_last_steps_are_evaluated_last(config, tmp_path):
+    config = dataclasses.replace(config, eval_last_steps=(2,))
+    train(config, folder_of(tmp_path, config))
+    rows = load_run(folder_of(tmp_path, config)).eval
+    assert [(row["epoch"], row["steps"]) for row in rows] == [(2, 1), (2, 3), (3, 1), (3, 3), (3, 2)]
+    with pytest.raises(UserError, match="that --eval-steps lacks"):
+        dataclasses.replace(config, eval_last_steps=(3,))
+
+
+def test_a_probe_changes_nothing(config, tmp_path):
+    """Its samples are its own, and enter neither weights nor counts; its rows are of every budget."""
+    probed = dataclasses.replace(config, probe_every=1)
+    folders = [folder_of(tmp_path, c) for c in (config, probed)]
+    for c, folder in zip((config, probed), folders, strict=True):
+        train(c, folder)
+    plain, other = (load_run(folder) for folder in folders)
+    assert plain.dense == []
+    assert [(row["epoch"], row["budget"]) for row in other.dense] == [(e, b) for e in range(4) for b in BUDGETS]
+    assert all(len(row["mae"]) == config.steps for row in other.dense)
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for run in (plain, other) for row in run.train]
+    assert strip[:3] == strip[3:]
+    assert plain.eval == other.eval
+    trainer = trainer_of(probed)
+    trained_on = trainer.sample(1).latents[:, 0, 0]
+    seen = []
+    trainer.score = lambda latents, prompts: (seen.append(latents), latents.flatten(1).sum(1))[1]
+    trainer.probe(1)
+    assert not any(torch.equal(a, b) for a in trainer.sample(1).predicted_clean.flatten(0, 2) for b in seen[0])
+    assert len(trained_on) == config.pairs
+
+
 def test_pairs_share_their_start_and_nothing_else(config):
     trajectory = trainer_of(config).sample(1)
     latents = trajectory.latents
@@ -256,7 +295,7 @@ def stop_at(epoch, phase):
 @pytest.mark.parametrize("name", METHODS)
 def test_resume_is_exact(config, tmp_path, name):
     """Stopped twice, between a record and its checkpoint: the same records and weights as without, bit for bit."""
-    config = dataclasses.replace(config, method=name, label="", checkpoint_every=2, epochs=4)
+    config = dataclasses.replace(config, method=name, label="", checkpoint_every=2, epochs=4, probe_every=2)
     whole, parts = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "parts", config)
     train(config, whole)
     with pytest.raises(Stop):
