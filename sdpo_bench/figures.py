@@ -6,6 +6,7 @@ in a figure of their own. Drawn with matplotlib's SVG writer, without pyplot, so
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -23,10 +24,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
+from .groups import START, Group, Values, label_key, load_groups, parent, shown_split, steps_of
 from .paper import METHODS, load_curves
 from .records import RecordError, RunRecord, write_atomic
 from .statistics import paired_difference
-from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_groups, parent, shown_split, summary
+from .tables import MIN_RUNS, clear, joined, summary
 
 KNOWN = {  # label: (colour, marker)
     START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
@@ -79,12 +81,6 @@ def styles(labels: Iterable[str]) -> Style:
     return result
 
 
-def joined(words: Iterable[object]) -> str:
-    """a, b and c."""
-    *head, last = [str(word) for word in words] or ["none"]
-    return f"{', '.join(head)} and {last}" if head else last
-
-
 def at_steps(steps: Sequence[int]) -> str:
     return f"{joined(steps)} sampling step{'s' * (list(steps) != [1])}"
 
@@ -111,11 +107,6 @@ def _bands(group: Group, word: str) -> str:
     lowest, highest = min(counts, default=0), max(counts, default=0)
     runs = f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
     return f"Line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts) + "."
-
-
-def _steps(group: Group, reward: str | None = None) -> list[int]:
-    frame = group.values
-    return sorted(int(k) for k in frame.loc[frame["reward"] == (reward or group.reward), "steps"].unique())
 
 
 def _ends(group: Group, steps: int) -> bool:
@@ -218,7 +209,7 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
     Step counts evaluated only before and after training are shown against samples alone, and say so.
     """
     split = shown_split(group.values)
-    steps = [k for k in _steps(group) if counter == "samples" or not _ends(group, k)] or _steps(group)
+    steps = [k for k in group.steps_evaluated if counter == "samples" or not _ends(group, k)] or group.steps_evaluated
     columns = _columns(len(steps))
     labels = _methods(group)
     title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
@@ -253,7 +244,7 @@ def paper_curves() -> Figure:
 
 def reward_by_steps(group: Group, style: Style) -> Figure:
     """Reward against the number of sampling steps, before (start) and after training, a panel per split."""
-    splits, steps, labels = sorted(group.values["split"].unique()), _steps(group), _methods(group)
+    splits, steps, labels = group.splits, group.steps_evaluated, _methods(group)
     figure, axes = _panels(f"{group.reward} before and after training with K = {group.steps}", _legend(labels, style),
                            len(splits), len(splits), height=2.6, sharey=True)
     for axis, split in zip(axes, splits, strict=True):
@@ -278,7 +269,7 @@ def changes(group: Group, label: str, reward: str) -> Values:
     that both evaluated, on the shown prompts. Empty without a start."""
     split = shown_split(group.values)
     found: dict[int, list[float]] = {}
-    for steps in _steps(group, reward):
+    for steps in steps_of(group.values[group.values["reward"] == reward]):
         start = group.cell(START, reward, split, steps)
         for seed, value in group.cell(label, reward, split, steps).items() if start else ():
             found.setdefault(seed, []).append(value - next(iter(start.values())))
@@ -342,7 +333,7 @@ def dense_errors(group: Group) -> Figure:
     label, runs = _probed(group)
     budgets, epochs = _budgets(runs), sorted({row["epoch"] for run in runs for row in run.dense})
     looks: Style = {b: {"color": BUDGETS[b][1], "marker": BUDGETS[b][2]} for b in budgets}
-    spread = {"color": "#7f7f7f", "linestyle": "--"}
+    spread: dict[str, Any] = {"color": "#7f7f7f", "linestyle": "--"}
     handles = [Line2D([], [], label=BUDGETS[b][0], **looks[b]) for b in budgets]
     figure, axes = _panels(f"Predicted dense rewards, {label} on {group.reward} with K = {group.steps}",
                            [*handles, Line2D([], [], label="spread of the exact rewards", **spread)], 3, 3)
@@ -365,7 +356,7 @@ def dense_errors(group: Group) -> Figure:
 
 def _ablations(group: Group) -> list[tuple[str, str]]:
     """(ablation, its parent) with a pair of runs of one seed."""
-    split, steps = shown_split(group.values), _steps(group)
+    split, steps = shown_split(group.values), group.steps_evaluated
     return [(label, method) for label in group.labels if (method := parent(label)) and any(
         group.cell(label, group.reward, split, k).keys() & group.cell(method, group.reward, split, k).keys()
         for k in steps)]
@@ -374,12 +365,13 @@ def _ablations(group: Group) -> list[tuple[str, str]]:
 def forest(group: Group, style: Style) -> Figure:
     """Ablations minus their parents, paired by seed, a panel per number of sampling steps: the mean with its 95 %
     interval, or with fewer than 5 pairs the differences themselves."""
-    rows, split, steps = _ablations(group), shown_split(group.values), _steps(group)
+    rows, split, steps = _ablations(group), shown_split(group.values), group.steps_evaluated
     parents = sorted({method for _, method in rows}, key=label_key)
     handles = [Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""})
                for method in parents]
     title = f"Ablations: {group.reward} minus the method's, K = {group.steps}"
-    figure, axes = _panels(title, handles, len(steps), _columns(len(steps)), height=0.35 + 0.2 * len(rows), sharex=True, sharey=True)
+    columns = _columns(len(steps))
+    figure, axes = _panels(title, handles, len(steps), columns, 0.35 + 0.2 * len(rows), sharex=True, sharey=True)
     for index, (axis, k) in enumerate(zip(axes, steps, strict=True)):
         axis.axvline(0, color="#7f7f7f", linewidth=1)
         for y, (label, method) in enumerate(rows):
@@ -393,7 +385,7 @@ def forest(group: Group, style: Style) -> Figure:
                 axis.plot(mean, y, **look)
                 axis.hlines(y, low, high, color=look["color"], linewidth=1.6)
         axis.set_title(at_steps([k]), loc="left")
-        if index + _columns(len(steps)) >= len(steps):
+        if index + columns >= len(steps):
             axis.set_xlabel("difference")
         axis.tick_params(labelbottom=True)
         axis.xaxis.set_major_locator(MaxNLocator(3))
@@ -412,7 +404,7 @@ def _paper_alt() -> str:
 
 
 def _steps_alt(group: Group) -> str:
-    split, steps = shown_split(group.values), _steps(group)
+    split, steps = shown_split(group.values), group.steps_evaluated
     start = [f"{next(iter(cell.values())):.3f} at {at_steps([k])}" for k in (steps[0], steps[-1])
              if (cell := group.cell(START, group.reward, split, k))]
     before = f" Before training: {joined(start)}." if start else ""
@@ -428,23 +420,23 @@ def _hacking_alt(group: Group) -> str:
         raised = [value for label in labels for seed, value in changes(group, label, other).items()
                   if trained[label].get(seed, 0) > 0]
         texts.append(f"{other} in {sum(value < 0 for value in raised)} of {len(raised)}")
-    return (f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that raised "
-            f"{group.reward} these end below the start: {joined(texts)}.")
+    return (f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that "
+            f"raised {group.reward} these end below the start: {joined(texts)}.")
 
 
 def _dense_alt(group: Group) -> str:
     _, runs = _probed(group)
     last = max(row["epoch"] for run in runs for row in run.dense)
     errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
-    return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at epoch "
-            f"{last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
+    return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
+            f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
             + joined(f"{error:.4f} with {name}" for name, error in errors.items()) + ".")
 
 
 def _forest_alt(group: Group) -> str:
     split, sure = shown_split(group.values), []
     for label, method in _ablations(group):
-        for k in _steps(group):
+        for k in group.steps_evaluated:
             ours, theirs = (group.cell(name, group.reward, split, k) for name in (label, method))
             if len(ours.keys() & theirs.keys()) >= MIN_RUNS:
                 mean, low, high, _ = paired_difference(ours, theirs)
@@ -463,21 +455,21 @@ def drawings(groups: list[Group]) -> list[Drawing]:
         found.append(Drawing(name, heading, caption, alt, draw))
 
     def curves(group: Group, counter: str, heading: str) -> None:
-        split, steps = shown_split(group.values), _steps(group)
+        split, steps = shown_split(group.values), group.steps_evaluated
         add(f"curves_{counter}{group.suffix}", heading,
             f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {_bands(group, 'band')}",
             f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
-            f"each number of sampling steps. " + _highest(group, split, steps), partial(reward_curves, group, counter, style))
+            f"each number of sampling steps. {_highest(group, split, steps)}",
+            partial(reward_curves, group, counter, style))
 
     for group in groups[:1]:
         curves(group, "samples", "Reward against samples")
     if any(label in METHODS for group in groups for label in group.labels):
-        try:
+        # An installed package has no results/paper; the report says that it lacks the figure.
+        with contextlib.suppress(RecordError):
             add("published", "Reward against samples", "Published, SD-Turbo, Aesthetic Score: the paper's figure "
-                "(arXiv 2411.11727), digitised; another model, another reward and another scale than ours. Band: as "
-                "in its figure.", _paper_alt(), paper_curves)
-        except RecordError:  # an installed package has no results/paper; the report says that it lacks the figure
-            pass
+                "(arXiv 2411.11727), digitised; not the scale of our rewards. Band: as in its figure.", _paper_alt(),
+                paper_curves)
     for group in groups[1:]:
         curves(group, "samples", "Reward against samples")
     for group in groups:

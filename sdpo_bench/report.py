@@ -12,9 +12,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from .figures import METHODS, Drawing, at_steps, drawings, joined, pictures
+from .figures import Drawing, drawings, pictures
+from .groups import START, load_groups
+from .paper import METHODS
 from .records import RecordError, RunRecord, load_profile, unfinished_runs, write_atomic
-from .tables import RERUN, START, Group, Table, build_tables, load_groups, markdown
+from .tables import RERUN, Table, build_tables, joined, markdown
 
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page

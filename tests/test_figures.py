@@ -34,10 +34,10 @@ from sdpo_bench.figures import (
     svg,
     write_figures,
 )
+from sdpo_bench.groups import load_groups
 from sdpo_bench.paper import METHODS, load_curves
 from sdpo_bench.records import RecordError
 from sdpo_bench.statistics import paired_difference
-from sdpo_bench.tables import load_groups
 
 
 @pytest.fixture(scope="module")

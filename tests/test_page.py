@@ -126,8 +126,8 @@ def test_nothing_runs_over_on_a_phone(browser, page):
 
 
 def test_it_turns_dark(browser, page):
-    colours = ("(() => { const of = (q, p) => getComputedStyle(document.querySelector(q))[p]; return "
-               "[of('body', 'backgroundColor'), of('body', 'color'), of('svg text', 'fill'), of('svg path', 'fill')] })()")
+    colours = ("[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['svg path', 'fill']].map("
+               "([element, property]) => getComputedStyle(document.querySelector(element))[property])")
     found = {}
     for scheme in ("light", "dark"):
         browser.scheme(scheme)

@@ -17,9 +17,10 @@ from synthetic_records import DEVICE, make_config, provenance, reported_profile,
 
 from sdpo_bench import report
 from sdpo_bench.figures import drawings
+from sdpo_bench.groups import load_groups
 from sdpo_bench.records import RecordError
 from sdpo_bench.report import inline, marked, sections, write_report
-from sdpo_bench.tables import Table, build_tables, load_groups
+from sdpo_bench.tables import Table, build_tables
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
 
