@@ -196,6 +196,38 @@ class Tables:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare two methods, models or commits: differences of the trained reward paired by seed, with 95 % intervals,
+    and the probability that a run of the first beats one of the second. Reads records only.
+
+    examples:
+      sdpo-bench compare SDPO DDPO                                 # two rows of results/full
+      sdpo-bench compare sdpo start --profile quick --results runs # before and after
+      sdpo-bench compare "SDPO (exact)" SDPO --format markdown
+      sdpo-bench compare runs/quick results/quick                  # your results and the committed ones: two commits
+    """
+
+    a: tyro.conf.Positional[str]
+    """A label of the profile (as in its tables, or in lower case with hyphens), or a folder of results."""
+    b: tyro.conf.Positional[str]
+    """What is subtracted: another label, or another folder, whose rows of the same label are compared."""
+    profile: str = "full"
+    """Whose records, of two labels."""
+    results: Path | None = None
+    """Where the profiles' folders are; default: the committed results/."""
+    format: Literal["text", "markdown", "csv"] = "text"
+    """How it is printed."""
+
+    def __call__(self) -> int:
+        from sdpo_bench.compare import compare, rendered
+        from sdpo_bench.provenance import repository
+
+        results = self.results or (repository() or Path()) / "results"
+        print(rendered(compare(self.a, self.b, results / self.profile.replace("-", "_")), self.format))
+        return 0
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check this installation: versions, device, embedded model, scorers, results; says what to do about problems.
     With --model: whether a run of it fits the device, before any weights are downloaded.
@@ -417,6 +449,7 @@ COMMANDS: dict[str, Callable[[], type]] = {
     "train": train_command,
     "evaluate": lambda: Evaluate,
     "tables": lambda: Tables,
+    "compare": lambda: Compare,
     "doctor": lambda: Doctor,
 }
 OVERVIEW = """usage: sdpo-bench COMMAND [OPTIONS]
@@ -427,6 +460,7 @@ A benchmark of reinforcement learning on few-step diffusion models.
   train      train a model with one method on one reward
   evaluate   evaluate a model, or the weights that a run saved
   tables     make tables, figures and report anew from raw records
+  compare    compare two methods, models or commits
   doctor     check this installation
 
 `sdpo-bench COMMAND --help` lists a command's options, with examples."""

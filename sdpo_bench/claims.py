@@ -14,9 +14,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from .groups import START, Group, Values, shown_split
 from .paper import METHODS, final_values, load_curves, samples_to_reach, shows
 from .statistics import Interval, paired_difference, stratified_bootstrap
-from .tables import DASH, MIN_RUNS, START, Group, Table, Values, cell_text, shown_split, summary
+from .tables import DASH, MIN_RUNS, Table, cell_text, summary
 
 SDPO, RIVALS = METHODS[0], METHODS[1:]
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "not decided", "not measured"
@@ -132,7 +133,7 @@ def claims_table(group: Group) -> Table:
             "which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves claim nothing "
             f"there. {SOURCE}")
     return Table(f"claims{group.suffix}", f"The paper's claims, {group.title}", note, _header("claim", curves),
-                 tuple(blocks), pd.DataFrame(long))
+                 tuple(blocks), pd.DataFrame(long), verdicts(group))
 
 
 def beside_table(group: Group) -> Table:
@@ -164,4 +165,4 @@ def verdicts(group: Group) -> str:
     found = Counter(claim.verdict for find in (order_claims, sample_claims) for claim in find(group, curves))
     known = [SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED]
     counts = ", ".join(f"{found[kind]} {kind}" for kind in known)
-    return f"of the paper's {sum(found[kind] for kind in known)} claims about this setting: {counts}."
+    return f"Of the paper's {sum(found[kind] for kind in known)} claims about this setting: {counts}."

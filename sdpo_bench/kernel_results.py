@@ -19,7 +19,7 @@ import pandas as pd
 
 from .errors import UserError
 from .records import slug, write_atomic
-from .tables import DASH, Table, _aligned, clear, markdown
+from .tables import DASH, Table, aligned, clear, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -236,7 +236,7 @@ def render(infos: Sequence[Mapping[str, Any]]) -> str:
     for clock, rows in frame(infos).groupby("clock", sort=False):
         table = speed_table(rows, "", "")
         lines = [line for title, block in table.blocks for line in ((title, *[""] * (len(HEADER) - 1)), *block)]
-        parts.append("\n".join([f"{clock}: {CLOCKS[str(clock)]}", *_aligned([HEADER, *lines])]))
+        parts.append("\n".join([f"{clock}: {CLOCKS[str(clock)]}", *aligned([HEADER, *lines])]))
     return "\n\n".join(parts)
 
 
@@ -332,7 +332,7 @@ def render_steps(infos: Sequence[Mapping[str, Any]]) -> str:
     """The training step's table as aligned text."""
     table = step_table(step_frame(infos), "", "")
     lines = [line for title, block in table.blocks for line in ((title, *[""] * (len(table.header) - 1)), *block)]
-    return "\n".join([*_aligned([table.header, *lines]), table.note])
+    return "\n".join([*aligned([table.header, *lines]), table.note])
 
 
 # Plot -----------------------------------------------------------------------------------------------------------

@@ -421,7 +421,8 @@ def shown(path: Path) -> str:
 
 def summarise(folder: Path, profile: str, runs: Sequence[Run], seconds: float) -> str:
     """What is printed at the end, of a profile with at least one finished run."""
-    from sdpo_bench.tables import compare_with_reference, render_terminal
+    from sdpo_bench.compare import compare_with_reference
+    from sdpo_bench.tables import render_terminal
 
     parts = [render_terminal(folder), speed(folder, {run.name for run in runs})]
     reference = reference_results() / profile

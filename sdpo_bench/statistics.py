@@ -1,8 +1,8 @@
-"""Robust statistics of few runs: interquartile mean, stratified bootstrap, probability of improvement.
+"""Statistics of few runs: interquartile mean, paired differences, probability of improvement, each with its interval.
 
 Definitions: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", arXiv
 2108.13264, and its package rliable. Every random number comes from a fixed seed: the same scores give the
-same interval.
+same interval. How often the intervals cover the truth with 5 runs: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 REPS = 5000  # rliable: 2,000 for probabilities, 50,000 for scores; here the third digit no longer moves
 CONFIDENCE = 0.95
@@ -82,35 +83,52 @@ def stratified_bootstrap(scores: ArrayLike, statistic: Statistic = iqm, reps: in
     return Interval(float(statistic(array)), *_ends(draws), len(array))
 
 
-def _improvement(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[..., n, tasks], [..., m, tasks] -> [...]: P(x > y) + P(x = y)/2, the Mann-Whitney U over n m, mean
-    over tasks."""
-    sign = np.sign(x[..., :, None, :] - y[..., None, :, :])
-    return np.asarray((sign.mean(axis=(-3, -2, -1)) + 1) / 2)
+def mean_interval(scores: ArrayLike) -> Interval:
+    """Mean of scores [runs] and Student's t interval; of one score the ends are NaN. ValueError: empty or not
+    finite."""
+    array = _scores(scores)[:, 0]
+    n, centre = len(array), float(array.mean())
+    if n == 1:
+        return Interval(centre, np.nan, np.nan, 1)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
+    return Interval(centre, centre - half, centre + half, n)
 
 
-def probability_of_improvement(x: ArrayLike, y: ArrayLike, reps: int = 2000, seed: int = 0) -> Interval:
-    """Probability that a run of x beats a run of y, scores [runs, tasks] or [runs], ties counting half.
-
-    x and y are drawn anew independently, their numbers of runs may differ; `n` is the smaller. ValueError:
-    empty, not finite, or numbers of tasks that differ.
-    """
-    a, b = _scores(x), _scores(y)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"x has {a.shape[1]} tasks, y has {b.shape[1]}")
-    rng = np.random.default_rng(seed)
-    draws = _improvement(_resample(a, reps, rng), _resample(b, reps, rng))
-    return Interval(float(_improvement(a, b)), *_ends(draws), min(len(a), len(b)))
-
-
-def paired_difference(x: Mapping[int, float], y: Mapping[int, float], reps: int = REPS,
-                      seed: int = 0) -> Interval:
-    """Mean of x - y over the seeds that both have, `{seed: score}`, with its bootstrap interval over those
-    pairs.
+def paired_difference(x: Mapping[int, float], y: Mapping[int, float]) -> Interval:
+    """Mean of x - y over the seeds that both have, `{seed: score}`, with Student's t interval over those pairs: the
+    percentile bootstrap of 5 pairs covers 85 %, not 95 %.
 
     ValueError: no seed in common, or scores not finite.
     """
     shared = sorted(x.keys() & y.keys())
     if not shared:
         raise ValueError(f"no seed in common: {sorted(x)} and {sorted(y)}")
-    return stratified_bootstrap([x[key] - y[key] for key in shared], mean, reps, seed)
+    return mean_interval([x[key] - y[key] for key in shared])
+
+
+def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Interval:
+    """Probability that a run of x beats a run of y, scores [n] and [m], ties counting half (Mann-Whitney's U over
+    n m), with Newcombe's interval; `n` is the smaller number of runs. ValueError: empty or not finite.
+
+    The interval is method 5 of Newcombe, Statistics in Medicine 25 (2006) 559-573: the probabilities whose own
+    variance, as between exponential distributions, does not exclude the estimate. The bootstrap's has no width
+    where every run of x beats every run of y.
+    """
+    a, b = _scores(x)[:, 0], _scores(y)[:, 0]
+    estimate = float((np.sign(a[:, None] - b).mean() + 1) / 2)
+    return Interval(estimate, _lower(estimate, len(a), len(b)), 1 - _lower(1 - estimate, len(a), len(b)),
+                    min(len(a), len(b)))
+
+
+def _lower(estimate: float, n: int, m: int) -> float:
+    """Lower end of Newcombe's interval, by bisection; the upper one is that of the complement, mirrored."""
+    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    low, high = 0.0, estimate
+    for _ in range(50):
+        p = (low + high) / 2
+        spread = 1 + ((n + m) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))
+        if (estimate - p) ** 2 > z**2 * p * (1 - p) * spread / (n * m):
+            low = p
+        else:
+            high = p
+    return float(low)

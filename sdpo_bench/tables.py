@@ -10,151 +10,62 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from .records import (
-    COUNTERS,
-    RecordError,
-    RunRecord,
-    load_profile,
-    mean_frame,
-    slug,
-    unfinished_runs,
-    write_atomic,
+from .groups import (
+    START,
+    Group,
+    Values,
+    at_equal_queries,
+    label_key,
+    load_groups,
+    parent,
+    query_budget,
+    shown_split,
+    steps_of,
 )
+from .records import COUNTERS, slug, unfinished_runs, write_atomic
 from .statistics import Interval, iqm, paired_difference, probability_of_improvement, stratified_bootstrap
 
-START = "start"
 BASELINE = "SDPO"
-ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "REBEL", "PRDP", "D3PO")  # of rows and lines; others follow by name
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
 DASH = "–"
 RERUN = "nox -s reproduce -- --profile {} --resume"
 
-Values = dict[int, float]  # seed -> value of that run
-
-
-def label_key(label: str) -> tuple[int, str]:
-    """Sort key: the known methods in the order of `ORDER`, then the others by name."""
-    return (ORDER.index(label) if label in ORDER else len(ORDER), label)
+Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
-    programs."""
+    programs; `answer` says in a sentence what it shows, computed as the cells are."""
 
     name: str
     title: str
     note: str
     header: tuple[str, ...]
-    blocks: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    blocks: tuple[Block, ...]
     frame: pd.DataFrame
+    answer: str = ""
 
 
-@dataclass(frozen=True)
-class Group:
-    """The finished runs that may be compared, those of the untrained start among them.
-
-    `values` has a row per run, reward, sampling steps and split at the run's last evaluation, `curves` per
-    evaluation too (columns of `mean_frame`); `missing` are labels with an unfinished run here; `suffix` ends
-    the files' names.
-    """
-
-    profile: str
-    device: str
-    model: str
-    reward: str
-    steps: int
-    suffix: str
-    runs: tuple[RunRecord, ...]
-    curves: pd.DataFrame
-    missing: tuple[str, ...]
-
-    @property
-    def labels(self) -> list[str]:
-        return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
-
-    @cached_property
-    def values(self) -> pd.DataFrame:
-        last = self.curves.groupby(["run", "reward"])["epoch"].transform("max")
-        return self.curves[self.curves["epoch"] == last]
-
-    @property
-    def title(self) -> str:
-        return f"trained on {self.reward} with K = {self.steps}, {self.model} on {self.device}"
-
-    def cell(self, label: str, reward: str, split: str, steps: int,
-             frame: pd.DataFrame | None = None) -> Values:
-        """Value of each of a label's runs, by seed, sorted; empty where there is none."""
-        f = self.values if frame is None else frame
-        f = f[(f["label"] == label) & (f["reward"] == reward) & (f["split"] == split) & (f["steps"] == steps)]
-        return dict(sorted(zip(f["seed"].astype(int), f["value"].astype(float), strict=True)))
+def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return label, *first, *(f"{k} step{'s' * (k > 1)}" for k in steps), *last
 
 
-def shown_split(frame: pd.DataFrame) -> str:
-    """The prompts that curves are drawn of: those seen in training, or the only ones that were evaluated."""
-    return "seen" if (frame["split"] == "seen").any() else str(min(frame["split"], default="seen"))
+def joined(words: Iterable[object]) -> str:
+    """a, b and c."""
+    *head, last = [str(word) for word in words] or ["nothing"]
+    return f"{', '.join(head)} and {last}" if head else last
 
 
-def _check_labels(runs: Iterable[RunRecord]) -> None:
-    """A row is one configuration and its seeds. RecordError otherwise: mixing two under one name would
-    mislead."""
-    seen: dict[tuple[object, ...], RunRecord] = {}
-    for run in runs:
-        key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
-        first = seen.setdefault(key, run)
-        differ = [k for k in sorted(first.config.keys() | run.config.keys()) if k not in ("seed", "run_id")
-                  and first.config.get(k) != run.config.get(k)]
-        if differ or (run is not first and run.config["seed"] == first.config["seed"]):
-            what = differ[0] if differ else "nothing, not even the seed"
-            raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
-                              f"{what}: give one another label")
-
-
-def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
-    """The groups of `results/<profile>`, sorted. Files of the device with most runs carry no device in their
-    name.
-
-    Errors: `RecordError`, of unsound records, or of two configurations under one label.
-    """
-    runs = load_profile(folder)
-    _check_labels(runs)
-    profile = Path(folder).resolve().name
-    trained = [run for run in runs if run.label != START]
-    starts = [run for run in runs if run.label == START]
-    devices = [run.device for run in runs]
-    main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
-    models = {run.config["model"] for run in runs}
-    pending = [config for config in unfinished_runs(folder) if "label" in config]
-    keys = sorted({(run.device, run.config["model"], run.config["reward"], run.config["steps"])
-                   for run in trained or starts})
-    groups = []
-    for device, model, reward, steps in keys:
-        own = [run for run in trained if (run.device, *(run.config[k] for k in ("model", "reward", "steps")))
-               == (device, model, reward, steps)]
-        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
-        fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
-        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps,
-                                      run.sort_key))
-        missing = {str(config["label"]) for config in pending if device == main_device and
-                   (config["model"], config["reward"], config["steps"]) == (model, reward, steps)}
-        suffix = f"_{slug(reward)}_k{steps}" + (f"_{slug(str(model))}" if len(models) > 1 else "")
-        suffix += f"_{slug(device)}" if device != main_device else ""
-        chosen = (*fitting[:1], *own)
-        groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen),
-                            tuple(sorted(missing))))
-    return groups
-
-
-def _decimals(values: Iterable[float]) -> int:
+def decimals_of(values: Iterable[float]) -> int:
     """3 below 10, 2 below 1000, else 1: so that a table's digits agree."""
     largest = max((abs(value) for value in values), default=0.0)
     return 3 if largest < 10 else 2 if largest < 1000 else 1
@@ -172,7 +83,7 @@ def summary(values: Values) -> Interval:
 
 
 def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval | None = None) -> str:
-    """A cell: a dash, the runs' values (n < 5), or value [low, high]; always with n."""
+    """A cell: a dash, the runs' values (n < 5), or value [low, high]; always with n. `sign` is a format's."""
     if not values:
         return DASH
     n = f"(n={len(values)})"
@@ -182,46 +93,59 @@ def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval 
     return f"{value:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}] {n}"
 
 
-def _ids(group: Group, label: str, seeds: Iterable[int]) -> str:
+def interval_columns(interval: Interval) -> dict[str, float]:
+    """`low` and `high` of a table's frame: NaN below `MIN_RUNS`."""
+    few = interval.n < MIN_RUNS
+    return {"low": np.nan if few else interval.low, "high": np.nan if few else interval.high}
+
+
+def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
     return " ".join(run.run_id for seed in seeds for run in group.runs
                     if run.label == label and run.config["seed"] == seed)
 
 
-def _context(group: Group) -> dict[str, object]:
+def context(group: Group) -> dict[str, object]:
+    """First columns of a group's frames."""
     return {"device": group.device, "model": group.model, "reward_trained": group.reward,
             "training_steps": group.steps}
 
 
-def _note(text: str, blocks: object, profile: str) -> str:
+def note_of(text: str, blocks: object, profile: str) -> str:
+    """A table's note: with how many intervals it shows, and, if a cell is empty, with what fills it."""
+    shown = repr(blocks)
+    count = shown.count(" [")
+    text += f" {count} intervals are shown, each of 95 % on its own." if count else ""
     hole = f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks."
-    return text + (hole if DASH in repr(blocks) else "")
+    return text + (hole if repr(DASH) in shown else "")
 
 
 CELLS = ("Interquartile mean over runs [95 % bootstrap interval] (n runs); with fewer than 5 runs their values "
          "themselves, by seed.")
 
 
-def _value_table(group: Group, name: str, title: str, note: str, reward: str, frame: pd.DataFrame,
+def _value_table(group: Group, name: str, title: str, note: str, reward: str,
                  extra: Mapping[str, str] | None = None) -> Table:
-    """Rows are labels, columns sampling steps, blocks the splits; `extra` adds a column of text per label."""
-    steps = sorted(int(k) for k in frame["steps"].unique())
-    decimals = _decimals(frame.loc[frame["reward"] == reward, "value"])
-    header = ("method", *(["reward queries"] if extra else []), *(f"{k} step{'s' * (k > 1)}" for k in steps))
+    """Rows are methods, columns sampling steps, blocks the splits; `extra` adds a column of text per label."""
+    frame = group.values[group.values["reward"] == reward]
+    steps = steps_of(frame)
+    decimals = decimals_of(frame["value"])
     blocks, long = [], []
     for split in sorted(frame["split"].unique()):
         rows = []
-        for label in group.labels:
-            cells = {k: group.cell(label, reward, split, k, frame) for k in steps}
+        for label in group.methods:
+            cells = {k: group.cell(label, reward, split, k) for k in steps}
             rows.append((label, *([extra.get(label, DASH)] if extra else []),
                          *(cell_text(cells[k], decimals) for k in steps)))
             for k in steps:
                 value, low, high, n = summary(cells[k])
-                long.append({**_context(group), "reward": reward, "split": split, "label": label, "steps": k,
+                long.append({**context(group), "reward": reward, "split": split, "label": label, "steps": k,
                              "n": n, "value": value, "low": low, "high": high,
                              "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
-                             "run_ids": _ids(group, label, cells[k])})
+                             "run_ids": run_ids(group, label, cells[k])})
         blocks.append((f"{split} prompts", tuple(rows)))
-    return Table(name, title, _note(note, blocks, group.profile), header, tuple(blocks), pd.DataFrame(long))
+    return Table(name, title, note_of(note, blocks, group.profile),
+                 step_header("method", steps, first=("samples",) if extra else ()), tuple(blocks),
+                 pd.DataFrame(long), leaders(group) if name.startswith("main") else "")
 
 
 def main_table(group: Group, reward: str | None = None) -> Table:
@@ -233,166 +157,236 @@ def main_table(group: Group, reward: str | None = None) -> Table:
     note = CELLS + (f" No run here was trained on {reward}: where it falls while {group.reward} rises, the "
                     "run hacked its reward." if other else "")
     name = f"other{group.suffix}_{slug(reward)}" if other else f"main{group.suffix}"
-    return _value_table(group, name, what, note, reward, group.values)
+    return _value_table(group, name, what, note, reward)
 
 
-def query_budget(group: Group) -> int | None:
-    """Smallest final number of reward queries among the trained runs; None without one."""
-    final = [max(row["reward_queries"] for row in run.eval) for run in group.runs if run.label != START]
-    return min(final) if final else None
-
-
-def equal_queries_table(group: Group) -> Table:
-    """Every run at its last evaluation within the smallest final number of reward queries of the trained
-    runs."""
-    budget = query_budget(group) or 0
-    f = group.curves[(group.curves["reward"] == group.reward) & (group.curves["reward_queries"] <= budget)]
-    f = f[f["epoch"] == f.groupby("run")["epoch"].transform("max")]
+def equal_queries_table(group: Group) -> Table | None:
+    """Values after the smallest final number of reward queries of a trained run; None if they are not known."""
+    equal = at_equal_queries(group)
+    if equal is None:
+        return None
     used = {}
-    for label in group.labels:
-        queries = sorted(f.loc[f["label"] == label, "reward_queries"].astype(int).unique())
-        if queries:
-            used[label] = f"{queries[0]:,}" + (f"–{queries[-1]:,}" if len(queries) > 1 else "")
-    note = (f"Every run at its last evaluation within {budget:,} reward queries, the smallest total of a trained "
-            f"run; the queries used are shown. {CELLS}")
+    for label in group.methods:
+        samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
+        if samples:
+            used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
+    note = (f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
+            "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
+            f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}")
     title = f"{group.reward} at equal reward queries, {group.title}"
-    return _value_table(group, f"equal_queries{group.suffix}", title, note, group.reward, f, used)
+    return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, used)
 
 
 def cost_table(group: Group) -> Table:
     """What a run of each label cost: totals at its end, seconds per epoch as recorded on its device."""
     header = ("method", "runs", "epochs", "samples", "reward queries", "optimiser steps", "model evaluations",
               "s/epoch: sampling", "reward", "training")
-    rows, long = [], []
-    for label in group.labels:
-        runs = [run for run in group.runs if run.label == label and run.train]
-        if not runs:
-            rows.append((label, *(DASH if label in group.missing else "0" for _ in header[1:])))
-            continue
-        last = [run.train[-1] for run in runs]
-        epochs = [row for run in runs for row in run.train]
-        totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
-        seconds = {key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
-                   for key in ("sample", "reward", "train")}
-        rows.append((label, str(len(runs)), *(f"{value:,.0f}" for value in totals.values()),
-                     *(f"{value:.3g}" for value in seconds.values())))
-        long.append({**_context(group), "label": label, "n": len(runs), **totals,
-                     **{f"seconds_{key}": value for key, value in seconds.items()},
-                     "run_ids": " ".join(run.run_id for run in runs)})
-    note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
-    return Table(f"cost{group.suffix}", f"Cost, {group.title}", _note(note, rows, group.profile), header,
-                 (("", tuple(rows)),), pd.DataFrame(long))
-
-
-def baseline_label(group: Group) -> str | None:
-    """SDPO, or the first trained label where there is none."""
-    labels = [label for label in group.labels if label != START]
-    return BASELINE if BASELINE in labels else labels[0] if labels else None
-
-
-def difference_table(group: Group) -> Table:
-    """Each label minus the baseline, paired by seed, and the probability that its run beats the
-    baseline's."""
-    base, frame, reward = baseline_label(group), group.values, group.reward
-    steps = sorted(int(k) for k in frame["steps"].unique())
-    blocks: list[tuple[str, tuple[tuple[str, ...], ...]]] = []
-    long = []
-    for split in sorted(frame["split"].unique()):
-        differences, chances = [], []
+    blocks, long = [], []
+    for ablations in (False, True):
+        rows: list[tuple[str, ...]] = []
         for label in group.labels:
-            if label in (base, START) or base is None:
+            if (parent(label) is not None) != ablations:
                 continue
-            texts, odds = [label], [label]
-            for k in steps:
-                x, y = group.cell(label, reward, split, k, frame), group.cell(base, reward, split, k, frame)
-                shared = {seed: x[seed] - y[seed] for seed in x if seed in y}
+            runs = [run for run in group.runs if run.label == label and run.train]
+            if not runs:
+                rows.append((label, *(DASH if label in group.missing else "0" for _ in header[1:])))
+                continue
+            last = [run.train[-1] for run in runs]
+            epochs = [row for run in runs for row in run.train]
+            totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
+            seconds = {key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
+                       for key in ("sample", "reward", "train")}
+            rows.append((label, str(len(runs)), *(f"{value:,.0f}" for value in totals.values()),
+                         *(f"{value:.3g}" for value in seconds.values())))
+            long.append({**context(group), "label": label, "n": len(runs), **totals,
+                         **{f"seconds_{key}": value for key, value in seconds.items()},
+                         "run_ids": " ".join(run.run_id for run in runs)})
+        if rows:
+            blocks.append(("ablations" if ablations else "", tuple(rows)))
+    note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
+    return Table(f"cost{group.suffix}", f"Cost, {group.title}", note_of(note, blocks, group.profile), header,
+                 tuple(blocks), pd.DataFrame(long))
+
+
+class Pair(NamedTuple):
+    """Two labels to compare by seed, each with the group of its runs, and the row's text."""
+
+    text: str
+    group: Group
+    label: str
+    other_group: Group
+    other: str
+
+    def cells(self, split: str, steps: int) -> tuple[Values, Values]:
+        """Values of the trained reward, by seed. The start has no seed of its own: it stands against every run."""
+        x = self.group.cell(self.label, self.group.reward, split, steps)
+        y = self.other_group.cell(self.other, self.other_group.reward, split, steps)
+        if x and y and START in (self.label, self.other):
+            x = dict.fromkeys(y, next(iter(x.values()))) if self.label == START else x
+            y = dict.fromkeys(x, next(iter(y.values()))) if self.other == START else y
+        return x, y
+
+
+ALL = "mean"  # over these numbers of steps
+PAIRED = ("Differences are paired by seed: their mean [95 % interval, Student's t] (n pairs); with fewer than 5 pairs "
+          "the differences themselves, by seed. Where nothing differs about one interval in 20 leaves out 0. "
+          "Probability: that a run of the first beats one of the second, ties half [95 % interval, Newcombe's].")
+
+
+def differences(x: Values, y: Values) -> Values:
+    """x - y at the seeds that both have."""
+    return {seed: x[seed] - y[seed] for seed in sorted(x.keys() & y.keys())}
+
+
+def difference_text(x: Values, y: Values, decimals: int) -> str:
+    shared = differences(x, y)
+    return cell_text(shared, decimals, "+", paired_difference(x, y) if shared else None)
+
+
+def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]) -> Table:
+    """A row per pair: differences of the trained reward at each number of sampling steps that both groups have, and
+    of its mean over these, then probabilities of improvement; blocks are the splits."""
+    group, other = pairs[0].group, pairs[0].other_group
+    steps = [k for k in group.steps_evaluated if k in other.steps_evaluated]
+    splits = sorted(set(group.splits) & set(other.splits))
+    decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
+    blocks: list[Block] = []
+    long, answer = [], ""
+    for split in splits:
+        shown, chances = [], []
+        for pair in pairs:
+            cells: dict[int | str, tuple[Values, Values]] = {k: pair.cells(split, k) for k in steps}
+            if len(steps) > 1:
+                mean_x, mean_y = ({seed: float(np.mean([cells[k][side][seed] for k in steps])) for seed in sorted(
+                    set.intersection(*(set(cells[k][side]) for k in steps)))} for side in (0, 1))
+                cells[ALL] = mean_x, mean_y
+            texts, odds = [pair.text], [pair.text]
+            for k, (x, y) in cells.items():
+                texts.append(difference_text(x, y, decimals))
+                shared = differences(x, y)
                 if not shared:
-                    texts.append(DASH)
                     odds.append(DASH)
                     continue
                 d = paired_difference(x, y)
                 p = probability_of_improvement(list(x.values()), list(y.values()))
-                texts.append(cell_text(shared, 3 if _decimals(x.values()) == 3 else 2, "+", d))
                 odds.append(f"{p.value:.2f}" + (f" [{p.low:.2f}, {p.high:.2f}]" if p.n >= MIN_RUNS else "")
                             + f" (n={len(x)}, {len(y)})")
-                few, few_p = d.n < MIN_RUNS, p.n < MIN_RUNS
-                long.append({**_context(group), "split": split, "label": label, "baseline": base, "steps": k,
-                             "n": d.n, "difference": d.value, "low": np.nan if few else d.low,
-                             "high": np.nan if few else d.high, "probability": p.value,
-                             "probability_low": np.nan if few_p else p.low,
-                             "probability_high": np.nan if few_p else p.high,
-                             "run_ids": f"{_ids(group, label, shared)} {_ids(group, base, shared)}"})
-            differences.append(tuple(texts))
+                chance = {f"probability_{key}": value for key, value in interval_columns(p).items()}
+                ids = (run_ids(pair.group, pair.label, shared), run_ids(pair.other_group, pair.other, shared))
+                long.append({**context(group), "split": split, "label": pair.label, "baseline": pair.other,
+                             "steps": k, "n": d.n, "difference": d.value, **interval_columns(d),
+                             "runs": " ".join(f"{v:.6g}" for v in shared.values()), "probability": p.value, **chance,
+                             "run_ids": " ".join(filter(None, ids))})
+            shown.append(tuple(texts))
             chances.append(tuple(odds))
-        blocks += [(f"{split} prompts: difference", tuple(differences)),
+        blocks += [(f"{split} prompts: difference", tuple(shown)),
                    (f"{split} prompts: probability of improvement", tuple(chances))]
-    note = ("Differences are paired by seed: their mean [95 % bootstrap interval]; with fewer than 5 pairs the "
-            f"differences themselves. Probability: that a run of the row beats one of {base}, ties half.")
-    return Table(f"differences{group.suffix}", f"{reward} minus {base}'s, {group.title}",
-                 _note(note, blocks, group.profile), ("method", *(f"{k} step{'s' * (k > 1)}" for k in steps)),
-                 tuple(blocks), pd.DataFrame(long))
+        known = [f"{row[0]} {row[-1]}" for row in shown if row[-1] != DASH]
+        if known and split == shown_split(group.values):
+            answer = f"{split.capitalize()} prompts, mean over {joined(steps)} steps: {'; '.join(known)}."
+    return Table(name, title, note_of(f"{PAIRED}{note}", blocks, group.profile),
+                 step_header(first, steps, *([ALL] if len(steps) > 1 else [])), tuple(blocks), pd.DataFrame(long),
+                 answer)
+
+
+def baseline_label(group: Group) -> str | None:
+    """SDPO, or the first trained method where there is none."""
+    labels = [label for label in group.methods if label != START]
+    return BASELINE if BASELINE in labels else labels[0] if labels else None
+
+
+def difference_table(group: Group) -> Table | None:
+    """Each method minus the baseline; None with fewer than two methods."""
+    base = baseline_label(group)
+    pairs = [Pair(label, group, label, group, base) for label in group.methods
+             if base and label not in (base, START)]
+    if not pairs:
+        return None
+    table = paired_table(f"differences{group.suffix}", f"{group.reward} minus {base}'s, {group.title}",
+                         f" The second is {base}.", "method", pairs)
+    return replace(table, answer="")  # who leads is the main table's answer
 
 
 def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
-    """Labels from best to worst interquartile mean, each with whether the one before it is ahead beyond
+    """Methods from best to worst interquartile mean, each with whether the one before it is ahead beyond
     doubt: the 95 % interval of their difference, paired by at least `MIN_RUNS` seeds, lies above 0."""
-    cells = {label: group.cell(label, group.reward, split, steps) for label in group.labels}
+    cells = {label: group.cell(label, group.reward, split, steps) for label in group.methods}
     points = {label: float(iqm(list(values.values()))) for label, values in cells.items() if values}
     labels = sorted(points, key=lambda label: (-points[label], label_key(label)))
     order = [(label, False) for label in labels[:1]]
     for better, worse in pairwise(labels):
-        x, y = cells[better], cells[worse]
-        # The start has no seed of its own: it stands against every run.
-        x = dict.fromkeys(y, next(iter(x.values()))) if better == START else x
-        y = dict.fromkeys(x, next(iter(y.values()))) if worse == START else y
+        x, y = Pair("", group, better, group, worse).cells(split, steps)
         order.append((worse, len(x.keys() & y.keys()) >= MIN_RUNS and paired_difference(x, y).low > 0))
     return order
 
 
-def order_table(groups: list[Group]) -> Table:
+def leaders(group: Group) -> str:
+    """Who is highest at each number of sampling steps, and by how much over the next, in a sentence."""
+    split = shown_split(group.values)
+    decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
+    leads = []
+    for steps in group.steps_evaluated:
+        order = [label for label, _ in ranking(group, split, steps)]
+        if len(order) > 1:
+            lead = difference_text(*Pair("", group, order[0], group, order[1]).cells(split, steps), decimals)
+            over = f"{lead} over {order[1]}" if lead != DASH else f"before {order[1]}, no seed in common"
+            leads.append(f"at {steps} step{'s' * (steps > 1)} {order[0]} ({over})")
+    return f"K = {group.steps}, {group.reward}, {split} prompts: highest is {joined(leads)}." if leads else ""
+
+
+def order_table(groups: list[Group], queries: bool = False) -> Table:
     """Order of the methods at each step count for every training K: does it change with K? Groups of one
-    device."""
+    device; at equal samples, or as `at_equal_queries` gives them."""
     rows, long = [], []
     first = groups[0]
+    counts: dict[str, list[bool]] = {}
     for group in groups:
-        frame = group.values[group.values["reward"] == group.reward]
-        for split in sorted(frame["split"].unique()):
-            for steps in sorted(int(k) for k in frame["steps"].unique()):
+        for split in group.splits:
+            for steps in group.steps_evaluated:
                 order = ranking(group, split, steps)
                 text = "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:]
                 rows.append((group.reward, str(group.steps), split, str(steps), text or DASH))
-                long += [{**_context(group), "split": split, "steps": steps, "rank": rank, "label": label,
+                long += [{**context(group), "split": split, "steps": steps, "rank": rank, "label": label,
                           "established": sure} for rank, (label, sure) in enumerate(order, 1)]
+                if len(order) > 1:
+                    counts.setdefault(order[0][0], []).append(order[1][1])
     extra = first.suffix.removeprefix(f"_{slug(first.reward)}_k{first.steps}")
     note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
-            f"0 (at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order of the "
-            "estimates, not established.")
-    return Table(f"order{extra}", f"Order of the methods, {first.model} on {first.device}", note,
-                 ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
-                 pd.DataFrame(long))
+            f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
+            "of the estimates, not established.")
+    total = sum(map(len, counts.values()))
+    answer = "; ".join(f"{label} in {len(sure)} of {total}, ahead of the next by an interval above 0 in {sum(sure)}"
+                       for label, sure in sorted(counts.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
+    how = " at equal reward queries" if queries else ""
+    return Table(f"order{'_queries' * queries}{extra}", f"Order of the methods{how}, {first.model} on {first.device}",
+                 note, ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
+                 pd.DataFrame(long), f"Highest{how}: {answer}." if answer else "")
 
 
 def build_tables(groups: list[Group]) -> list[Table]:
-    """All tables of a profile, in the order of the report."""
-    from . import claims  # it builds on this module
+    """All tables of a profile, in the order of the report; those that the records have nothing for are left out."""
+    from . import claims, study  # they build on this module
 
-    tables = []
+    tables: list[Table | None] = []
     for group in groups:
         others = sorted(set(group.curves["reward"]) - {group.reward})
-        trained = [label for label in group.labels if label != START]
-        tables += [main_table(group), *([equal_queries_table(group)] if query_budget(group) else []),
-                   *(main_table(group, other) for other in others),
-                   *([difference_table(group)] if len(trained) > 1 else []), cost_table(group)]
+        tables += [main_table(group), equal_queries_table(group), *(main_table(group, other) for other in others),
+                   difference_table(group), cost_table(group)]
         if claims.applies(group):
             tables += [claims.beside_table(group), claims.claims_table(group)]
+        tables += [study.ablation_table(group), study.reach_table(group), study.hacking_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
-        tables.append(order_table([group for group in groups if (group.device, group.model) == key]))
-    return tables
+        own = [group for group in groups if (group.device, group.model) == key]
+        equal = [found for group in own if (found := at_equal_queries(group))]
+        tables.append(order_table(own))
+        tables += [order_table(equal, queries=True)] if equal else []
+        tables += study.profile_tables(own, equal)
+    return [table for table in tables if table is not None]
 
 
 def markdown(table: Table) -> str:
     """GitHub Markdown, without a trailing newline."""
-    lines = [f"**{table.title[:1].upper() + table.title[1:]}**"]
+    lines = [f"**{table.title[:1].upper() + table.title[1:]}**", *(["", table.answer] if table.answer else [])]
     for title, rows in table.blocks:
         lines += ["", *([f"*{title}*", ""] if title else []), "| " + " | ".join(table.header) + " |",
                   "|---" * len(table.header) + "|",
@@ -448,73 +442,23 @@ def write_tables(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(contents)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows]
 
 
+def text(table: Table) -> str:
+    """Aligned columns, for a terminal."""
+    lines = [table.title, *(["", table.answer] if table.answer else [])]
+    for title, rows in table.blocks:
+        lines += ["", *aligned([(title, *table.header[1:]), *rows])]
+    return "\n".join([*lines, "", table.note])
+
+
 def render_terminal(folder: str | os.PathLike[str]) -> str:
     """The main table of every group as aligned text, with what is unfinished."""
-    parts = []
-    for group in load_groups(folder):
-        table = main_table(group)
-        parts.append(table.title)
-        for title, rows in table.blocks:
-            parts += ["", *_aligned([(title, *table.header[1:]), *rows])]
-        parts += ["", table.note, ""]
+    parts = [part for group in load_groups(folder) for part in (text(main_table(group)), "")]
     if pending := unfinished_runs(folder):
         parts.append(f"{len(pending)} unfinished: " + ", ".join(str(config["run_id"]) for config in pending))
     return "\n".join(parts).rstrip() or f"no finished run in {folder}"
-
-
-def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
-    """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
-    freedom."""
-    cells = [list(group.cell(label, group.reward, split, steps).values())
-             for label in group.labels if label != START]
-    freedom = sum(len(cell) - 1 for cell in cells if cell)
-    squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
-    return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
-
-
-def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.PathLike[str]) -> str:
-    """Text: per label and step count my value against the reference results' and whether it lies within
-    tolerance.
-
-    Values are means over runs. Tolerance: half the 95 % prediction interval (Student's t) from the spread
-    between the reference's runs, pooled over its methods since a method alone may have two runs; about 1
-    value in 20 falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices
-    may differ; model, reward, K may not.
-    """
-    theirs = {(g.model, g.reward, g.steps): g for g in reversed(load_groups(reference))}
-    lines: list[str] = []
-    verdicts: list[str] = []
-    for group in load_groups(mine):
-        other = theirs.get((group.model, group.reward, group.steps))
-        lines += [group.title, f"reference: {other.device if other else 'none, nothing to compare with'}", ""]
-        if other is None:
-            continue
-        rows: list[tuple[str, ...]] = [("prompts", "method", "steps", "mine", "reference", "tolerance", "")]
-        frame = group.values[group.values["reward"] == group.reward]
-        for split in sorted(frame["split"].unique()):
-            for steps in sorted(int(k) for k in frame["steps"].unique()):
-                spread, freedom = _spread(other, split, steps)
-                for label in sorted({*group.labels, *other.labels}, key=label_key):
-                    x = list(group.cell(label, group.reward, split, steps).values())
-                    y = list(other.cell(label, group.reward, split, steps).values())
-                    tolerance, verdict = np.nan, "not in both"
-                    if x and y:
-                        tolerance = 0.01 * abs(y[0]) if label == START else float(
-                            stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
-                        within = abs(np.mean(x) - np.mean(y)) <= tolerance
-                        verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"
-                    verdicts.append(verdict)
-                    rows.append((split, label, str(steps), *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH
-                                                             for v in (x, y)),
-                                 DASH if np.isnan(tolerance) else f"{tolerance:.3f}", verdict))
-        lines += [*_aligned(rows), ""]
-    inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
-    lines.append(f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
-                 f"chance; {len(verdicts) - inside - outside} not compared.")
-    return "\n".join(lines)

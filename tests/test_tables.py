@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import subprocess
@@ -14,14 +15,13 @@ import pytest
 from scipy import stats
 from synthetic_records import DEVICE, STEPS, make_config, reported_profile, write_profile, write_run
 
-from sdpo_bench import tables
+from sdpo_bench import groups, tables
+from sdpo_bench.compare import compare_with_reference
+from sdpo_bench.groups import load_groups, query_budget
 from sdpo_bench.records import RecordError, load_profile
 from sdpo_bench.tables import (
     DASH,
     cell_text,
-    compare_with_reference,
-    load_groups,
-    query_budget,
     ranking,
     render_terminal,
     write_tables,
@@ -92,11 +92,11 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
     write_run(profile, make_config("SDPO", 0, steps=20))
     write_run(profile, make_config("SDPO", 0, reward="jpeg"), rewards=("jpeg",))
     write_run(profile, make_config("DDPO"), device="cuda: Test GPU")
-    groups = {(g.device, g.reward, g.steps): g for g in load_groups(profile)}
-    assert set(groups) == {(DEVICE, "alignment", 4), (DEVICE, "alignment", 20), (DEVICE, "jpeg", 4),
+    found = {(g.device, g.reward, g.steps): g for g in load_groups(profile)}
+    assert set(found) == {(DEVICE, "alignment", 4), (DEVICE, "alignment", 20), (DEVICE, "jpeg", 4),
                            ("cuda: Test GPU", "alignment", 4)}
-    assert groups[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
-    assert groups["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
+    assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
+    assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
     names = {path.name for path in write_tables(profile)}
     assert {"main_alignment_k4.md", "main_alignment_k20.md", "main_jpeg_k4.md", "order.md",
             "main_alignment_k4_cuda-test-gpu.md", "order_cuda-test-gpu.md"} <= names
@@ -110,16 +110,45 @@ def test_two_configurations_under_one_label_are_refused(tmp_path):
 
 
 def test_equal_queries(profile):
+    """SDPO asks three times a sample: it is shown after 1,280 samples, its 20th epoch of 60."""
     group = next(g for g in load_groups(profile) if g.steps == 4)
     assert query_budget(group) == 3840
     found = rows((profile / "tables" / "equal_queries_alignment_k4.md").read_text())
-    assert found["SDPO"][0] == "3,840" == found["DDPO"][0]
-    frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv")
-    main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv")
-    keys = ["label", "split", "steps"]
-    both = frame.set_index(keys).join(main.set_index(keys), rsuffix="_main")
-    assert (both.loc["DDPO"]["value"] == both.loc["DDPO"]["value_main"]).all()  # one query a sample: its last
-    assert (both.loc["SDPO"]["value"] < both.loc["SDPO"]["value_main"]).all()  # three: its 20th epoch of 60
+    assert found["SDPO"][0] == "1,280"
+    assert found["DDPO"][0] == "3,840"
+    frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv").set_index(["label", "split", "steps"])
+    main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv").set_index(["label", "split", "steps"])
+    assert (frame.loc["DDPO"]["value"] == main.loc["DDPO"]["value"]).all()  # one query a sample: its last
+    curves = group.curves[(group.curves["label"] == "SDPO") & (group.curves["epoch"] == 20)
+                          & (group.curves["reward"] == "alignment") & (group.curves["split"] == "seen")
+                          & (group.curves["steps"] == 4)].sort_values("seed")
+    shown = [float(v) for v in frame.loc[("SDPO", "seen", 4), "runs"].split()]
+    assert shown == pytest.approx(curves["value"].tolist(), abs=1e-5)
+
+
+def with_evaluations(group, rows):
+    """The group with these evaluations alone: (label, seed, epoch, sampling steps, value); 64 samples an epoch."""
+    template = group.curves.iloc[0].to_dict()
+    curves = [template | {"run": f"{label}-{seed}", "label": label, "seed": seed, "epoch": epoch, "steps": steps,
+                          "value": value, "samples": 64 * epoch, "split": "seen", "reward": "alignment",
+                          "reward_queries": 64 * epoch * {"SDPO": 3}.get(label, 1)}
+              for label, seed, epoch, steps, value in rows]
+    return dataclasses.replace(group, curves=pd.DataFrame(curves))
+
+
+def test_equal_queries_lie_between_evaluations(small, monkeypatch):
+    """Budget 640: DDPO's end. SDPO has spent 960 at its first evaluation: two thirds of the way from the start."""
+    group = with_evaluations(load_groups(small)[0], [
+        ("start", 0, 0, 1, 0.4), ("start", 0, 0, 16, 0.4), ("SDPO", 0, 5, 1, 0.7), ("SDPO", 0, 10, 1, 0.9),
+        ("SDPO", 0, 10, 16, 0.9), ("DDPO", 0, 5, 1, 0.5), ("DDPO", 0, 10, 1, 0.8), ("DDPO", 0, 10, 16, 0.8)])
+    monkeypatch.setattr(groups, "query_budget", lambda _: 640)
+    equal = groups.at_equal_queries(group)
+    assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
+    assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
+    assert equal.cell("start", "alignment", "seen", 1) == {0: 0.4}
+    assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
+    ends = with_evaluations(group, [("start", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
+    assert groups.at_equal_queries(ends) is None
 
 
 def test_cost(profile):

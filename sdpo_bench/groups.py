@@ -1,0 +1,191 @@
+"""The runs of a profile that may be compared with each other: same device, model, trained reward and K."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .records import RecordError, RunRecord, load_profile, mean_frame, slug, unfinished_runs
+
+START = "start"
+ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "REBEL", "PRDP", "D3PO")  # of rows and lines; others follow by name
+
+Values = dict[int, float]  # seed -> value of that run
+
+
+def parent(label: str) -> str | None:
+    """The method of which a label is an ablation, "PARENT (change)"; None for a method."""
+    method, bracket, _ = label.partition(" (")
+    return method if bracket else None
+
+
+def label_key(label: str) -> tuple[int, str]:
+    """Sort key: the known methods in the order of `ORDER`, each before its ablations, then the others by name."""
+    method = parent(label) or label
+    return (ORDER.index(method) if method in ORDER else len(ORDER), label)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished runs that may be compared, those of the untrained start among them.
+
+    `values` has a row per run, reward, sampling steps and split at the run's last evaluation, `curves` per
+    evaluation too (columns of `mean_frame`); `missing` are labels with an unfinished run here; `suffix` ends
+    the files' names.
+    """
+
+    profile: str
+    device: str
+    model: str
+    reward: str
+    steps: int
+    suffix: str
+    runs: tuple[RunRecord, ...]
+    curves: pd.DataFrame
+    missing: tuple[str, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
+
+    @property
+    def methods(self) -> list[str]:
+        """The labels that are not ablations, the start among them."""
+        return [label for label in self.labels if parent(label) is None]
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        last = self.curves.groupby(["run", "reward"])["epoch"].transform("max")
+        return self.curves[self.curves["epoch"] == last]
+
+    @property
+    def title(self) -> str:
+        return f"trained on {self.reward} with K = {self.steps}, {self.model} on {self.device}"
+
+    @property
+    def steps_evaluated(self) -> list[int]:
+        """Numbers of sampling steps at which the trained reward was evaluated."""
+        return steps_of(self.values[self.values["reward"] == self.reward])
+
+    @property
+    def splits(self) -> list[str]:
+        """Prompt lists on which the trained reward was evaluated."""
+        return sorted(self.values.loc[self.values["reward"] == self.reward, "split"].unique())
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str, int], Values]:
+        f = self.values.sort_values("seed")
+        cells: dict[tuple[str, str, str, int], Values] = {}
+        for label, reward, split, steps, seed, value in zip(
+                *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True):
+            cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
+        return cells
+
+    def cell(self, label: str, reward: str, split: str, steps: int) -> Values:
+        """Value of each of a label's runs, by seed, sorted; empty where there is none."""
+        return self._cells.get((label, reward, split, steps), {})
+
+
+def steps_of(frame: pd.DataFrame) -> list[int]:
+    return sorted(int(k) for k in frame["steps"].unique())
+
+
+def shown_split(frame: pd.DataFrame) -> str:
+    """The prompts that curves are drawn of: those seen in training, or the only ones that were evaluated."""
+    return "seen" if (frame["split"] == "seen").any() else str(min(frame["split"], default="seen"))
+
+
+def _check_labels(runs: Iterable[RunRecord]) -> None:
+    """A row is one configuration and its seeds. RecordError otherwise: mixing two under one name would
+    mislead."""
+    seen: dict[tuple[object, ...], RunRecord] = {}
+    for run in runs:
+        key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
+        first = seen.setdefault(key, run)
+        differ = [k for k in sorted(first.config.keys() | run.config.keys()) if k not in ("seed", "run_id")
+                  and first.config.get(k) != run.config.get(k)]
+        if differ or (run is not first and run.config["seed"] == first.config["seed"]):
+            what = differ[0] if differ else "nothing, not even the seed"
+            raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
+                              f"{what}: give one another label")
+
+
+def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
+    """The groups of `results/<profile>`, sorted. Files of the device with most runs carry no device in their
+    name.
+
+    Errors: `RecordError`, of unsound records, or of two configurations under one label.
+    """
+    runs = load_profile(folder)
+    _check_labels(runs)
+    profile = Path(folder).resolve().name
+    trained = [run for run in runs if run.label != START]
+    starts = [run for run in runs if run.label == START]
+    devices = [run.device for run in runs]
+    main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
+    models = {run.config["model"] for run in runs}
+    pending = [config for config in unfinished_runs(folder) if "label" in config]
+    keys = sorted({(run.device, run.config["model"], run.config["reward"], run.config["steps"])
+                   for run in trained or starts})
+    groups = []
+    for device, model, reward, steps in keys:
+        own = [run for run in trained if (run.device, *(run.config[k] for k in ("model", "reward", "steps")))
+               == (device, model, reward, steps)]
+        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
+        fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
+        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps,
+                                      run.sort_key))
+        missing = {str(config["label"]) for config in pending if device == main_device and
+                   (config["model"], config["reward"], config["steps"]) == (model, reward, steps)}
+        suffix = f"_{slug(reward)}_k{steps}" + (f"_{slug(str(model))}" if len(models) > 1 else "")
+        suffix += f"_{slug(device)}" if device != main_device else ""
+        chosen = (*fitting[:1], *own)
+        groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen),
+                            tuple(sorted(missing))))
+    return groups
+
+
+def query_budget(group: Group) -> int | None:
+    """Smallest final number of reward queries among the trained methods' runs; None without one."""
+    final = [max(row["reward_queries"] for row in run.eval) for run in group.runs
+             if run.label != START and parent(run.label) is None]
+    return min(final) if final else None
+
+
+def at_equal_queries(group: Group) -> Group | None:
+    """The group with every run as it was after `query_budget` reward queries, on a straight line between the
+    evaluations around that, the start being everyone's first. None if nothing is left to show.
+
+    Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
+    straight line from start to end is no estimate.
+    """
+    budget = query_budget(group)
+    curves = group.curves[group.curves["reward"] == group.reward]
+    if not budget:
+        return None
+    rows, unknown = [], set()
+    for (_, split, steps), points in curves.groupby(["run", "split", "steps"]):
+        points = points.sort_values("epoch")
+        last = points.iloc[-1].to_dict()
+        x, y, samples = (points[name].to_list() for name in ("reward_queries", "value", "samples"))
+        if last["label"] != START:
+            if len(x) == 1 and x[0] != budget:
+                unknown.add(steps)
+            start = group.cell(START, group.reward, str(split), int(str(steps)))
+            if x[0] > 0 and start:
+                x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
+            if not x[0] <= budget <= x[-1]:
+                continue
+            last |= {"value": float(np.interp(budget, x, y)), "samples": round(np.interp(budget, x, samples)),
+                     "reward_queries": budget}
+        rows.append(last)
+    rows = [row for row in rows if row["steps"] not in unknown]
+    if not any(row["label"] != START for row in rows):
+        return None
+    return replace(group, curves=pd.DataFrame(rows))

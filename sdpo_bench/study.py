@@ -1,0 +1,432 @@
+"""The study's tables: the paper's order over K, ablations, dense-reward predictions, cost to reach DDPO's reward, and
+what else changed when the trained reward rose. Each is a pure function of the records, with its answer in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .claims import CONTRADICTED, SUPPORTED, Claim
+from .groups import START, Group, Values, parent, shown_split
+from .paper import METHODS
+from .records import COUNTERS, RunRecord, slug
+from .statistics import Interval, mean_interval, paired_difference
+from .tables import (
+    DASH,
+    MIN_RUNS,
+    Block,
+    Pair,
+    Table,
+    cell_text,
+    context,
+    decimals_of,
+    differences,
+    interval_columns,
+    joined,
+    note_of,
+    paired_table,
+    run_ids,
+    step_header,
+)
+
+TARGET = "DDPO"  # whose final reward the others are to reach
+CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"))
+BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")
+ANCHORED = "3"  # the paper's: the first, the last and an anchor between
+MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
+
+
+Probe = tuple[RunRecord, dict[str, Any]]  # a run and a row of its dense.jsonl
+
+
+def mean_text(values: Values, decimals: int = 3, sign: str = "") -> str:
+    return cell_text(values, decimals, sign, mean_interval(list(values.values())) if values else None)
+
+
+def summarised(values: Values) -> dict[str, object]:
+    """Columns of a frame: mean over runs, its interval, the runs' values."""
+    found = mean_interval(list(values.values())) if values else Interval(np.nan, np.nan, np.nan, 0)
+    return {"n": found.n, "value": found.value, **interval_columns(found),
+            "runs": " ".join(f"{value:.6g}" for value in values.values())}
+
+
+def clearly(values: Values) -> int:
+    """1 or -1 where the interval over at least `MIN_RUNS` runs lies above or below 0, else 0."""
+    if len(values) < MIN_RUNS:
+        return 0
+    _, low, high, _ = mean_interval(list(values.values()))
+    return int(low > 0) - int(high < 0)
+
+
+# The paper's order ----------------------------------------------------------------------------------------------
+
+
+def paper_order_table(groups: list[Group], queries: bool = False) -> Table | None:
+    """Is each method above the next one in the paper's order, at each K and number of sampling steps? Groups of one
+    device and model; at equal samples, or as `at_equal_queries` gives them. None without two of the methods."""
+    first = groups[0]
+    steps = sorted({k for group in groups for k in group.steps_evaluated})
+    splits = sorted({split for group in groups for split in group.splits})
+    blocks: list[Block] = []
+    long = []
+    verdicts: dict[tuple[str, str, int], list[str]] = {}  # by split, claim and K, over rewards and step counts
+    for split in splits:
+        for better, worse in pairwise(METHODS):
+            rows = []
+            for group in groups:
+                decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
+                texts = []
+                for k in steps:
+                    x, y = Pair("", group, better, group, worse).cells(split, k)
+                    shared = differences(x, y)
+                    ours = paired_difference(x, y) if shared else None
+                    # The paper's curves have each above the next at every number of steps: its claim is the sign.
+                    verdict = Claim("", k, 1.0, 0.0, shared, ours).verdict
+                    texts.append(f"{verdict}: {cell_text(shared, decimals, '+', ours)}" if shared else DASH)
+                    if not shared or not ours:
+                        continue
+                    verdicts.setdefault((split, f"{better} above {worse}", group.steps), []).append(verdict)
+                    long.append({**context(group), "split": split, "claim": f"{better} above {worse}", "steps": k,
+                                 "verdict": verdict, "n": ours.n, "difference": ours.value, **interval_columns(ours),
+                                 "run_ids": f"{run_ids(group, better, shared)} {run_ids(group, worse, shared)}"})
+                if set(texts) != {DASH}:
+                    rows.append((f"{group.reward}, K = {group.steps}", *texts))
+            if rows:
+                blocks.append((f"{better} above {worse}, {split} prompts", tuple(rows)))
+    if not long:
+        return None
+    how = "at equal reward queries" if queries else "at equal samples"
+    note = (f"The paper's order is {' > '.join(METHODS)}, at every number of sampling steps. Differences of "
+            "neighbours, paired by seed: mean [95 % interval, Student's t] (n pairs). Supported: the interval is above "
+            f"0; contradicted: below; not decided: it holds 0, or there are fewer than {MIN_RUNS} pairs.")
+    return Table(f"order_paper{'_queries' * queries}{_extra(first)}", f"The paper's order {how}, {first.model} on "
+                 f"{first.device}", note_of(note, blocks, first.profile), step_header("trained on", steps),
+                 tuple(blocks), pd.DataFrame(long), _order_answer(verdicts, splits, how))
+
+
+def _order_answer(verdicts: dict[tuple[str, str, int], list[str]], splits: list[str], how: str) -> str:
+    split = "seen" if "seen" in splits else splits[0]
+    texts = []
+    for claim in dict.fromkeys(claim for of, claim, _ in verdicts if of == split):
+        by_k = {k: found for (of, name, k), found in sorted(verdicts.items()) if (of, name) == (split, claim)}
+        counts = {k: Counter(found) for k, found in by_k.items()}
+        everywhere = [k for k, count in counts.items() if count[SUPPORTED] == sum(count.values())]
+        total = sum(map(len, by_k.values()))
+        each = "; ".join(f"K = {k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {sum(count.values())}"
+                         for k, count in counts.items())
+        texts.append(f"{claim} is supported in {sum(c[SUPPORTED] for c in counts.values())} and contradicted in "
+                     f"{sum(c[CONTRADICTED] for c in counts.values())} of {total} cases ({each}), everywhere at "
+                     f"{f'K = {joined(everywhere)}' if everywhere else 'no K'}")
+    return f"The paper's order {how}, {split} prompts: {'. '.join(texts)}."
+
+
+# Ablations ------------------------------------------------------------------------------------------------------
+
+
+def ablation_table(group: Group) -> Table | None:
+    """Each ablation minus the method that it changes, then comparisons across methods; None without an ablation."""
+    labels = group.labels
+    own = [(label, method) for label in labels if (method := parent(label)) and method in labels]
+    pairs = [Pair(f"{label} minus {other}", group, label, group, other)
+             for label, other in (*own, *(pair for pair in CROSSED if {*pair} <= {*labels}))]
+    if not own:
+        return None
+    title = f"Ablations: {group.reward}, {group.title}"
+    return paired_table(f"ablations{group.suffix}", title, "", "difference", pairs)
+
+
+# Predictions of dense rewards -----------------------------------------------------------------------------------
+
+
+def dense_rows(group: Group) -> list[Probe]:
+    """The probes of a group's methods (not of ablations): their runs and rows of dense.jsonl."""
+    return [(run, row) for run in group.runs if parent(run.label) is None for row in getattr(run, "dense", [])]
+
+
+def dense_measures(row: dict[str, Any], steps: Iterable[int]) -> dict[str, float]:
+    """A probe's measures over these steps; NaN where none of them is defined."""
+    chosen = list(steps)
+
+    def mean(name: str) -> float:
+        known = [row[name][k] for k in chosen if row[name][k] is not None]
+        return float(np.mean(known)) if known else np.nan
+
+    std = mean("std")
+    return {"error": mean("mae") / std if std > 0 else np.nan, "correlation": mean("corr"),
+            "return_correlation": mean("return_corr"), "sign": mean("return_sign")}
+
+
+MEASURES = {"error": "error", "correlation": "correlation of differences", "return_correlation": "of returns",
+            "sign": "sign agrees"}
+MEASURED = ("Error: mean absolute error of the predicted rewards over the standard deviation of the exact ones. "
+            "Correlation of differences: of predicted and exact reward differences within pairs (the first step is "
+            "shared by the pair and left out); of returns: the same of discounted returns; sign agrees: share of pairs "
+            f"whose difference of returns has the exact sign. Each {MEANS}.")
+
+
+def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
+    """(group, label, when, probes) of all groups, before training and after it."""
+    found = []
+    for group in groups:
+        rows = dense_rows(group)
+        for label in dict.fromkeys(run.label for run, _ in rows):
+            own = [(run, row) for run, row in rows if run.label == label]
+            last = {run.run_id: max(row["epoch"] for other, row in own if other is run) for run, _ in own}
+            before = [(run, row) for run, row in own if row["epoch"] == 0]
+            after = [(run, row) for run, row in own if row["epoch"] == last[run.run_id] > 0]
+            epochs = joined(sorted({row["epoch"] for _, row in after}))
+            found += [(group, label, when, probes) for when, probes in
+                      (("before training", before), (f"after {epochs} epochs", after)) if probes]
+    return found
+
+
+def _by_seed(probes: list[Probe], budget: str, steps: Iterable[int] | None = None) -> dict[str, Values]:
+    """Each measure of a budget, by seed, where it is defined; over all steps unless some are given."""
+    found: dict[str, Values] = {name: {} for name in MEASURES}
+    for run, row in sorted(probes, key=lambda probe: probe[0].config["seed"]):
+        if row["budget"] == budget:
+            for name, value in dense_measures(row, range(len(row["mae"])) if steps is None else steps).items():
+                if not np.isnan(value):
+                    found[name][int(run.config["seed"])] = value
+    return found
+
+
+def dense_budgets_table(groups: list[Group]) -> Table | None:
+    """How accurate is the prediction with each budget of reward queries? None without probes."""
+    blocks: list[Block] = []
+    long, texts = [], []
+    sides: dict[str, list[int]] = {}
+    for group, label, when, probes in _probes(groups):
+        measures = {budget: _by_seed(probes, budget) for budget in BUDGETS}
+        rows = []
+        for budget, found in measures.items():
+            if not found["error"]:
+                continue
+            queries = np.mean([row["queries_per_sample"] for _, row in probes if row["budget"] == budget])
+            more = differences(found["error"], measures[ANCHORED]["error"]) if budget != ANCHORED else {}
+            if more and when != "before training":
+                sides.setdefault(budget, []).append(clearly(more))
+            rows.append((budget, f"{queries:.3g}", mean_text(found["error"]), mean_text(more, sign="+") if more else "",
+                         *(mean_text(found[name]) for name in MEASURES if name != "error")))
+            for name, values in (*found.items(), ("error_minus_anchored", more)):
+                if values:
+                    long.append({**context(group), "label": label, "when": when, "budget": budget,
+                                 "queries_per_sample": queries, "measure": name, **summarised(values)})
+        blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
+        if when != "before training" and measures[ANCHORED]["error"]:
+            texts.append(f"{group.reward}, K = {group.steps}: {mean_text(measures[ANCHORED]['error'])}, correlation of "
+                         f"returns {mean_text(measures[ANCHORED]['return_correlation'])}")
+    if not long:
+        return None
+    note = (f"{MEASURED} Budgets: the final reward at every step (terminal), 2, 3 (the paper's anchored prediction), 4 "
+            "or an adaptive number of queries, and 3 joined by straight lines (linear3). Minus 3's: difference of "
+            "errors, paired by run.")
+    compared = [f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
+                for budget, found in sides.items()]
+    answer = f"Error of the anchored prediction after training: {'; '.join(texts)}." if texts else ""
+    if compared:
+        answer += f" Error minus it, by an interval that leaves out 0: {'; '.join(compared)}."
+    header = ("budget", "queries a sample", "error", "minus 3's",
+              *(text for name, text in MEASURES.items() if name != "error"))
+    first = groups[0]
+    title = f"Predictions of dense rewards by query budget, {first.model} on {first.device}"
+    return Table(f"dense_budgets{_extra(first)}", title, note_of(note, blocks, first.profile), header, tuple(blocks),
+                 pd.DataFrame(long), answer)
+
+
+def step_ranges(steps: int) -> dict[str, list[int]]:
+    """The steps one by one, from 1; above K = 8 in thirds."""
+    if steps <= 8:
+        return {f"step {k + 1}": [k] for k in range(steps)}
+    return {f"steps {part[0] + 1} to {part[-1] + 1}": part.tolist() for part in np.array_split(np.arange(steps), 3)}
+
+
+def dense_steps_table(groups: list[Group]) -> Table | None:
+    """Where along the trajectory, and when in training, is the anchored prediction accurate? None without probes."""
+    blocks: list[Block] = []
+    long, texts = [], []
+    for group, label, when, probes in _probes(groups):
+        rows, errors = [], {}
+        for name, chosen in step_ranges(group.steps).items():
+            found = _by_seed(probes, ANCHORED, chosen)
+            rows.append((name, *(mean_text(found[measure]) if found[measure] else "" for measure in MEASURES)))
+            if found["error"]:
+                errors[name] = found["error"]
+            long += [{**context(group), "label": label, "when": when, "steps": name, "measure": measure,
+                      **summarised(values)} for measure, values in found.items() if values]
+        blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
+        if errors and when != "before training":
+            worst = max(errors, key=lambda name: float(np.mean(list(errors[name].values()))))
+            texts.append(f"{group.reward}, K = {group.steps}: {worst}, {mean_text(errors[worst])}")
+    if not long:
+        return None
+    note = f"With three queries (the paper's). {MEASURED} An empty cell: not defined there."
+    answer = f"The anchored prediction's error after training is largest at: {'; '.join(texts)}." if texts else ""
+    first = groups[0]
+    title = f"The anchored prediction by step, {first.model} on {first.device}"
+    return Table(f"dense_steps{_extra(first)}", title, note_of(note, blocks, first.profile),
+                 ("steps", *MEASURES.values()), tuple(blocks), pd.DataFrame(long), answer)
+
+
+def _extra(group: Group) -> str:
+    """The end of a file's name that says neither reward nor K."""
+    return group.suffix.removeprefix(f"_{slug(group.reward)}_k{group.steps}")
+
+
+# Cost to reach DDPO's reward ------------------------------------------------------------------------------------
+
+COSTS = (*COUNTERS, "seconds")
+
+
+def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the start's on; seconds are those
+    of sampling, reward and training up to there."""
+    f = group.curves[(group.curves["run"] == run.run_id) & (group.curves["reward"] == group.reward)
+                     & (group.curves["split"] == split) & (group.curves["steps"] == steps)].sort_values("epoch")
+    seconds = [sum(sum(row["seconds"].values()) for row in run.train if row["epoch"] <= epoch) for epoch in f["epoch"]]
+    values, costs = f["value"].to_numpy(float), np.column_stack([f[list(COUNTERS)].to_numpy(float), seconds])
+    start = group.cell(START, group.reward, split, steps)
+    if len(f) and f["epoch"].iloc[0] > 0 and start:
+        values = np.concatenate([[next(iter(start.values()))], values])
+        costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
+    return values, costs
+
+
+def cost_to_reach(values: np.ndarray, costs: np.ndarray, target: float) -> np.ndarray | None:
+    """Costs where the curve, straight between evaluations, first reaches `target`; None if it never does."""
+    reached = np.flatnonzero(values >= target)
+    if not reached.size:
+        return None
+    i = reached[0]
+    if i == 0:
+        return costs[0]
+    part = (target - values[i - 1]) / (values[i] - values[i - 1])
+    return np.asarray(costs[i - 1] + part * (costs[i] - costs[i - 1]))
+
+
+def reach_table(group: Group) -> Table | None:
+    """What each method spends to reach the final reward of the DDPO run of the same seed; None without DDPO."""
+    split = shown_split(group.values)
+    trained = [label for label in group.methods if label != START]
+    if TARGET not in trained or len(trained) < 2:
+        return None
+    blocks: list[Block] = []
+    long, texts = [], []
+    for steps in group.steps_evaluated:
+        targets = group.cell(TARGET, group.reward, split, steps)
+        rows: list[tuple[str, ...]] = []
+        sdpo = ""
+        for label in trained:
+            runs = {int(run.config["seed"]): run for run in group.runs if run.label == label}
+            curves = {seed: _curve(group, runs[seed], split, steps) for seed in sorted(runs.keys() & targets.keys())}
+            if any(len(values) < 3 for values, _ in curves.values()):
+                rows = []  # evaluated at the end alone: nothing to interpolate between
+                break
+            found = {seed: cost_to_reach(*curve, targets[seed]) for seed, curve in curves.items()}
+            reached = {seed: costs for seed, costs in found.items() if costs is not None}
+            cells = {name: {seed: float(costs[i]) for seed, costs in reached.items()} for i, name in enumerate(COSTS)}
+            texts_of = [_cost_text(cells[name], len(found)) for name in COSTS]
+            rows.append((label, f"{len(reached)} of {len(found)}" if found else DASH, *texts_of))
+            long += [{**context(group), "split": split, "steps": steps, "label": label, "runs_compared": len(found),
+                      "reached": len(reached), "cost": name, **summarised(cells[name]),
+                      "run_ids": run_ids(group, label, found)} for name in COSTS]
+            if label == "SDPO" and found:
+                sdpo = f"{len(reached)} of {len(found)} runs" + (
+                    f", {texts_of[0]} samples and {texts_of[1]} reward queries" if reached else "")
+        if rows:
+            blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
+            texts += [f"at {steps} step{'s' * (steps > 1)} {sdpo}"] if sdpo else []
+    if not blocks:
+        return None
+    last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]
+    spent = (f" ({TARGET} spent {np.mean([row['samples'] for row in last]):,.0f} samples and "
+             f"{np.mean([row['reward_queries'] for row in last]):,.0f} queries)") if last else ""
+    answer = f"SDPO reaches {TARGET}'s final {group.reward}{spent}: {'; '.join(texts)}." if texts else ""
+    note = (f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
+            f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
+            "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already.")
+    header = ("method", "runs that reach it", "samples", "reward queries", "optimiser steps", "model evaluations",
+              "seconds")
+    return Table(f"reach{group.suffix}", f"Cost to reach {TARGET}'s final {group.reward}, {group.title}",
+                 note_of(note, blocks, group.profile), header, tuple(blocks), pd.DataFrame(long),
+                 f"K = {group.steps}, {split} prompts: {answer}" if answer else "")
+
+
+def _cost_text(values: Values, compared: int) -> str:
+    """Mean and interval if every run has got there, else the values of those that have."""
+    if not compared:
+        return DASH
+    if not values:
+        return "never"
+    if len(values) == compared:
+        return mean_text(values, 0, ",")
+    return ", ".join(f"{value:,.0f}" for value in values.values())
+
+
+# Hacking --------------------------------------------------------------------------------------------------------
+
+
+def hacking_table(group: Group) -> Table | None:
+    """Change from the start, in the trained reward and in all that was not trained on; None without start or others."""
+    split = shown_split(group.values)
+    others = sorted(set(group.values["reward"]) - {group.reward})
+    trained = [label for label in group.methods if label != START]
+    rewards = [name for name in (group.reward, *others)
+               if any(group.cell(START, name, split, k) for k in group.steps_evaluated)]
+    if group.reward not in rewards or len(rewards) < 2 or not trained:
+        return None
+    blocks: list[Block] = []
+    long = []
+    rose, fell = 0, Counter[str]()
+    for steps in group.steps_evaluated:
+        rows = []
+        for label in trained:
+            changes = {}
+            for name in rewards:
+                before = group.cell(START, name, split, steps)
+                after = group.cell(label, name, split, steps) if before else {}
+                changes[name] = {seed: value - next(iter(before.values())) for seed, value in after.items()}
+            up = clearly(changes[group.reward]) > 0
+            falling = [name for name in others if up and name in changes and clearly(changes[name]) < 0]
+            rose += up
+            fell.update(falling)
+            few = len(changes[group.reward]) < MIN_RUNS
+            flag = "too few runs" if few else joined(falling) if falling else "none" if up else "trained reward not up"
+            rows.append((label, *(mean_text(changes[name], _digits(group, name), "+") for name in rewards), flag))
+            long += [{**context(group), "split": split, "steps": steps, "label": label, "reward": name,
+                      **summarised(changes[name]), "falls_while_trained_rises": name in falling,
+                      "run_ids": run_ids(group, label, changes[name])} for name in rewards]
+        blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
+    total = len(blocks) * len(trained)
+    if any(len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in trained
+           for k in group.steps_evaluated):
+        counts = "; ".join(f"{name} fell in {fell[name]}" for name in rewards[1:])
+        answer = (f"K = {group.steps}, trained on {group.reward}, {split} prompts: it rose in {rose} of {total} cases "
+                  f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
+                  f"{counts}.")
+    else:
+        answer = ""
+    note = (f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
+            "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
+            "diversity that pictures of a prompt became alike.")
+    return Table(f"hacking{group.suffix}", f"What rose and what fell, {group.title}",
+                 note_of(note, blocks, group.profile), ("method", *rewards, "fell"), tuple(blocks), pd.DataFrame(long),
+                 answer)
+
+
+def _digits(group: Group, reward: str) -> int:
+    return decimals_of(group.values.loc[group.values["reward"] == reward, "value"])
+
+
+def profile_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]:
+    """Tables over all rewards and K of one device and model; `equal` are the groups at equal reward queries."""
+    builders: tuple[Callable[[list[Group]], Table | None], ...] = (paper_order_table, dense_budgets_table,
+                                                                   dense_steps_table)
+    tables = [build(groups) for build in builders]
+    return [tables[0], paper_order_table(equal, queries=True) if equal else None, *tables[1:]]
