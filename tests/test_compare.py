@@ -155,7 +155,7 @@ def test_other_evaluation_settings_are_refused(results, tmp_path):
 
 def test_other_devices_are_refused(results, tmp_path):
     other = write_run(tmp_path / "full", make_config("SDPO"), device="cuda: Test GPU", pictures=False).parents[1]
-    with pytest.raises(UserError, match="share no label .* on the same device"):
+    with pytest.raises(UserError, match=r"share no label .* on the same device"):
         compare(str(results / "full"), str(other), Path())
 
 
