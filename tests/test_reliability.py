@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import errno
 import itertools
-import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 
 import processes
@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdpo_bench import trainer as trainer_module
 from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records import RunWriter, load_run, run_id
 from sdpo_bench.recovery import score, within_memory
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
@@ -76,57 +77,111 @@ def undisturbed(config, tmp_path_factory):
     return comparable(folder)
 
 
-def resumed(world, config, folder):
+# What a run does, by the functions that do it; between them it is "between".
+PHASES = {
+    "sampling": (Trainer, "sample"),
+    "reward": (Trainer, "score"),
+    "training": (Trainer, "update"),
+    "evaluation": (trainer_module, "evaluate"),
+    "record": (RunWriter, "append_train"),
+    "checkpoint": (trainer_module, "save_checkpoint"),
+    "finish": (RunWriter, "finish"),
+}
+CODES = {name: bytes([number]) for number, name in enumerate(("between", *PHASES))}
+NAMES = {code: name for name, code in CODES.items()}
+
+
+def watched(world, config, folder, policy, channel):
+    """A run in a process of its own, that tells the one that will kill it where it is: a byte at each change."""
+
+    def tell(name):
+        if world.first:
+            os.write(channel, CODES[name])
+
+    def wrap(name, function):
+        def telling(*arguments, **options):
+            tell(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                tell("between")
+
+        return telling
+
+    for name, (owner, attribute) in PHASES.items():
+        setattr(owner, attribute, wrap(name, getattr(owner, attribute)))
+    fsync = os.fsync
+    os.fsync = lambda file: (time.sleep(0.01), fsync(file))  # a disk slow enough to be killed at work
+    trainer_module.load_policy = lambda config: policy  # as it was when this process was forked
     train(config, folder, resume=True, world=world)
 
 
-def test_twenty_kills(config, tmp_path):
-    """kill -9 at random moments, in loading, sampling, training and writing: each run that was killed ends with the
-    records and weights of the one that was left alone."""
-    config = dataclasses.replace(config, epochs=6)
-    whole = folder_of(tmp_path / "whole", config)
-    start = time.perf_counter()
-    train(config, whole)
-    duration = time.perf_counter() - start
-    fork = multiprocessing.get_context("fork")  # a new interpreter would import for longer than it trains
-    chance, kills = random.Random(0), 0
-    while kills < KILLS:
-        killed = folder_of(tmp_path / str(kills), config)
-        own = 0
-        while not (killed / "done.json").exists():
-            process = fork.Process(target=train, args=(config, killed), kwargs={"resume": True})
-            process.start()
-            process.join(chance.uniform(0.05, 0.5) * duration if own < 10 else 300)
-            if process.is_alive():
-                process.kill()
-                own += 1
-            process.join()
-        assert comparable(killed) == comparable(whole)
-        kills += own
-        shutil.rmtree(killed.parent)
+def reach(channel, phase, occurrence):
+    """Waits until a run is in that phase for that time; False if it ended before."""
+    while code := os.read(channel, 1):
+        occurrence -= code == CODES[phase]
+        if not occurrence:
+            return True
+    return False
 
 
-def test_kills_of_two_processes(config, tmp_path):
-    """One of the two is killed, the launcher ends the other: with two processes again, the run they would have made."""
-    config = dataclasses.replace(config, epochs=5)
-    whole, killed = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "killed", config)
-    start = time.perf_counter()
-    assert processes.run(2, resumed, config, whole) == [0, 0]
-    duration = time.perf_counter() - start
-    chance, kills = random.Random(0), 0
-    while not (killed / "done.json").exists():
-        both = processes.launch(2, resumed, config, killed)
-        moment, victim = chance.uniform(0.1, 0.5) * duration, chance.randrange(2)
-        both[victim].join(moment if kills < 3 else 300)
-        if both[victim].is_alive():
-            both[victim].kill()
-            both[1 - victim].join(chance.uniform(0, 0.1))
-            both[1 - victim].kill()
-            kills += 1
-        for process in both:
-            process.join()
-    assert kills
-    assert comparable(killed) == comparable(whole)
+def last(channel):
+    """Where a run that has ended was, after what was read already."""
+    rest = b""
+    while part := os.read(channel, 1 << 16):
+        rest += part
+    return rest[-1:]
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["one process", "two processes"])
+def test_twenty_kills(config, tmp_path, size):
+    """kill -9 at random moments in every phase: each run that was killed, again and again, ends with the records and
+    weights of the one that was left alone. Of two processes either one is killed or both; the other ends then."""
+    config = dataclasses.replace(config, epochs=4)
+    policy, chance = load_policy(config), random.Random(size)
+    kills, hit = 0, set()
+
+    def start(root):
+        reading, writing = os.pipe()
+        members = processes.launch(size, watched, config, folder_of(root, config), policy, writing)
+        os.close(writing)
+        return members, reading
+
+    members, channel = start(tmp_path / "whole")
+    last(channel)
+    for member in members:
+        member.join()
+    assert [member.exitcode for member in members] == [0] * size
+    whole = comparable(folder_of(tmp_path / "whole", config))
+    for number in itertools.count():
+        folder = folder_of(tmp_path / str(number), config)
+        while not (folder / "done.json").exists():
+            members, channel = start(folder.parent)
+            # First those phases in which none was killed so far. The last one costs a whole run: once is enough.
+            phase = chance.choice(sorted(PHASES.keys() - hit) or sorted(PHASES.keys() - {"finish"}))
+            reached = reach(channel, phase, 1 if phase in ("evaluation", "finish") else chance.randint(1, 2))
+            time.sleep(chance.choice((0, 0.003, 0.01, 0.03)) if reached else 0)
+            victims = chance.choice([members, *([member] for member in members)]) if reached else []
+            for member in victims:
+                member.kill()
+            for member in members:
+                member.join(60)
+                assert member.exitcode is not None, "it waits for one that was killed"
+            died = [member.exitcode == -signal.SIGKILL for member in members]
+            kills += any(died)
+            if died[0]:  # the one that says where it is
+                hit.add(NAMES.get(last(channel), phase))
+            os.close(channel)
+            ends = [member.exitcode for member in members]
+            assert any(died) or ends == [0] * size, "it could not go on"
+            assert not any(died) or 0 not in ends or (folder / "done.json").exists(), "it did not notice the kill"
+            assert kills < 5 * KILLS, f"killed {kills} times, and only in {hit}"
+        train(config, folder, resume=True)  # after a kill behind done.json the checkpoint goes now
+        (folder / ".lock").unlink(missing_ok=True)  # left by that one; nobody holds it
+        assert comparable(folder) == whole
+        shutil.rmtree(folder.parent)
+        if kills >= KILLS and hit >= PHASES.keys():
+            return
 
 
 def test_a_disk_that_is_full_at_any_moment(config, tmp_path, monkeypatch, undisturbed):
