@@ -17,9 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdpo_bench import recovery
 from sdpo_bench import trainer as trainer_module
 from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
 from sdpo_bench.records import RunWriter, load_run, run_id
@@ -374,6 +376,52 @@ def test_between_two_updates_of_an_epoch_the_earlier_checkpoint_stays(config, tm
     assert load_checkpoint(folder / "checkpoint.pt", folder.name)["epoch"] == 1
     train(config, folder, resume=True)
     assert comparable(folder) == undisturbed
+
+
+@pytest.mark.parametrize(("most", "budget", "found"), [(8, 1e9, 8), (64, 1e9, 16), (64, 9e5, 4), (2, 1e9, 2)])
+def test_rows_that_fit_are_found(config, monkeypatch, most, budget, found):
+    """They are doubled until memory runs out, until a budget is spent, or to an epoch's samples."""
+    config = dataclasses.replace(config, pairs=8, rows=0)
+    policy = load_policy(config)
+    before = [p.detach().clone() for p in policy.parameters]
+    monkeypatch.setattr(recovery, "_free", lambda: budget)
+    monkeypatch.setattr(recovery, "_peak", lambda: 100_000 * policy.rows)
+    short_of_memory(monkeypatch, most)
+    assert recovery._most_rows(policy, config) == policy.rows == found
+    assert policy.evaluations == 0
+    assert all(p.grad is None and torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
+
+
+def test_rows_where_a_pair_does_not_fit(config, monkeypatch):
+    monkeypatch.setattr(recovery, "_free", lambda: 1e9)
+    short_of_memory(monkeypatch, 1)
+    with pytest.raises(UserError, match="out of memory with --rows 2, a single pair"):
+        recovery._most_rows(load_policy(config), config)
+
+
+def test_all_processes_take_the_fewest_rows(config, monkeypatch, capsys):
+    class Others(World):
+        def gather(self, value):
+            return [value, 4]
+
+    policy = load_policy(config)
+    policy.device = torch.device("cuda")
+    monkeypatch.setattr(recovery, "_most_rows", lambda policy, config: 16)
+    recovery.find_rows(policy, config, Others())
+    assert policy.rows == 4
+    assert capsys.readouterr().err == "--rows 0: 4 rows, found to fit\n"
+
+
+def test_rows_0_on_a_cpu_is_the_default(config, tmp_path, capsys, undisturbed):
+    """A run of its own, with the same results; its records say how many rows there were."""
+    config = dataclasses.replace(config, rows=0)
+    folder = folder_of(tmp_path, config)
+    train(config, folder)
+    assert capsys.readouterr().err == "--rows 0: 64 rows, the default, for on a CPU more are no faster\n"
+    rows, *others = comparable(folder)
+    assert [row.pop("rows") for row in rows] == [64] * 3
+    assert (rows, *others) == undisturbed
+    assert load_run(folder).provenance["rows"] == 64
 
 
 def test_memory_that_suffices_changes_nothing(config):
