@@ -18,9 +18,9 @@ EMBEDDED = "embedded"
 DENSE = ("anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive")
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
-    "adapter", "channels_last", "compile", "dtype", "eval_last_steps", "gradient_checkpointing", "guidance",
-    "noise_level", "offload_trajectories", "probe_every", "resolution", "reward_batch", "reward_dtype", "sampler",
-    "step_shuffle", "vae_slicing",
+    "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
+    "gradient_checkpointing", "guidance", "noise_level", "offload_trajectories", "probe_every", "resolution",
+    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
@@ -111,6 +111,8 @@ class RunConfig:
     """Which set of fixed noises. Tuning runs use another one than reported runs."""
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards that the evaluation reports beside the one that is optimised."""
+    eval_last_rewards: tuple[str, ...] = ()
+    """More of them, for the evaluation after the last epoch only."""
     eval_splits: tuple[str, ...] = ("seen", "unseen")
     """Prompt lists that are evaluated: seen, unseen, tuning (for choosing settings, never reported)."""
     train_split: Literal["seen", "tuning"] = "seen"
@@ -126,7 +128,8 @@ class RunConfig:
     """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
     on (docs/records.md, dense.jsonl); 0: none."""
     rows: int = 64
-    """Most latents in one forward pass: lower it where memory is short."""
+    """Most latents in one forward pass: lower it where memory is short. 0: as many as a GPU's memory allows, found by
+    trying; on a CPU 64."""
     pad_rows: int = 16
     """A forward pass has at least this many rows (repeated, then dropped): below it CPU libraries choose other
     kernels, and a sample's result would depend on the batch it is in."""
@@ -151,7 +154,8 @@ class RunConfig:
         choose("method", self.method, METHODS)
         build_method(self.method, self.options)
         object.__setattr__(self, "reward", canonical(self.reward, optimised=True))
-        object.__setattr__(self, "eval_rewards", tuple(dict.fromkeys(map(canonical, self.eval_rewards))))
+        for name in ("eval_rewards", "eval_last_rewards"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(canonical, getattr(self, name)))))
         choose("reward precision", self.reward_dtype, ("float32", "float16"))
         choose("dense reward", self.dense, DENSE)
         choose("updates", self.updates, ("auto", "step", "trajectory"))
@@ -161,11 +165,11 @@ class RunConfig:
         choose("train split", self.train_split, ("seen", "tuning"))
         for split in self.eval_splits:
             choose("evaluation split", split, ("seen", "unseen", "tuning"))
-        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank")
+        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "pad_rows", "lora_rank")
         for name in (*sizes, "reward_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
-        for name in ("epochs", "checkpoint_every", "probe_every", "seed", "eval_seed", "weight_decay"):
+        for name in ("epochs", "checkpoint_every", "probe_every", "rows", "seed", "eval_seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha", "resolution"):

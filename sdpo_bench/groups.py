@@ -14,7 +14,7 @@ import pandas as pd
 from .records import RecordError, RunRecord, load_profile, mean_frame, slug, unfinished_runs
 
 START = "start"
-ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "REBEL", "PRDP", "D3PO")  # of rows and lines; others follow by name
+ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
 
 Values = dict[int, float]  # seed -> value of that run
 

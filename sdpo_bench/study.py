@@ -36,7 +36,8 @@ from .tables import (
 )
 
 TARGET = "DDPO"  # whose final reward the others are to reach
-CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"))
+CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"),
+           ("DDPO-dense", "DDPO"), ("SDPO", "DDPO-dense"))
 BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
@@ -146,7 +147,7 @@ def ablation_table(group: Group) -> Table | None:
 
 def dense_rows(group: Group) -> list[Probe]:
     """The probes of a group's methods (not of ablations): their runs and rows of dense.jsonl."""
-    return [(run, row) for run in group.runs if parent(run.label) is None for row in getattr(run, "dense", [])]
+    return [(run, row) for run in group.runs if parent(run.label) is None for row in run.dense]
 
 
 def dense_measures(row: dict[str, Any], steps: Iterable[int]) -> dict[str, float]:
@@ -320,14 +321,13 @@ def reach_table(group: Group) -> Table | None:
     long, texts = [], []
     for steps in group.steps_evaluated:
         targets = group.cell(TARGET, group.reward, split, steps)
+        if any(len(_curve(group, run, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
+            continue  # evaluated at the end alone: nothing to interpolate between
         rows: list[tuple[str, ...]] = []
         sdpo = ""
         for label in trained:
             runs = {int(run.config["seed"]): run for run in group.runs if run.label == label}
             curves = {seed: _curve(group, runs[seed], split, steps) for seed in sorted(runs.keys() & targets.keys())}
-            if any(len(values) < 3 for values, _ in curves.values()):
-                rows = []  # evaluated at the end alone: nothing to interpolate between
-                break
             found = {seed: cost_to_reach(*curve, targets[seed]) for seed, curve in curves.items()}
             reached = {seed: costs for seed, costs in found.items() if costs is not None}
             cells = {name: {seed: float(costs[i]) for seed, costs in reached.items()} for i, name in enumerate(COSTS)}
@@ -337,17 +337,16 @@ def reach_table(group: Group) -> Table | None:
                       "reached": len(reached), "cost": name, **summarised(cells[name]),
                       "run_ids": run_ids(group, label, found)} for name in COSTS]
             if label == "SDPO" and found:
-                sdpo = f"{len(reached)} of {len(found)} runs" + (
+                sdpo = f"in {len(reached)} of {len(found)} runs" + (
                     f", {texts_of[0]} samples and {texts_of[1]} reward queries" if reached else "")
-        if rows:
-            blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
-            texts += [f"at {steps} step{'s' * (steps > 1)} {sdpo}"] if sdpo else []
+        blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
+        texts += [f"at {steps} step{'s' * (steps > 1)} {sdpo}"] if sdpo else []
     if not blocks:
         return None
     last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]
     spent = (f" ({TARGET} spent {np.mean([row['samples'] for row in last]):,.0f} samples and "
              f"{np.mean([row['reward_queries'] for row in last]):,.0f} queries)") if last else ""
-    answer = f"SDPO reaches {TARGET}'s final {group.reward}{spent}: {'; '.join(texts)}." if texts else ""
+    answer = f"SDPO reaches {TARGET}'s final {group.reward}{spent} {'; '.join(texts)}." if texts else ""
     note = (f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
             f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
             "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already.")

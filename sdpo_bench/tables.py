@@ -331,7 +331,8 @@ def leaders(group: Group) -> str:
             lead = difference_text(*Pair("", group, order[0], group, order[1]).cells(split, steps), decimals)
             over = f"{lead} over {order[1]}" if lead != DASH else f"before {order[1]}, no seed in common"
             leads.append(f"at {steps} step{'s' * (steps > 1)} {order[0]} ({over})")
-    return f"K = {group.steps}, {group.reward}, {split} prompts: highest is {joined(leads)}." if leads else ""
+    where = f"K = {group.steps}, {group.reward}, {split} prompts"
+    return f"{where}: highest by interquartile mean is {joined(leads)}." if leads else ""
 
 
 def order_table(groups: list[Group], queries: bool = False) -> Table:

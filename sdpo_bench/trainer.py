@@ -28,7 +28,7 @@ from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
-from sdpo_bench.recovery import score, within_memory
+from sdpo_bench.recovery import find_rows, score, within_memory
 from sdpo_bench.rewards import Reward
 from sdpo_bench.sampler import derive_seeds, sample
 from sdpo_bench.tracking import Tracker
@@ -95,9 +95,12 @@ class Trainer:
             return trajectory, reference, self.within_memory(lambda: dense.provide(provider, trajectory, self.score))
 
         trajectory, reference, own = self.world.together(rollout)
-        parts = self.world.gather((pairs, own.values.cpu(), own.queries))
-        rewards = torch.cat([values for _, values, _ in parts])[torch.cat([p for p, _, _ in parts]).argsort()]
-        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards))[pairs]
+        parts = self.world.gather((pairs, own.values.cpu(), own.queried.cpu(), own.queries))
+        numbers, values, asked, queries = zip(*parts, strict=True)
+        order = torch.cat(numbers).argsort()
+        rewards, queried = torch.cat(values)[order], torch.cat(asked)[order]
+        known = dense.last_queried(rewards, queried) if self.method.baseline else None
+        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards), known)[pairs]
         advantages = advantages.to(self.policy.device)
         clock.append(time.perf_counter())
         updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
@@ -125,7 +128,7 @@ class Trainer:
 
         self.world.together(check)
         self.counts.samples += self.config.pairs * GROUP
-        self.counts.reward_queries += sum(queries for _, _, queries in parts)
+        self.counts.reward_queries += sum(queries)
         self.counts.model_evaluations += sum(end[1] for end in ends)
         row = {
             "epoch": epoch,
@@ -137,8 +140,8 @@ class Trainer:
             "grad_norm": norm.mean().item(),
             "seconds": dict(zip(("sample", "reward", "train"), np.diff(clock).round(4).tolist(), strict=True)),
         }
-        rows = min(end[4] for end in ends)
-        return row if rows == self.config.rows else row | {"rows": rows}  # fewer than asked for: memory ran out
+        rows = min(end[4] for end in ends) * self.policy.branches
+        return row if rows == self.config.rows else row | {"rows": rows}  # memory ran out, or `--rows 0` found them
 
     def fingerprint(self) -> int:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
@@ -459,6 +462,8 @@ def train(
         return rewards, policy, trainer
 
     rewards, policy, trainer = world.together(load)
+    if config.rows == 0:
+        find_rows(policy, config, world)
     on_policy = trainer.check_on_policy(1) if config.epochs and not world.alone(checkpoint.exists) else None
     seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
 
@@ -481,8 +486,9 @@ def train(
 
         def begin() -> None:
             writer.write_config(row)
-            processes = {"processes": world.size} if world.size > 1 else {}
-            writer.write_provenance(collect(policy.device, rewards) | processes)
+            found = {"processes": world.size} if world.size > 1 else {}
+            found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
+            writer.write_provenance(collect(policy.device, rewards) | found)
             writer.truncate(done if begun else -1)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""`sdpo-bench compare`: differences of two labels or two folders, and what must not be compared."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_records import make_config, write_profile, write_run
+
+from sdpo_bench import __main__ as cli
+from sdpo_bench.compare import compare
+from sdpo_bench.errors import UserError
+from sdpo_bench.groups import load_groups
+from sdpo_bench.records import load_profile
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Five runs of SDPO and DDPO and two of REBEL; their spreads over seeds are the same for SDPO and DDPO."""
+    folder = tmp_path_factory.mktemp("results")
+    profile = write_profile(folder / "full", seeds=5, labels=("SDPO", "DDPO"))
+    write_run(profile, make_config("REBEL", 7), pictures=False)
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["compare", *map(str, arguments)])
+        return code, *capsys.readouterr()
+    return run
+
+
+def test_two_labels(results, run):
+    code, out, err = run("ddpo", "SDPO", "--results", results, "--format", "csv")
+    assert (code, err) == (0, "")
+    frame = pd.read_csv(io.StringIO(out)).set_index(["split", "steps"])
+    assert len(frame) == 2 * (4 + 1)
+    group = load_groups(results / "full")[0]
+    x, y = (group.cell(label, "alignment", "unseen", 8) for label in ("DDPO", "SDPO"))
+    cell = frame.loc[("unseen", "8")]
+    assert cell["difference"] == pytest.approx(sum(x[seed] - y[seed] for seed in x) / 5, abs=1e-6)
+    assert cell["low"] == pytest.approx(cell["difference"], abs=1e-5), "what the seeds share cancels"
+    assert cell["n"] == 5
+    assert 0.5 < cell["probability"] < 1
+    assert cell["probability_low"] < cell["probability"] < cell["probability_high"]
+    assert frame.loc[("seen", "mean"), "difference"] == pytest.approx(
+        frame.loc["seen"]["difference"].drop("mean").mean(), abs=1e-6)
+    assert len(cell["run_ids"].split()) == 10
+
+
+def test_text_and_markdown(results, run):
+    text, markdown = (run("SDPO", "DDPO", "--results", results, "--format", form)[1] for form in ("text", "markdown"))
+    assert text.startswith("SDPO minus DDPO: alignment, trained on alignment with K = 4")
+    cell = re.search(r"SDPO minus DDPO +(-0\.005 \[-0\.005, -0\.005\] \(n=5\))", text)
+    assert cell
+    assert f"| SDPO minus DDPO | {cell[1]} |" in markdown
+    assert "*seen prompts: difference*" in markdown
+    assert "20 intervals are shown" in text
+    assert "They differ in: method {'clip': 0.001, 'name': 'sdpo'} and {'clip': 0.001, 'name': 'ddpo'}." in text
+
+
+def test_the_start_stands_against_every_run(results, run):
+    _, out, _ = run("SDPO", "start", "--results", results, "--format", "csv")
+    assert set(pd.read_csv(io.StringIO(out))["n"]) == {5}
+
+
+def test_two_folders(results, tmp_path, run):
+    """Another commit's runs of SDPO, each 0.1 lower."""
+    other = write_profile(tmp_path / "full", seeds=5, labels=("SDPO",))
+    for path in other.glob("raw/sdpo-*/eval.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            for prompts in row["values"].values():
+                for prompt, values in prompts.items():
+                    prompts[prompt] = [value - 0.1 for value in values]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in other.glob("raw/*/provenance.json"):
+        path.write_text(path.read_text().replace("0123456789abcdef" * 2, "f" * 32))
+    code, out, _ = run(results / "full", other)
+    assert code == 0
+    assert re.search(r"SDPO +\+0\.100 \[\+0\.100, \+0\.100\] \(n=5\)", out)
+    assert "DDPO" not in out, "only one folder has it"
+    assert f"commit {load_profile(results / 'full')[0].provenance['commit']} and ffff" in out
+
+
+def test_two_models(results, tmp_path):
+    """Other models in the folders: paired if each has one."""
+    other = tmp_path / "other"
+    for seed in range(5):
+        write_run(other, make_config("SDPO", seed, model="x/other"), pictures=False)
+    (table,) = compare(str(results / "full"), str(other), Path())
+    assert table.title.endswith("against x/other")
+    write_run(other, make_config("DDPO", 0, model="x/third"), pictures=False)
+    with pytest.raises(UserError, match="share no label"):
+        compare(str(results / "full"), str(other), Path())
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: start, SDPO, DDPO, REBEL"),
+    (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: start, SDPO, DDPO, REBEL"),
+    (["SDPO", "REBEL"], r"no seed in common: SDPO minus REBEL \(trained on alignment with K = 4"),
+    (["SDPO", "DDPO", "--profile", "fulll"], "fulll has no raw/ folder of records; --profile is one of: full"),
+    (["SDPO", "DDPO", "--results", "nowhere"], "say with --results where the profiles are"),
+    (["{results}/full", "DDPO"], r"expected two folders of results, each with a raw/ folder of records"),
+    (["{results}/full", "{results}/none"], r"expected two folders of results"),
+    (["{results}/full", "{results}/full"], "are the same folder"),
+    (["SDPO"], "required"),
+])
+def test_bad_input(results, run, arguments, message):
+    arguments = [text.format(results=results) for text in arguments]
+    code, out, err = run(*arguments, *([] if "--results" in arguments else ["--results", results]))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err)
+    assert re.search(message, err), err
+
+
+def changed(profile: Path, name: str, change) -> None:
+    for path in profile.glob(f"raw/sdpo-*/{name}"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if name == "eval.jsonl" else [
+            json.loads(path.read_text())]
+        for row in rows:
+            change(row)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def renamed(row):
+    row["values"]["seen"]["lynx"] = row["values"]["seen"].pop("cat")
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("eval.jsonl", lambda row: row.update(noise_seeds=[9, 8, 7, 6]), r"not evaluated alike \(noises"),
+    ("eval.jsonl", renamed, r"alike \(prompts: seen \['cat', 'dog', 'fox'\] and \['dog', 'fox', 'lynx'\]"),
+    ("provenance.json", lambda row: row.update(rewards={"alignment": {"revision": "2", "scale": "cosine"}}),
+     r"not evaluated alike \(reward's version"),
+])
+def test_values_that_were_measured_otherwise_are_refused(results, tmp_path, name, change, message):
+    other = write_profile(tmp_path / "full", seeds=1, labels=("SDPO",))
+    changed(other, name, change)
+    with pytest.raises(UserError, match=message):
+        compare(str(results / "full"), str(other), Path())
+
+
+def test_other_evaluation_settings_are_refused(results, tmp_path):
+    other = write_run(tmp_path / "full", make_config("SDPO", 0, eta=0.5), pictures=False).parents[1]
+    with pytest.raises(UserError, match=r"not evaluated alike \(settings: eta None and 0.5\)"):
+        compare(str(results / "full"), str(other), Path())
+
+
+def test_other_devices_are_refused(results, tmp_path):
+    other = write_run(tmp_path / "full", make_config("SDPO"), device="cuda: Test GPU", pictures=False).parents[1]
+    with pytest.raises(UserError, match=r"share no label .* on the same device"):
+        compare(str(results / "full"), str(other), Path())
+
+
+def test_it_needs_no_torch(results):
+    code = ("import sys; from sdpo_bench.__main__ import main\n"
+            f"assert main(['compare', 'SDPO', 'DDPO', '--results', {str(results)!r}]) == 0\n"
+            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1],
+                   stdout=subprocess.DEVNULL)
