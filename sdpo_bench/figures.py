@@ -306,6 +306,8 @@ def hacking(group: Group, style: Style) -> Figure:
             axis.set_ylabel("change")
         if index + columns >= len(others):
             axis.set_xlabel(f"change of {group.reward}")
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+    figure.subplots_adjust(left=0.115, wspace=0.42)  # for the signs
     return figure
 
 
@@ -483,12 +485,12 @@ def drawings(groups: list[Group]) -> list[Drawing]:
         if _others(group):
             add(f"hacking{group.suffix}", "Reward hacking: rewards that were not trained, and diversity",
                 f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
-                f"line, a run paid for {group.reward}.", _hacking_alt(group), partial(hacking, group, style))
+                f"horizontal line it fell while {group.reward} was trained.", _hacking_alt(group), partial(hacking, group, style))
     for group in groups:
         if _probed(group)[1]:
             add(f"dense{group.suffix}", "Accuracy of the dense rewards",
                 f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
-                f"epoch, and by epoch, mean over steps; mean over {len(_probed(group)[1])} runs. Spread: standard "
+                f"epoch, and by epoch, mean over steps; mean over runs, n = {len(_probed(group)[1])}. Spread: standard "
                 "deviation over samples. Correlation: of a pair's difference of returns.", _dense_alt(group),
                 partial(dense_errors, group))
     for group in groups:

@@ -29,6 +29,8 @@ QUESTIONS = {  # the beginnings of the names of its tables, in their order on th
 }
 FURTHER = "Further tables"
 UNMEASURED = "Not measured by these runs."
+UNANSWERED = "Too few runs for an answer; the tables show what there is."
+SHOWN = 4  # answers to a question; further ones, of single rewards and K, are folded
 INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
 
 
@@ -43,7 +45,7 @@ class Section:
     @property
     def answers(self) -> list[str]:
         return [table.answer for table in self.tables if table.answer] or (
-            [] if self.question == FURTHER else [UNMEASURED])
+            [] if self.question == FURTHER else [UNANSWERED if self.tables else UNMEASURED])
 
     @property
     def ordered(self) -> list[tuple[Table, bool]]:
@@ -108,7 +110,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
         "provenance": _versions(runs), "unfinished": [str(c["run_id"]) for c in unfinished_runs(folder)],
         "commands": sorted({str(run.provenance.get("command", "")) for run in runs} - {""}),
-        "resume": RERUN.format(profile), "regenerate": REGENERATE,
+        "resume": RERUN.format(profile), "regenerate": REGENERATE, "shown": SHOWN,
     }
 
 
@@ -119,7 +121,10 @@ def _readme(facts: dict[str, Any]) -> str:
              facts["summary"], ""]
     for section in facts["sections"]:
         if section.answers:
-            lines += [f"**{section.question}**", "", *(f"- {answer}" for answer in section.answers), ""]
+            lines += [f"**{section.question}**", "", *(f"- {answer}" for answer in section.answers[:SHOWN]), ""]
+            if more := section.answers[SHOWN:]:
+                lines += [f"<details><summary>{len(more)} more</summary>", "", *(f"- {answer}" for answer in more), "",
+                          "</details>", ""]
     if facts["unfinished"]:
         lines += [f"Unfinished, in no table: {', '.join(facts['unfinished'])}; `{facts['resume']}` goes on.", ""]
     # The main table and figure of one reward: one for each K that it was trained with.
