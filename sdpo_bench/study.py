@@ -168,7 +168,8 @@ MEASURES = {"error": "error", "correlation": "correlation of differences", "retu
 MEASURED = ("Error: mean absolute error of the predicted rewards over the standard deviation of the exact ones. "
             "Correlation of differences: of predicted and exact reward differences within pairs (the first step is "
             "shared by the pair and left out); of returns: the same of discounted returns; sign agrees: share of pairs "
-            f"whose difference of returns has the exact sign. Each {MEANS}.")
+            f"whose difference of returns has the exact sign. Steps that were queried have no error and count. Each "
+            f"{MEANS}.")
 
 
 def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:

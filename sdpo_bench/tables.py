@@ -453,7 +453,7 @@ def text(table: Table) -> str:
     """Aligned columns, for a terminal."""
     lines = [table.title, *(["", table.answer] if table.answer else [])]
     for title, rows in table.blocks:
-        lines += ["", *aligned([(title, *table.header[1:]), *rows])]
+        lines += ["", *aligned([(title or table.header[0], *table.header[1:]), *rows])]
     return "\n".join([*lines, "", table.note])
 
 
