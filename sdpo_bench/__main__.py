@@ -42,7 +42,8 @@ class Reproduce:
     seeds: tuple[int, ...] = ()
     """These seeds in place of the profile's."""
     workers: int | None = None
-    """Runs at the same time, each on one thread or one GPU. Default: one per physical core, or per GPU."""
+    """Runs at the same time, each on one thread or one GPU. Default: one per physical core, or per GPU, which
+    more than one run of the embedded model may share."""
     device: Literal["cpu", "cuda"] | None = None
     """Where the runs are made; default: a CPU, of sd-turbo a GPU. Results of different devices never share a table."""
     rewards: tuple[str, ...] = ()
@@ -159,14 +160,18 @@ class Tables:
       sdpo-bench tables             # all in results/: profiles, the paper's curves, the kernels' benchmarks
       sdpo-bench tables runs/quick  # one
       sdpo-bench tables --check     # change nothing, list what would differ
+      sdpo-bench tables results/full --pack  # before committing: evaluations take a third of the space
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Profiles' folders, as results/quick, or devices', as results/kernels/DEVICE; default: all in results/."""
     check: bool = False
     """Write nothing; exit with code 1 where a committed file is not what the records give."""
+    pack: bool = False
+    """Compress the finished runs' eval.jsonl of the named folders to eval.jsonl.gz; both are read alike."""
 
     def __call__(self) -> int:
+        from sdpo_bench.records import pack
         from sdpo_bench.reproduce import reference_results, shown, write_all
 
         results = reference_results()
@@ -177,6 +182,11 @@ class Tables:
         for folder in folders:
             if not sources(folder):
                 raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick")
+        if self.pack:
+            if self.check or not self.folders:
+                raise UserError("--pack changes records: name their folders, and leave out --check")
+            for folder in folders:
+                print(f"{shown(folder)}: {pack(folder)} compressed")
         if self.check:
             return check_tables(folders)
         for folder in folders:
@@ -242,7 +252,7 @@ class Doctor:
     """Pairs whose gradients make an optimiser step."""
     rows: int = 64
     """Most latents in one forward pass."""
-    dense: Literal["anchored", "exact", "terminal"] = "anchored"
+    dense: Literal["anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive"] = "anchored"
     """Which steps are scored."""
     finetune: Literal["lora", "full"] = "lora"
     """A LoRA, or all weights."""

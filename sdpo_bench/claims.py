@@ -133,7 +133,7 @@ def claims_table(group: Group) -> Table:
             "which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves claim nothing "
             f"there. {SOURCE}")
     return Table(f"claims{group.suffix}", f"The paper's claims, {group.title}", note, _header("claim", curves),
-                 tuple(blocks), pd.DataFrame(long))
+                 tuple(blocks), pd.DataFrame(long), verdicts(group))
 
 
 def beside_table(group: Group) -> Table:
@@ -165,4 +165,4 @@ def verdicts(group: Group) -> str:
     found = Counter(claim.verdict for find in (order_claims, sample_claims) for claim in find(group, curves))
     known = [SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED]
     counts = ", ".join(f"{found[kind]} {kind}" for kind in known)
-    return f"of the paper's {sum(found[kind] for kind in known)} claims about this setting: {counts}."
+    return f"Of the paper's {sum(found[kind] for kind in known)} claims about this setting: {counts}."

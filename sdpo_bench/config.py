@@ -18,9 +18,9 @@ EMBEDDED = "embedded"
 DENSE = ("anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive")
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
-    "adapter", "channels_last", "compile", "dtype", "eval_last_steps", "gradient_checkpointing", "guidance",
-    "noise_level", "offload_trajectories", "probe_every", "resolution", "reward_batch", "reward_dtype", "sampler",
-    "step_shuffle", "vae_slicing",
+    "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
+    "gradient_checkpointing", "guidance", "noise_level", "offload_trajectories", "probe_every", "resolution",
+    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
@@ -111,6 +111,8 @@ class RunConfig:
     """Which set of fixed noises. Tuning runs use another one than reported runs."""
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards that the evaluation reports beside the one that is optimised."""
+    eval_last_rewards: tuple[str, ...] = ()
+    """More of them, for the evaluation after the last epoch only."""
     eval_splits: tuple[str, ...] = ("seen", "unseen")
     """Prompt lists that are evaluated: seen, unseen, tuning (for choosing settings, never reported)."""
     train_split: Literal["seen", "tuning"] = "seen"
@@ -151,7 +153,8 @@ class RunConfig:
         choose("method", self.method, METHODS)
         build_method(self.method, self.options)
         object.__setattr__(self, "reward", canonical(self.reward, optimised=True))
-        object.__setattr__(self, "eval_rewards", tuple(dict.fromkeys(map(canonical, self.eval_rewards))))
+        for name in ("eval_rewards", "eval_last_rewards"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(map(canonical, getattr(self, name)))))
         choose("reward precision", self.reward_dtype, ("float32", "float16"))
         choose("dense reward", self.dense, DENSE)
         choose("updates", self.updates, ("auto", "step", "trajectory"))

@@ -52,6 +52,13 @@ def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor
     return values, len(index)
 
 
+def last_queried(values: Tensor, queried: Tensor) -> Tensor:
+    """The reward [B, G, K] last queried at or before each step (fixed before its noise), 0 where there is none."""
+    steps = torch.arange(queried.shape[-1], device=queried.device)
+    latest = torch.where(queried, steps, -1).cummax(-1).values
+    return torch.where(latest >= 0, values.gather(-1, latest.clamp_min(0)), 0)
+
+
 def unshared(queried: Tensor) -> Tensor:
     """`queried` without the first step of all but the first sample of each group, which show the same picture."""
     unique = queried.clone()

@@ -54,8 +54,11 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
 
-    Each process evaluates a share of the prompts; all get all rows. Of the `last` evaluation also at --eval-last-steps.
+    Each process evaluates a share of the prompts; all get all rows. The `last` evaluation has --eval-last-steps and
+    --eval-last-rewards too.
     """
+    if not last:
+        rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
     counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
     chosen = evaluated_prompts(config)
     prompts = world.share([p for group in chosen.values() for p in group])
@@ -99,7 +102,7 @@ def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
 def evaluation_rewards(config: RunConfig, device: torch.device | None = None) -> dict[str, Reward]:
     """The optimised reward first, then the others that the evaluation reports, on `device`, by default the run's."""
     return load_rewards(
-        (config.reward, *config.eval_rewards),
+        (config.reward, *config.eval_rewards, *config.eval_last_rewards),
         device=device or resolve_device(config.device),
         dtype=getattr(torch, config.reward_dtype),
         batch_size=config.reward_batch,

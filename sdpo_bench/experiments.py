@@ -47,6 +47,11 @@ ABLATIONS = {
     # The return: which rewards a step is credited with.
     "sdpo_gain": Variant("sdpo_gain", "SDPO (gain)"),
     "sdpo_gamma0": Variant("sdpo", "SDPO (gamma 0)", {"options": {"gamma": 0.0}}),
+    # DDPO-dense: how much is the baseline, how much the number of queries?
+    "ddpo_dense_no_baseline": Variant(
+        "ddpo_dense", "DDPO-dense (no baseline)", {"dense": "exact", "options": {"control": 0.0}}
+    ),
+    "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)"),
     # The rest of the recipe.
     "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
     "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
@@ -55,7 +60,9 @@ ABLATIONS = {
     "sdpo_last_step": Variant("sdpo", "SDPO (last step)", {"train_last_step": True}),
     "ddpo_last_step": Variant("ddpo", "DDPO (last step)", {"train_last_step": True}),
 }
+# DDPO-dense is made for exact rewards: averaged ones contain later ones.
 VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | ABLATIONS
+VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
@@ -186,7 +193,7 @@ REWARDS = ("alignment", "jpeg_compressibility", "colourfulness")
 MEASURED: Options = {
     "eval_every": 5,
     "eval_last_steps": (16, 50),
-    "eval_rewards": (*REWARDS, "alignment_heldout", "diversity", "diversity_heldout"),
+    "eval_last_rewards": (*REWARDS, "diversity", "diversity_heldout"),
 }
 
 

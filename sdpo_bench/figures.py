@@ -1,14 +1,18 @@
 """Figures of a profile: a pure function of its raw records, the same records giving the same bytes.
 
-A method has one colour and marker everywhere (Okabe and Ito's palette, safe for colour-blind readers). Drawn
-with matplotlib's Agg and SVG writers, without pyplot, so without global state or display.
+A method has one colour and marker everywhere (Okabe and Ito's palette, safe for colour-blind readers); ablations stand
+in a figure of their own. Drawn with matplotlib's SVG writer, without pyplot, so without global state or display.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,94 +24,164 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from .paper import METHODS, load_curves, shows
-from .records import RunRecord, write_atomic
-from .tables import MIN_RUNS, START, Group, Values, clear, label_key, load_groups, shown_split, summary
+from .groups import START, Group, Values, label_key, load_groups, parent, shown_split, steps_of
+from .paper import METHODS, load_curves
+from .records import RecordError, RunRecord, write_atomic
+from .statistics import paired_difference
+from .tables import MIN_RUNS, clear, joined, summary
 
-KNOWN = {  # label: (colour, marker); ablations have a method's neighbouring hue and a dotted line
-    START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"),
-    "DDPO": ("#d55e00", "^"), "DDPO (per step)": ("#e69f00", "v"), "REBEL": ("#009e73", "D"),
-    "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"), "SDPO (terminal)": ("#7a5195", "h"),
-    "SDPO (exact)": ("#1b6d85", "p"), "SDPO (last step)": ("#8c8c00", "*"),
+KNOWN = {  # label: (colour, marker)
+    START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
+    "DDPO-dense": ("#e69f00", "v"), "REBEL": ("#009e73", "D"), "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"),
 }
-SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#a08000", "#2f6f4f")
-PUBLISHED = "the same methods in the paper's figure (arXiv 2411.11727, digitised)"
-PAPER: dict[str, Any] = {"color": "#555555", "marker": "", "linestyle": (0, (4, 1.5)), "linewidth": 1.0}
-AXES = {"samples": "samples (trajectories)", "reward_queries": "reward queries"}
-WIDTH = 9.0  # inches; at 150 dots an inch legible at the width of a README
-MAX_PICTURES = 10  # a sweep's rows are settings of one method: their pictures would fill pages
+SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#2f6f4f")  # of other methods, by name
+MARKERS = "hp*d<>"  # of other methods and of variants
+BUDGETS = {  # reward queries of a trajectory, in dense.jsonl: (name, colour, marker); no method's colours
+    "terminal": ("final reward only", "#fd8d3c", "v"), "2": ("2 queries", "#9e9ac8", "s"),
+    "3": ("3 queries (the paper's)", "#c51b8a", "o"), "4": ("4 queries", "#6a51a3", "D"),
+    "adaptive": ("adaptive queries", "#8c6d31", "P"), "linear3": ("3 queries, linear", "#74a9cf", "X"),
+}
+COUNTS = {"samples": "samples (trajectories)", "reward_queries": "reward queries", "optimiser_steps": "optimiser steps"}
+WIDTH = 8.0  # inches
 RC: Any = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4, "legend.frameon": False,
     "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "sdpo_bench", "svg.fonttype": "path",
 }
+TEXT = RC | {"font.size": 10, "svg.fonttype": "none", "xtick.bottom": False, "ytick.left": False}  # small files
+
+Style = dict[str, dict[str, Any]]  # label -> matplotlib's properties of its line
 
 
-def styles(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Line style of each label: the known methods' own, and of the profile's other labels, sorted, one
-    each."""
-    unknown = sorted(set(labels) - KNOWN.keys())
-    spare = {label: (SPARE[i % len(SPARE)], "hp*d<>"[i % 6]) for i, label in enumerate(unknown)}
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn: file `name`, the `heading` it stands under, the `caption` saying how to read it, and
+    in `alt` what it shows, computed from the records, for who cannot see it."""
+
+    name: str
+    heading: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+
+
+def styles(labels: Iterable[str]) -> Style:
+    """Line style of each label. Variants ("SDPO (exact)", "SDPO 0.0001") have their method's colour, dotted."""
+    labels = sorted({*labels}, key=label_key)
+    others = [label for label in labels if label.split(" ")[0] not in KNOWN]
     result = {}
-    for label in sorted({*labels}, key=label_key):
-        colour, marker = KNOWN.get(label) or spare[label]
-        line = "--" if label == START else ":" if label in spare or "(" in label else "-"
+    for index, label in enumerate(labels):
+        method = label.split(" ")[0]
+        number = others.index(label) if label in others else index
+        colour = KNOWN[method][0] if method in KNOWN else SPARE[number % len(SPARE)]
+        marker = KNOWN[label][1] if label in KNOWN else MARKERS[number % len(MARKERS)]
+        line = "--" if label == START else ":" if label not in KNOWN and method in KNOWN else "-"
         result[label] = {"color": colour, "marker": marker, "linestyle": line}
     return result
 
 
+def at_steps(steps: Sequence[int]) -> str:
+    return f"{joined(steps)} sampling step{'s' * (list(steps) != [1])}"
+
+
 def _band(values: Values) -> tuple[float, float, float]:
-    """Interquartile mean and the ends of the band: lowest and highest run, or the 95 % interval from 5 runs
-    on."""
+    """Interquartile mean and the ends of the band: lowest and highest run, or the 95 % interval from 5 runs on."""
     point, low, high, n = summary(values)
     scores = list(values.values())
     return (point, min(scores), max(scores)) if n < MIN_RUNS else (point, low, high)
 
 
-def _frame(figure: Figure, group: Group, style: dict[str, dict[str, Any]], labels: list[str], title: str,
-           footnote: str) -> None:
-    """Title, legend (its rows filled left to right) and footnote, outside the panels; margins in inches."""
-    height = figure.get_figheight()
-    figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
-    figure.text(0.01, 0.06 / height, footnote, ha="left", va="bottom", fontsize=7.5, color="#555555")
-    lines: list[list[Line2D]] = [[]]
-    used = 0.0
-    for label in labels:
-        text = label + (" (untrained)" if label == START else "")
-        width = 0.62 + 0.075 * len(text)  # inches: the line, and about a character's width at 9 points
-        if used + width > WIDTH:
-            lines.append([])
-            used = 0.0
-        used += width
-        lines[-1].append(Line2D([], [], label=text, **style[label]))
-    for row, handles in enumerate(lines):
-        figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.002, 1 - (0.28 + 0.2 * row) / height),
-                      ncols=len(handles), handlelength=2.2, columnspacing=1.3, borderaxespad=0)
-    figure.subplots_adjust(left=0.075, right=0.985, top=1 - (0.65 + 0.2 * len(lines)) / height,
-                           bottom=0.68 / height, wspace=0.24, hspace=0.42)
+def _methods(group: Group) -> list[str]:
+    """The methods with a finished run, ablations left out."""
+    return [label for label in group.methods if any(run.label == label for run in group.runs)]
 
 
-def _bands(group: Group) -> str:
-    labels = [run.label for run in group.runs if run.label != START]
+def _bands(group: Group, word: str) -> str:
+    """What a line and its band are."""
+    labels = [run.label for run in group.runs if run.label in group.methods and run.label != START]
     counts = {labels.count(label) for label in labels}
-    parts = []
-    if any(1 < n < MIN_RUNS for n in counts):
-        parts.append("band: lowest to highest run")
+    parts = [f"{word}: lowest to highest run"] if any(1 < n < MIN_RUNS for n in counts) else []
     if any(n >= MIN_RUNS for n in counts):
-        parts.append("band: 95 % bootstrap interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
+        parts.append(f"{word}: 95 % interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
     lowest, highest = min(counts, default=0), max(counts, default=0)
     runs = f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
-    return f"line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts)
+    return f"Line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts) + "."
 
 
-def _layout(panels: int) -> tuple[int, int]:
-    columns = panels if panels <= 3 else -(-panels // 2)
-    return -(-panels // columns), columns
+def _ends(group: Group, steps: int) -> bool:
+    """Whether this number of sampling steps was evaluated before and after training only."""
+    f = group.curves[(group.curves["steps"] == steps) & (group.curves["reward"] == group.reward)
+                     & (group.curves["epoch"] > 0)]
+    return len(f) > 0 and int(f.groupby("run")["epoch"].nunique().max()) == 1
+
+
+def _highest(group: Group, split: str, steps: Iterable[int]) -> str:
+    """Which method is highest at the end, at which numbers of sampling steps; estimates."""
+    found: dict[str, list[int]] = {}
+    for k in steps:
+        points = {label: summary(values).value for label in _methods(group)
+                  if (values := group.cell(label, group.reward, split, k))}
+        if len(points) > 1:
+            found.setdefault(max(points, key=lambda label: points[label]), []).append(k)
+    return "Highest at the end, by the estimates: " + "; ".join(
+        f"{label} at {at_steps(ks)}" for label, ks in found.items()) + "." if found else "No two methods to compare."
+
+
+def _panels(title: str, handles: list[Line2D], count: int, columns: int, height: float = 2.1,
+            **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `height` inches each, below its title and its legend, whose rows fill left to
+    right."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    legend: list[list[Line2D]] = [[]]
+    used = 0.0
+    for handle in handles:
+        width = 0.66 + 0.083 * len(str(handle.get_label()))  # inches: the line, and about a character's width
+        if used + width > WIDTH and legend[-1]:
+            legend.append([])
+            used = 0.0
+        used += width
+        legend[-1].append(handle)
+    top, bottom = 0.62 + 0.21 * len(legend), 0.55
+    total = top + rows * height + (rows - 1) * 0.65 + bottom
+    figure = Figure(figsize=(WIDTH, total))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    figure.suptitle(title, x=0.01, y=1 - 0.05 / total, ha="left", va="top", fontsize=12, fontweight="bold")
+    for row, line in enumerate(legend):
+        figure.legend(handles=line, loc="upper left", bbox_to_anchor=(0.002, 1 - (0.32 + 0.21 * row) / total),
+                      ncols=len(line), handlelength=2.2, columnspacing=1.3, borderaxespad=0)
+    figure.subplots_adjust(left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total,
+                           wspace=0.32, hspace=0.65 / height)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def _legend(labels: Iterable[str], style: Style) -> list[Line2D]:
+    return [Line2D([], [], label=label + (" (untrained)" if label == START else ""), **style[label])
+            for label in labels]
+
+
+def _columns(panels: int) -> int:
+    return panels if panels <= 3 else -(-panels // 2)
 
 
 def _count(value: float, _: object = None) -> str:
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: str, x: str) -> None:
+    """Titles and axes of panels by sampling steps, of ours and of the paper's curves."""
+    for index, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set_title(title, loc="left")
+        axis.xaxis.set_major_formatter(FuncFormatter(_count))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_xlim(left=0)
+        if index % columns == 0:
+            axis.set_ylabel(y)
+        if index + columns >= len(titles):
+            axis.set_xlabel(x)
 
 
 def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str,
@@ -128,65 +202,57 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def reward_curves(group: Group, counter: str, style: dict[str, dict[str, Any]], split: str | None = None) -> Figure:
-    """Reward against `counter` (samples or reward_queries, cumulative), a panel per number of sampling steps.
+def reward_curves(group: Group, counter: str, style: Style) -> Figure:
+    """Reward against `counter` (one of COUNTS, cumulative), a panel per number of sampling steps, on the prompts that
+    were seen in training, or on the only ones that were evaluated.
 
-    Without `split`, on the prompts that were seen in training, or on the only ones that were evaluated.
+    Step counts evaluated only before and after training are shown against samples alone, and say so.
     """
-    frame = group.curves[group.curves["reward"] == group.reward]
-    split = split or shown_split(frame)
-    frame = frame[frame["split"] == split]
-    steps = sorted(int(k) for k in frame["steps"].unique())
-    rows, columns = _layout(len(steps))
-    figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * rows), layout=None)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    labels = [label for label in group.labels if any(run.label == label for run in group.runs)]
-    paper = load_curves() if counter == "samples" and shows(group.model, group.reward, group.steps) else None
-    for index, axis in enumerate(axes.flat):
-        if index >= len(steps):
-            axis.set_axis_off()
-            continue
-        k = steps[index]
+    split = shown_split(group.values)
+    steps = [k for k in group.steps_evaluated if counter == "samples" or not _ends(group, k)] or group.steps_evaluated
+    columns = _columns(len(steps))
+    labels = _methods(group)
+    title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
+    figure, axes = _panels(title, _legend(labels, style), len(steps), columns)
+    for axis, k in zip(axes, steps, strict=True):
         for value in group.cell(START, group.reward, split, k).values():
             axis.axhline(value, **{**style[START], "linewidth": 1.2})
         for label in labels:
             if label != START:
                 _curve(axis, group, label, k, counter, split, style[label])
-        if paper is not None:
-            for method, curve in paper[paper["steps"] == k].groupby("method"):
-                axis.plot(curve["samples"], curve["mean"], **PAPER | {"color": KNOWN[str(method)][0]})
-        axis.set_title(f"{k} sampling step{'s' * (k > 1)}", loc="left")
-        axis.xaxis.set_major_formatter(FuncFormatter(_count))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.set_xlim(left=0)
-        axis.tick_params(labelbottom=True)
-        if index % columns == 0:
-            axis.set_ylabel(f"{group.reward} reward")
-        if index + columns >= len(steps):
-            axis.set_xlabel(AXES[counter])
-    if paper is not None:
-        labels += [method for method in METHODS if method not in labels] + [PUBLISHED]
-        style = styles(METHODS) | style | {PUBLISHED: PAPER}
-    _frame(figure, group, style, labels, f"{group.reward} on {split} prompts, trained with K = {group.steps}",
-           _bands(group))
+    titles = [f"{k} steps, start and end" if _ends(group, k) else at_steps([k]) for k in steps]
+    _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
     return figure
 
 
-def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
+def paper_curves() -> Figure:
+    """The paper's digitised curves, in the layout of `reward_curves`. Errors: `RecordError` if they are not there."""
+    curves, style = load_curves(), styles(METHODS)
+    steps = sorted(int(k) for k in curves["steps"].unique())
+    columns = _columns(len(steps))
+    figure, axes = _panels("Published: Aesthetic Score of SD-Turbo (arXiv 2411.11727)", _legend(METHODS, style),
+                           len(steps), columns)
+    for axis, k in zip(axes, steps, strict=True):
+        for method in METHODS:
+            curve = curves[(curves["steps"] == k) & (curves["method"] == method)].iloc[::2]
+            axis.plot(curve["samples"], curve["mean"], markevery=[-1], **style[method])
+            axis.fill_between(curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15,
+                              linewidth=0)
+    _axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
+    return figure
+
+
+def reward_by_steps(group: Group, style: Style) -> Figure:
     """Reward against the number of sampling steps, before (start) and after training, a panel per split."""
-    frame = group.values[group.values["reward"] == group.reward]
-    splits = sorted(frame["split"].unique())
-    steps = sorted(int(k) for k in frame["steps"].unique())
-    labels = [label for label in group.labels if any(run.label == label for run in group.runs)]
-    figure = Figure(figsize=(WIDTH, 3.9))
-    axes = figure.subplots(1, len(splits), squeeze=False, sharey=True)
-    for axis, split in zip(axes.flat, splits, strict=True):
+    splits, steps, labels = group.splits, group.steps_evaluated, _methods(group)
+    figure, axes = _panels(f"{group.reward} before and after training with K = {group.steps}", _legend(labels, style),
+                           len(splits), len(splits), height=2.6, sharey=True)
+    for axis, split in zip(axes, splits, strict=True):
         for index, label in enumerate(labels):
-            cells = {k: group.cell(label, group.reward, split, k) for k in steps}
+            cells = {k: values for k in steps if (values := group.cell(label, group.reward, split, k))}
             shift = 1.0 if label == START else 1.025 ** (index - len(labels) / 2)  # so that intervals stay apart
-            shown = [k for k in steps if cells[k]]
-            bands = np.array([_band(cells[k]) for k in shown]).reshape(-1, 3)
-            x = np.array(shown) * shift
+            bands = np.array([_band(values) for values in cells.values()]).reshape(-1, 3)
+            x = np.array(list(cells)) * shift
             axis.plot(x, bands[:, 0], **style[label])
             axis.vlines(x, bands[:, 1], bands[:, 2], color=style[label]["color"], linewidth=1.2)
         axis.set_xscale("log", base=2)
@@ -194,57 +260,278 @@ def reward_by_steps(group: Group, style: dict[str, dict[str, Any]]) -> Figure:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("sampling steps (log scale)")
         axis.set_title(f"{split} prompts", loc="left")
-    axes.flat[0].set_ylabel(f"{group.reward} reward")
-    _frame(figure, group, style, labels, f"{group.reward} before and after training with K = {group.steps}",
-           _bands(group).replace("band", "bar"))
+    axes[0].set_ylabel(group.reward)
     return figure
 
 
-def picture_grid(group: Group) -> Figure | None:
-    """The pictures of each label's lowest seed before and after training, as its runs saved them; None without any or
-    with more labels than fit.
+def changes(group: Group, label: str, reward: str) -> Values:
+    """By seed, how much `reward` has changed from the start at the run's end: mean over the numbers of sampling steps
+    that both evaluated, on the shown prompts. Empty without a start."""
+    split = shown_split(group.values)
+    found: dict[int, list[float]] = {}
+    for steps in steps_of(group.values[group.values["reward"] == reward]):
+        start = group.cell(START, reward, split, steps)
+        for seed, value in group.cell(label, reward, split, steps).items() if start else ():
+            found.setdefault(seed, []).append(value - next(iter(start.values())))
+    return {seed: float(np.mean(values)) for seed, values in found.items()}
 
-    The same prompts and noise everywhere. A picture before training that serves all, the start's, is shown once.
-    """
-    def picture(run: RunRecord, when: str) -> bytes | None:
-        path = run.folder / f"grid_{when}.png"
-        return path.read_bytes() if path.exists() else None
 
-    start = next((data for run in group.runs if run.label == START and (data := picture(run, "before"))), None)
-    chosen: dict[str, tuple[int, bytes | None, bytes]] = {}
-    for run in sorted(group.runs, key=lambda run: (label_key(run.label), run.config["seed"])):
-        if run.label not in (*chosen, START) and (after := picture(run, "after")):
-            chosen[run.label] = run.config["seed"], picture(run, "before") or start, after
-    if not 0 < len(chosen) <= MAX_PICTURES:
-        return None
-    panels: list[tuple[str, bytes]] = []
-    shared = {before for _, before, _ in chosen.values()}
-    for label, (seed, before, after) in chosen.items():
-        if before and (len(shared) > 1 or not panels):
-            panels.append((f"{label}, before training" if len(shared) > 1 else "before training", before))
-        panels.append((f"{label}, seed {seed}" + (", after" if len(shared) > 1 else ""), after))
-    images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in panels]
-    ratio = max(image.shape[0] / image.shape[1] for image in images)
-    columns = 1 if ratio < 1 / 3 else 2
-    rows = -(-len(panels) // columns)
-    tile = WIDTH / columns * 0.97
-    top = 0.6  # title and note
-    height = top + rows * (tile * ratio + 0.3)
-    figure = Figure(figsize=(WIDTH, height))
-    counts = group.runs[0].config.get("eval_steps", ())
-    figure.suptitle(f"Pictures before and after training on {group.reward} with K = {group.steps}",
-                    x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=11, fontweight="bold")
-    if counts:
-        figure.text(0.01, 1 - 0.3 / height, f"rows: {', '.join(map(str, counts))} sampling steps; columns: prompts, "
-                    "seen and then unseen; the same noise everywhere", ha="left", va="top", fontsize=9, color="#555555")
-    for index, ((title, _), image) in enumerate(zip(panels, images, strict=True)):
-        row, column = divmod(index, columns)
-        bottom = height - top - (row + 1) * (tile * ratio + 0.3)
-        axis = figure.add_axes((0.01 + column / columns, bottom / height, tile / WIDTH, tile * ratio / height))
-        axis.imshow(image)
-        axis.set_axis_off()
-        axis.set_title(title, loc="left", fontsize=9.5)
+def _others(group: Group) -> list[str]:
+    """The quantities that were evaluated and not trained, with a change to show."""
+    return [reward for reward in sorted(set(group.values["reward"]) - {group.reward})
+            if any(changes(group, label, reward) for label in _methods(group) if label != START)]
+
+
+def hacking(group: Group, style: Style) -> Figure:
+    """Change of each reward that was not trained (and of diversity) against that of the trained one: a small point a
+    run, a large one the mean of a method."""
+    others, labels = _others(group), [label for label in _methods(group) if label != START]
+    columns = min(3, len(others))
+    handles = [Line2D([], [], label=label, **style[label] | {"linestyle": ""}) for label in labels]
+    figure, axes = _panels(f"What else changes when {group.reward} is trained, K = {group.steps}", handles,
+                           len(others), columns)
+    for index, (axis, other) in enumerate(zip(axes, others, strict=True)):
+        axis.axhline(0, color="#7f7f7f", linewidth=1)
+        axis.axvline(0, color="#7f7f7f", linewidth=1)
+        for label in labels:
+            x, y = changes(group, label, group.reward), changes(group, label, other)
+            points = np.array([(x[seed], y[seed]) for seed in x if seed in y]).reshape(-1, 2)
+            look = style[label] | {"linestyle": ""}
+            axis.plot(*points.T, markersize=4.5, alpha=0.6, markeredgewidth=0, **look)
+            if len(points):
+                axis.plot(*points.mean(0)[:, None], markersize=9, markeredgecolor="#ffffff", **look)
+        axis.set_title(other, loc="left")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if index % columns == 0:
+            axis.set_ylabel("change")
+        if index + columns >= len(others):
+            axis.set_xlabel(f"change of {group.reward}")
     return figure
+
+
+def _probed(group: Group) -> tuple[str, list[RunRecord]]:
+    """The first method whose runs measured their dense rewards, and these runs."""
+    for label in group.methods:
+        if runs := [run for run in group.runs if run.label == label and run.dense]:
+            return label, runs
+    return "", []
+
+
+def _dense(runs: list[RunRecord], budget: str, field: str, epoch: int) -> np.ndarray:
+    """[runs, K], NaN where undefined; without runs that measured it at that epoch, empty."""
+    rows = [row[field] for run in runs for row in run.dense if row["budget"] == budget and row["epoch"] == epoch]
+    return np.array(rows, dtype=float).reshape(len(rows), -1)
+
+
+def _budgets(runs: list[RunRecord]) -> list[str]:
+    return sorted({row["budget"] for run in runs for row in run.dense}, key=list(BUDGETS).index)
+
+
+def dense_errors(group: Group) -> Figure:
+    """Error of the dense rewards that are predicted from a few reward queries, by denoising step and during
+    training."""
+    label, runs = _probed(group)
+    budgets, epochs = _budgets(runs), sorted({row["epoch"] for run in runs for row in run.dense})
+    looks: Style = {b: {"color": BUDGETS[b][1], "marker": BUDGETS[b][2]} for b in budgets}
+    spread: dict[str, Any] = {"color": "#7f7f7f", "linestyle": "--"}
+    handles = [Line2D([], [], label=BUDGETS[b][0], **looks[b]) for b in budgets]
+    figure, axes = _panels(f"Predicted dense rewards, {label} on {group.reward} with K = {group.steps}",
+                           [*handles, Line2D([], [], label="spread of the exact rewards", **spread)], 3, 3)
+    means = {b: [float(_dense(runs, b, "mae", epoch).mean()) for epoch in epochs] for b in budgets}
+    for budget in budgets:
+        for axis, field in zip(axes, ("mae", "return_corr"), strict=False):
+            values = np.ma.masked_invalid(_dense(runs, budget, field, epochs[-1])).mean(0)
+            axis.plot(np.arange(group.steps) + 1, np.ma.filled(values, np.nan), **looks[budget])
+        axes[2].plot(epochs, means[budget], **looks[budget])
+    axes[0].plot(np.arange(group.steps) + 1, _dense(runs, budgets[0], "std", epochs[-1]).mean(0), **spread)
+    for axis, title, x in zip(axes, ("mean absolute error", "correlation of returns", "error during training"),
+                              ("denoising step", "denoising step", "epoch"), strict=True):
+        axis.set_title(title, loc="left")
+        axis.set_xlabel(x)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if title != "correlation of returns":
+            axis.set_ylim(bottom=0)
+    return figure
+
+
+def _ablations(group: Group) -> list[tuple[str, str]]:
+    """(ablation, its parent) with a pair of runs of one seed."""
+    split, steps = shown_split(group.values), group.steps_evaluated
+    return [(label, method) for label in group.labels if (method := parent(label)) and any(
+        group.cell(label, group.reward, split, k).keys() & group.cell(method, group.reward, split, k).keys()
+        for k in steps)]
+
+
+def forest(group: Group, style: Style) -> Figure:
+    """Ablations minus their parents, paired by seed, a panel per number of sampling steps: the mean with its 95 %
+    interval, or with fewer than 5 pairs the differences themselves."""
+    rows, split, steps = _ablations(group), shown_split(group.values), group.steps_evaluated
+    parents = sorted({method for _, method in rows}, key=label_key)
+    handles = [Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""})
+               for method in parents]
+    title = f"Ablations: {group.reward} minus the method's, K = {group.steps}"
+    columns = _columns(len(steps))
+    figure, axes = _panels(title, handles, len(steps), columns, 0.35 + 0.2 * len(rows), sharex=True, sharey=True)
+    for index, (axis, k) in enumerate(zip(axes, steps, strict=True)):
+        axis.axvline(0, color="#7f7f7f", linewidth=1)
+        for y, (label, method) in enumerate(rows):
+            ours, theirs = (group.cell(name, group.reward, split, k) for name in (label, method))
+            pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            look = style[method] | {"linestyle": ""}
+            if len(pairs) < MIN_RUNS:
+                axis.plot(pairs, [y] * len(pairs), markersize=3.5, alpha=0.7, **look)
+            else:
+                mean, low, high, _ = paired_difference(ours, theirs)
+                axis.plot(mean, y, **look)
+                axis.hlines(y, low, high, color=look["color"], linewidth=1.6)
+        axis.set_title(at_steps([k]), loc="left")
+        if index + columns >= len(steps):
+            axis.set_xlabel("difference")
+        axis.tick_params(labelbottom=True)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+    figure.subplots_adjust(left=0.24, wspace=0.12)
+    return figure
+
+
+def _paper_alt() -> str:
+    curves = load_curves()
+    last = curves.groupby(["steps", "method"])["mean"].last().unstack()
+    leaders = {method: [int(k) for k in last.index[last.idxmax(axis=1) == method]] for method in METHODS}
+    return ("Published curves of SDPO, DDPO, REBEL and D3PO. Highest at their last point: "
+            + "; ".join(f"{method} at {at_steps(ks)}" for method, ks in leaders.items() if ks) + ".")
+
+
+def _steps_alt(group: Group) -> str:
+    split, steps = shown_split(group.values), group.steps_evaluated
+    start = [f"{next(iter(cell.values())):.3f} at {at_steps([k])}" for k in (steps[0], steps[-1])
+             if (cell := group.cell(START, group.reward, split, k))]
+    before = f" Before training: {joined(start)}." if start else ""
+    return (f"{group.reward} on {split} prompts against sampling steps, trained with K = {group.steps}.{before} "
+            + _highest(group, split, steps))
+
+
+def _hacking_alt(group: Group) -> str:
+    labels = [label for label in _methods(group) if label != START]
+    trained = {label: changes(group, label, group.reward) for label in labels}
+    texts = []
+    for other in _others(group):
+        raised = [value for label in labels for seed, value in changes(group, label, other).items()
+                  if trained[label].get(seed, 0) > 0]
+        texts.append(f"{other} in {sum(value < 0 for value in raised)} of {len(raised)}")
+    return (f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that "
+            f"raised {group.reward} these end below the start: {joined(texts)}.")
+
+
+def _dense_alt(group: Group) -> str:
+    _, runs = _probed(group)
+    last = max(row["epoch"] for run in runs for row in run.dense)
+    errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
+    return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
+            f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
+            + joined(f"{error:.4f} with {name}" for name, error in errors.items()) + ".")
+
+
+def _forest_alt(group: Group) -> str:
+    split, sure = shown_split(group.values), []
+    for label, method in _ablations(group):
+        for k in group.steps_evaluated:
+            ours, theirs = (group.cell(name, group.reward, split, k) for name in (label, method))
+            if len(ours.keys() & theirs.keys()) >= MIN_RUNS:
+                mean, low, high, _ = paired_difference(ours, theirs)
+                if low > 0 or high < 0:
+                    sure.append(f"{label} {'above' if mean > 0 else 'below'} at {k}")
+    return (f"Differences of {len(_ablations(group))} ablations to their methods, {group.reward} on {split} prompts, "
+            f"K = {group.steps}. Intervals that exclude 0, at sampling steps: {joined(sure)}.")
+
+
+def drawings(groups: list[Group]) -> list[Drawing]:
+    """All figures of a profile, in the order of the report; none of them drawn yet."""
+    style = styles({START} | {label for group in groups for label in group.labels})
+    found: list[Drawing] = []
+
+    def add(name: str, heading: str, caption: str, alt: str, draw: Callable[[], Figure]) -> None:
+        found.append(Drawing(name, heading, caption, alt, draw))
+
+    def curves(group: Group, counter: str, heading: str) -> None:
+        split, steps = shown_split(group.values), group.steps_evaluated
+        add(f"curves_{counter}{group.suffix}", heading,
+            f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {_bands(group, 'band')}",
+            f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
+            f"each number of sampling steps. {_highest(group, split, steps)}",
+            partial(reward_curves, group, counter, style))
+
+    for group in groups[:1]:
+        curves(group, "samples", "Reward against samples")
+    if any(label in METHODS for group in groups for label in group.labels):
+        # An installed package has no results/paper; the report says that it lacks the figure.
+        with contextlib.suppress(RecordError):
+            add("published", "Reward against samples", "Published, SD-Turbo, Aesthetic Score: the paper's figure "
+                "(arXiv 2411.11727), digitised; not the scale of our rewards. Band: as in its figure.", _paper_alt(),
+                paper_curves)
+    for group in groups[1:]:
+        curves(group, "samples", "Reward against samples")
+    for group in groups:
+        add(f"steps{group.suffix}", "Reward against sampling steps, before and after training",
+            f"{group.reward} before (dashed) and after training with K = {group.steps}. {_bands(group, 'bar')}",
+            _steps_alt(group), partial(reward_by_steps, group, style))
+    for group in groups:
+        for counter in ("reward_queries", "optimiser_steps"):
+            curves(group, counter, "Sample efficiency: reward queries and optimiser steps")
+    for group in groups:
+        if _others(group):
+            add(f"hacking{group.suffix}", "Reward hacking: rewards that were not trained, and diversity",
+                f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
+                f"line, a run paid for {group.reward}.", _hacking_alt(group), partial(hacking, group, style))
+    for group in groups:
+        if _probed(group)[1]:
+            add(f"dense{group.suffix}", "Accuracy of the dense rewards",
+                f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
+                f"epoch, and by epoch, mean over steps; mean over {len(_probed(group)[1])} runs. Spread: standard "
+                "deviation over samples. Correlation: of a pair's difference of returns.", _dense_alt(group),
+                partial(dense_errors, group))
+    for group in groups:
+        if _ablations(group):
+            add(f"ablations{group.suffix}", "Ablations",
+                "Paired by seed. A point with a bar: mean and 95 % interval; without one, a pair of runs "
+                f"(fewer than {MIN_RUNS}).", _forest_alt(group), partial(forest, group, style))
+    return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A run's grid of pictures, as WebP: a row per number of sampling steps, a column per prompt."""
+
+    title: str
+    alt: str
+    size: tuple[int, int]
+    data: bytes
+
+
+def pictures(group: Group) -> list[Picture]:
+    """The pictures of each method's lowest seed before and after training, the same prompts and noise everywhere; one
+    before training that serves all, the start's, once."""
+    found: list[Picture] = []
+    before: set[bytes] = set()
+    for label in _methods(group):
+        run = min((run for run in group.runs if run.label == label), key=lambda run: run.config["seed"])
+        rows = run.config.get("eval_steps")
+        for when in ("before", "after"):
+            path = run.folder / f"grid_{when}.png"
+            if not path.exists() or (data := path.read_bytes()) in before:
+                continue
+            title = f"{label}, seed {run.config['seed']}"
+            if when == "before":
+                title = f"{label}, before training" if before else "before training"
+                before.add(data)
+            alt = (f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt"
+                   + (f", rows from above: {at_steps(rows)}" if rows else ""))
+            with Image.open(io.BytesIO(data)) as image:
+                buffer = io.BytesIO()
+                image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
+                found.append(Picture(title, alt, image.size, buffer.getvalue()))
+    return found
 
 
 def _bytes(figure: Figure, suffix: str) -> bytes:
@@ -254,24 +541,31 @@ def _bytes(figure: Figure, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> str:
+    """The figure as SVG, coordinates to a hundredth of a point, without what only editors of it need."""
+    text = _bytes(figure, ".svg").decode()
+    text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'(<g) id="[^"]*"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', r"\1", text)
+    text = text.replace("</style>", " text{font-family: DejaVu Sans, Verdana, sans-serif}</style>")
+    def rounded(tag: re.Match[str]) -> str:  # coordinates, and not the numbers that texts show
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag[0])
+
+    text = re.sub(r"<[^>]*>", rounded, text)
+    text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text)).strip() + "\n"
+    while (flat := re.sub(r"<g>((?:(?!</?g[ >]).)*)</g>", r"\1", text)) != text:
+        text = flat
+    return text
+
+
 def write_figures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `results/<profile>/figures/*.{png,svg}` anew (picture grids as PNG only); returns the paths,
-    sorted."""
-    groups = load_groups(folder)
-    style = styles({START} | {label for group in groups for label in group.labels})
+    """Writes `results/<profile>/figures/*.svg` anew; returns the paths, sorted."""
     target = Path(folder) / "figures"
-    written = []
     target.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(RC):
-        for group in groups:
-            figures = {f"curves_{counter}{group.suffix}": reward_curves(group, counter, style) for counter in AXES}
-            figures[f"steps{group.suffix}"] = reward_by_steps(group, style)
-            if grid := picture_grid(group):
-                figures[f"pictures{group.suffix}"] = grid
-            for name, figure in figures.items():
-                for suffix in (".png",) if name.startswith("pictures") else (".png", ".svg"):
-                    path = target / f"{name}{suffix}"
-                    write_atomic(path, _bytes(figure, suffix))
-                    written.append(path)
+    written = []
+    with matplotlib.rc_context(TEXT):
+        for drawing in drawings(load_groups(folder)):
+            path = target / f"{drawing.name}.svg"
+            write_atomic(path, svg(drawing.draw()).encode())
+            written.append(path)
     clear(target, (".png", ".svg"), written)
     return sorted(written)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import hashlib
 import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +113,17 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
-    """The rows of a .jsonl; a last line without its line end (a torn write) is left out if `torn_ok`."""
-    if not path.exists():
+    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+    packed = path.with_suffix(path.suffix + ".gz")
+    if path.exists():
+        lines = path.read_bytes().split(b"\n")
+    elif packed.exists():
+        try:
+            lines = gzip.decompress(packed.read_bytes()).split(b"\n")
+        except (OSError, EOFError, zlib.error) as error:
+            raise _bad(packed, f"not gzip ({error})") from error
+    else:
         return []
-    lines = path.read_bytes().split(b"\n")
     rows = []
     if lines.pop() and not torn_ok:
         raise _bad(path, "the last line is torn", len(lines) + 1)
@@ -394,6 +403,17 @@ def load_profile(folder: str | os.PathLike[str]) -> list[RunRecord]:
     id."""
     runs = [load_run(path) for path in _folders(folder) if (path / "done.json").exists()]
     return sorted(runs, key=lambda run: run.sort_key)
+
+
+def pack(folder: str | os.PathLike[str]) -> int:
+    """Compresses the evaluations of the finished runs of `results/<profile>`, eval.jsonl to eval.jsonl.gz, to a third;
+    all that reads records reads both. The number of files that were compressed; a corrupt run is refused as it is."""
+    runs = [run for run in load_profile(folder) if (run.folder / "eval.jsonl").exists()]
+    for run in runs:
+        path = run.folder / "eval.jsonl"
+        write_atomic(path.with_suffix(".jsonl.gz"), gzip.compress(path.read_bytes(), mtime=0))
+        path.unlink()
+    return len(runs)
 
 
 def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -4,54 +4,64 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
-from .claims import applies, verdicts
-from .figures import AXES
+from .figures import Drawing, drawings, pictures
+from .groups import START, load_groups
+from .paper import METHODS
 from .records import RecordError, RunRecord, load_profile, unfinished_runs, write_atomic
-from .tables import (
-    RERUN,
-    START,
-    Group,
-    build_tables,
-    load_groups,
-    markdown,
-    order_table,
-    ranking,
-)
+from .tables import RERUN, Table, build_tables, joined, markdown
 
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
+QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page
+    "Which method is best, and does the paper's order appear?":
+        ("order", "paper_order", "main", "equal_queries", "differences", "claims", "paper"),
+    "Where does SDPO's lead come from?": ("ablation",),
+    "Are the predicted dense rewards accurate?": ("dense_budgets", "dense"),
+    "What does it cost?": ("reach", "cost"),
+    "Is the reward hacked?": ("hacking", "other", "diversity"),
+}
+FURTHER = "Further tables"
+UNMEASURED = "Not measured by these runs."
+INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
 
 
-def _joined(words: Iterable[object]) -> str:
-    """a, b and c."""
-    *head, last = [str(word) for word in words] or ["nothing"]
-    return f"{', '.join(head)} and {last}" if head else last
+@dataclass(frozen=True)
+class Section:
+    """A question, its tables, and their answers (or why there is none)."""
+
+    anchor: str
+    question: str
+    tables: tuple[Table, ...]
+
+    @property
+    def answers(self) -> list[str]:
+        return [table.answer for table in self.tables if table.answer] or (
+            [] if self.question == FURTHER else [UNMEASURED])
+
+    @property
+    def ordered(self) -> list[tuple[Table, bool]]:
+        """The tables, each with whether it stands open on the page: those that answer do, and come first."""
+        found = [(table, bool(table.answer) or table.name.startswith("main")) for table in self.tables]
+        return sorted(found, key=lambda item: not item[1])
 
 
-def answers(group: Group) -> list[str]:
-    """Sentences on who leads: by split, the step counts grouped by leader and by whether the lead is
-    established."""
-    frame = group.values[group.values["reward"] == group.reward]
-    sentences = []
-    for split in sorted(frame["split"].unique()):
-        leaders: dict[tuple[str, str | None], list[int]] = {}
-        for steps in sorted(int(k) for k in frame["steps"].unique()):
-            order = ranking(group, split, steps)
-            if len(order) > 1:
-                leaders.setdefault((order[0][0], order[1][0] if order[1][1] else None), []).append(steps)
-        for (first, second), counts in leaders.items():
-            at = f"{_joined(counts)} sampling step{'s' * (counts != [1])}"
-            ahead = (f"ahead of the next, {second}, by an interval above 0" if second else
-                     "its lead over the next not established")
-            sentences.append(f"{split} prompts, {at}: **{first}** is highest, {ahead}.")
-    if applies(group):
-        sentences.append(verdicts(group))
-    return sentences or ["nothing to compare yet."]
+def sections(tables: list[Table]) -> list[Section]:
+    """The tables under the questions that they answer; every table once."""
+    def place(table: Table) -> tuple[str, int]:
+        return next(((question, number) for question, names in QUESTIONS.items() for number, name in enumerate(names)
+                     if table.name.startswith(name)), (FURTHER, 0))
+
+    found = [Section(f"question-{number}", text, tuple(sorted((t for t in tables if place(t)[0] == text),
+                                                              key=lambda table: place(table)[1])))
+             for number, text in enumerate((*QUESTIONS, FURTHER), 1)]
+    return [section for section in found if section.tables or section.question != FURTHER]
 
 
 def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
@@ -71,70 +81,64 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
     return [(name, sorted(values)) for name, values in found.items() if values]
 
 
-def figure_names(group: Group) -> list[tuple[str, str]]:
-    """(file stem, caption) of the group's figures, in order; the picture grid last."""
-    what = f"{group.reward}, trained with K = {group.steps}"
-    dashed = {"samples": "; dashed: the paper's curves"} if applies(group) else {}
-    return [*((f"curves_{counter}{group.suffix}", f"{what}: reward against {axis}{dashed.get(counter, '')}")
-              for counter, axis in AXES.items()),
-            (f"steps{group.suffix}", f"{what}: reward against sampling steps, before and after training"),
-            (f"pictures{group.suffix}", f"{what}: pictures before and after training")]
+def _summary(runs: list[RunRecord]) -> str:
+    """What was run, in a sentence."""
+    trained = [run for run in runs if run.label != START]
+    if not trained:
+        return "No trained run has finished: nothing to compare yet."
+    models, rewards, counts, seeds = (sorted({run.config[key] for run in trained})
+                                      for key in ("model", "reward", "steps", "seed"))
+    return (f"{len(trained)} trained run{'s' * (len(trained) > 1)} ({len(seeds)} seed{'s' * (len(seeds) > 1)}). Model: "
+            f"{joined(models)}; trained reward: {joined(rewards)}; trained with K = {joined(counts)} denoising steps; "
+            f"device: {joined(sorted({run.device for run in trained}))}.")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    groups = load_groups(folder)
-    runs = load_profile(folder)
+    groups, runs = load_groups(folder), load_profile(folder)
     profile = folder.resolve().name
-    figures = []
-    for group in groups:
-        for stem, caption in figure_names(group):
-            path = folder / "figures" / f"{stem}.png"
-            optional = stem.startswith("pictures")
-            if not optional and not path.with_suffix(".svg").exists():
-                raise RecordError(f"{path.with_suffix('.svg')}: missing; write the figures before the report")
-            if path.exists():
-                figures.append({"stem": stem, "caption": caption, "group": group, "picture": optional})
-    configs = [run.config for run in runs if run.label != START]
+    figures = drawings(groups)
+    for drawing in figures:
+        if not (path := folder / "figures" / f"{drawing.name}.svg").exists():
+            raise RecordError(f"{path}: missing; write the figures before the report")
+    tables = build_tables(groups)
+    compared = any(label in METHODS for group in groups for label in group.labels)
     return {
-        "profile": profile, "groups": groups, "runs": runs, "figures": figures, "tables": build_tables(groups),
-        "orders": [order_table([g for g in groups if (g.device, g.model) == key])
-                   for key in sorted({(g.device, g.model) for g in groups})],
-        "trained": configs, "provenance": _versions(runs),
+        "profile": profile, "groups": groups, "figures": figures, "sections": sections(tables), "tables": tables,
+        "headings": list(dict.fromkeys(drawing.heading for drawing in figures)), "summary": _summary(runs),
+        "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
+        "provenance": _versions(runs), "unfinished": [str(c["run_id"]) for c in unfinished_runs(folder)],
         "commands": sorted({str(run.provenance.get("command", "")) for run in runs} - {""}),
-        "unfinished": [str(config["run_id"]) for config in unfinished_runs(folder)],
-        "resume": RERUN.format(profile), "regenerate": REGENERATE, "start": START,
+        "resume": RERUN.format(profile), "regenerate": REGENERATE,
     }
 
 
 def _readme(facts: dict[str, Any]) -> str:
-    lines = [f"# Results: {facts['profile']}", "",
-             "Generated from the raw records in `raw/`; do not edit.", "", "## Answers", ""]
-    for group in facts["groups"]:
-        lines += [f"{group.title[:1].upper() + group.title[1:]}:", "",
-                  *(f"- {sentence}" for sentence in answers(group)), ""]
-    for order in facts["orders"]:
-        lines += [markdown(order), ""]
-    lines += ["## What was run", ""]
-    for group in facts["groups"]:
-        counts = {label: sum(run.label == label for run in group.runs) for label in group.labels}
-        lines.append(f"- {group.title}: " + ", ".join(f"{label} ({n} run{'s' * (n != 1)})"
-                                                     for label, n in counts.items()))
+    groups, figures = facts["groups"], facts["figures"]
+    lines = [f"# Results: {facts['profile']}", "", "Generated from the raw records in `raw/`; do not edit. All tables, "
+             "figures and pictures on one page: [report.html](report.html).", "", "## Answers", "",
+             facts["summary"], ""]
+    for section in facts["sections"]:
+        if section.answers:
+            lines += [f"**{section.question}**", "", *(f"- {answer}" for answer in section.answers), ""]
     if facts["unfinished"]:
-        lines.append(f"- unfinished, in no table: {', '.join(facts['unfinished'])}; `{facts['resume']}` goes on")
-    lines += ["", "## Tables", ""]
-    shown: set[str] = set()
-    for table in facts["tables"]:
-        if table.name.startswith(("main", "equal", "other", "cost", "paper", "claims")):
-            shown.add(table.name)
-            files = ", ".join(f"[{kind}](tables/{table.name}.{kind})" for kind in ("md", "csv", "tex"))
-            lines += [markdown(table), "", f"As {files}.", ""]
-    others = [table.name for table in facts["tables"] if table.name not in shown]
-    if others:
-        lines += ["Further tables: " + ", ".join(f"[{name}](tables/{name}.md)" for name in others) + ".", ""]
-    lines += ["## Figures", ""]
-    for figure in facts["figures"]:
-        lines += [f"![{figure['caption']}](figures/{figure['stem']}.png)", ""]
-    lines += ["## Where the numbers come from", "", "| | |", "|---|---|"]
+        lines += [f"Unfinished, in no table: {', '.join(facts['unfinished'])}; `{facts['resume']}` goes on.", ""]
+    # The main table and figure of one reward: one for each K that it was trained with.
+    first = [f"main{g.suffix}" for g in groups if (g.device, g.model, g.reward)
+             == (groups[0].device, groups[0].model, groups[0].reward)]
+    lines += ["## Main table", "", *(line for table in facts["tables"] if table.name in first
+                                     for line in (markdown(table), ""))]
+    lines += ["## Main figure", "", *(line for figure in figures[:1] for line in (
+        f"![{figure.alt}](figures/{figure.name}.svg)", "", figure.caption, ""))]
+    lines += ["## All tables and figures", ""]
+    for section in facts["sections"]:
+        if section.tables:
+            links = (f"{table.title} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv), "
+                     f"[tex](tables/{table.name}.tex))" for table in section.tables)
+            lines += [f"- {section.question}", *(f"  - {link}" for link in links)]
+    for heading in facts["headings"]:
+        links = (f"[{figure.name}](figures/{figure.name}.svg)" for figure in figures if figure.heading == heading)
+        lines.append(f"- {heading}: {', '.join(links)}")
+    lines += ["", "## Where the numbers come from", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {', '.join(values)} |" for name, values in facts["provenance"]]
     lines += ["", "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
               "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "", "```",
@@ -144,20 +148,39 @@ def _readme(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def inline(svg: str, number: int, alt: str) -> str:
+    """A figure's SVG as part of the page: ids of its own, the page's colours (so that it turns dark), its size left to
+    the style sheet, and `alt`, which must be escaped."""
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1f{number}-", svg)
+    svg = re.sub(r"<defs><style.*?</style></defs>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.S)
+    svg = re.sub("|".join(INK), lambda colour: INK[colour[0]], svg)
+    return re.sub(r'width="[^"]*" height="[^"]*"', f'role="img" aria-label="{alt}"', svg, count=1)
+
+
+def marked(text: str) -> Markup:
+    """HTML of a text of the tables, in which `code` and **bold** stand as in Markdown."""
+    html = re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", html))
+
+
 def _html(folder: Path, facts: dict[str, Any]) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
+    environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["marked"] = marked
 
-    def inlined(figure: dict[str, Any]) -> str:
-        suffix, kind = ("png", "image/png") if figure["picture"] else ("svg", "image/svg+xml")
-        data = (folder / "figures" / f"{figure['stem']}.{suffix}").read_bytes()
-        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    def drawn(number: int, figure: Drawing) -> dict[str, Any]:
+        svg = (folder / "figures" / f"{figure.name}.svg").read_text()
+        return {"heading": figure.heading, "caption": figure.caption,
+                "svg": Markup(inline(svg, number, str(escape(figure.alt))))}
 
-    pictured = [{**figure, "source": inlined(figure)} for figure in facts["figures"]]
-    answered = [(group, [sentence.replace("**", "") for sentence in answers(group)]) for group in facts["groups"]]
+    grids = [(group, [{"title": picture.title, "alt": picture.alt, "width": picture.size[0],
+                       "height": picture.size[1], "source":
+                       f"data:image/webp;base64,{base64.b64encode(picture.data).decode()}"} for picture in found])
+             for group in facts["groups"] if (found := pictures(group))]
     return environment.get_template("report.html.j2").render(
-        {**facts, "figures": pictured, "answers": answered}) + "\n"
+        {**facts, "figures": [drawn(*item) for item in enumerate(facts["figures"])], "grids": grids}) + "\n"
 
 
 def write_report(folder: str | os.PathLike[str]) -> list[Path]:

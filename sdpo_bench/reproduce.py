@@ -259,7 +259,7 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
-    """Makes the pending runs, in order, each worker on a GPU of its own where `devices` names them. A failed run leaves
+    """Makes the pending runs, in order, workers on the GPUs that `devices` names, in turn. A failed run leaves
     the others alone; a full disk stops all.
 
     Raises KeyboardInterrupt, after the workers have ended.
@@ -271,7 +271,7 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None, dev
     staff: list[Worker] = []
 
     def hire(number: int) -> None:
-        staff.append(Worker(number, events, devices[number - 1] if devices else None))
+        staff.append(Worker(number, events, devices[(number - 1) % len(devices)] if devices else None))
 
     def settle(worker: Worker, state: str, message: str = "", details: str = "") -> None:
         run, worker.run = worker.run, None
@@ -515,7 +515,7 @@ def reproduce(
     cost = estimate_costs(folder, configs[0], {"utilisation": utilisation, "peak": peak_tflops})
     runs = plan(folder, configs, cost)
     devices = gpus() if place == "cuda" else []
-    # A GPU is one worker's: processes that share it only take turns.
+    # By default a GPU is one worker's: of a large model processes that share it only take turns.
     count = min(workers or (physical_cores() if place == "cpu" else max(len(devices), 1)), len(runs))
     if dry_run:
         print(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
@@ -526,8 +526,11 @@ def reproduce(
             if device is None
             else "--device cuda: torch finds no CUDA device here; use --device cpu"
         )
-    if place == "cuda" and count > len(devices):
-        raise UserError(f"--workers is {count}; expected at most one for each of the {len(devices)} GPUs here")
+    if place == "cuda" and count > len(devices) and any(config.model != EMBEDDED for config in configs):
+        raise UserError(
+            f"--workers is {count}; expected at most one for each of the {len(devices)} GPUs here: only runs of the "
+            f"embedded model, which leave a GPU idle between launches, gain by sharing one"
+        )
     if any(shows(config.model, config.reward, config.steps) for config in configs):
         load_curves()  # the tables need them: better missed now than after hours
     check_folder(folder, runs, resume)

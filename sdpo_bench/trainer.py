@@ -95,9 +95,12 @@ class Trainer:
             return trajectory, reference, self.within_memory(lambda: dense.provide(provider, trajectory, self.score))
 
         trajectory, reference, own = self.world.together(rollout)
-        parts = self.world.gather((pairs, own.values.cpu(), own.queries))
-        rewards = torch.cat([values for _, values, _ in parts])[torch.cat([p for p, _, _ in parts]).argsort()]
-        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards))[pairs]
+        parts = self.world.gather((pairs, own.values.cpu(), own.queried.cpu(), own.queries))
+        numbers, values, asked, queries = zip(*parts, strict=True)
+        order = torch.cat(numbers).argsort()
+        rewards, queried = torch.cat(values)[order], torch.cat(asked)[order]
+        known = dense.last_queried(rewards, queried) if self.method.baseline else None
+        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards), known)[pairs]
         advantages = advantages.to(self.policy.device)
         clock.append(time.perf_counter())
         updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
@@ -125,7 +128,7 @@ class Trainer:
 
         self.world.together(check)
         self.counts.samples += self.config.pairs * GROUP
-        self.counts.reward_queries += sum(queries for _, _, queries in parts)
+        self.counts.reward_queries += sum(queries)
         self.counts.model_evaluations += sum(end[1] for end in ends)
         row = {
             "epoch": epoch,

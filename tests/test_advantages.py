@@ -27,3 +27,22 @@ def test_against_a_plain_implementation():
 def test_equal_returns_give_zero():
     advantages = Normaliser()(["cat"], torch.full((1, 2, 3), 0.25))
     assert torch.equal(advantages, torch.zeros(1, 2, 3))
+
+
+def test_known_rewards_are_taken_out_by_regression():
+    """What the known reward foretells linearly is gone, for each step with a beta of its own; the scale is the
+    return's."""
+    known = normal(torch.arange(8), (2, 3)).reshape(8, 2, 3)
+    surprise = 0.1 * normal(torch.arange(8) + 100, (2, 3)).reshape(8, 2, 3)
+    slopes = torch.tensor([2.0, -1.0, 0.0])
+    returns = 5 + slopes * known + surprise
+    advantages = Normaliser()(["cat"] * 8, returns, known)
+    for k in range(3):
+        x, y = known[..., k].flatten().double().numpy(), returns[..., k].flatten().double().numpy()
+        x, y = x - x.mean(), y - y.mean()
+        expected = (y - (x @ y) / (x @ x) * x) / (y.std() + 1e-6)
+        assert advantages[..., k].flatten().numpy() == pytest.approx(expected, abs=1e-4)
+        assert abs(float(advantages[..., k].flatten().double().numpy() @ x)) < 1e-3
+    plain = Normaliser()(["cat"] * 8, returns)
+    assert advantages[..., 0].std() < 0.2 * plain[..., 0].std()
+    assert torch.allclose(Normaliser()(["cat"] * 8, returns, torch.zeros_like(known)), plain, atol=1e-5)

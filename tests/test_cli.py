@@ -60,7 +60,7 @@ TINY_ARGUMENTS = [
     ("arguments", "message"),
     [
         (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, doctor"),
-        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, prdp, rebel, sdpo"),
+        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, prdp"),
         (["train", "--reward", "beauty"], "unknown reward 'beauty'; choose one of: alignment, alignment_heldout"),
         (["train", "--eval-rewards", "beauty"], "unknown reward 'beauty'; choose one of"),
         (["train", "--options", "gama", "1"], "unknown option 'gama' of sdpo; it has: gamma, scale, step_discount"),
@@ -81,7 +81,7 @@ TINY_ARGUMENTS = [
         (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
         (["evaluate", "--out", "no/such/file.json"], "does not exist"),
         (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, sd_"),
-        (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_per_step"),
+        (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, "),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),

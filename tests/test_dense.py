@@ -117,3 +117,9 @@ def test_probe_knows_the_exact_rewards():
         x, y = ((r[k][:, 0] - r[k][:, 1]).numpy() for r in (returns, guess))
         assert terminal["return_corr"][k] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
         assert terminal["return_sign"][k] == pytest.approx((np.sign(x) == np.sign(y)).mean())
+
+
+def test_last_queried_reward_comes_from_no_later_step():
+    values = torch.tensor([[[torch.nan, 1.0, torch.nan, 3.0], [5.0, torch.nan, torch.nan, 8.0]]])
+    known = dense.last_queried(values, ~values.isnan())
+    assert known.tolist() == [[[0, 1, 1, 3], [5, 5, 5, 8]]]

@@ -25,6 +25,7 @@ from sdpo_bench.records import (
     load_profile,
     load_run,
     mean_frame,
+    pack,
     run_id,
     unfinished_runs,
 )
@@ -287,6 +288,20 @@ def test_a_corrupt_record_is_named_with_its_line_and_a_remedy(begun, name, chang
     with pytest.raises(RecordError, match=message) as caught:
         load_profile(folder.parents[1])
     assert any(word in str(caught.value) for word in ("--resume", "use the version"))
+
+
+def test_packed_evaluations_are_the_same_records(begun):
+    folder, _ = begun
+    finish(folder)
+    before = load_run(folder)
+    assert pack(folder.parents[1]) == 1
+    assert not (folder / "eval.jsonl").exists()
+    assert load_run(folder) == before
+    assert pack(folder.parents[1]) == 0
+    packed = folder / "eval.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(RecordError, match=r"eval\.jsonl\.gz: not gzip"):
+        load_run(folder)
 
 
 def test_a_moved_folder_is_refused(begun):

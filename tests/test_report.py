@@ -10,13 +10,17 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from markupsafe import escape
 from synthetic_records import DEVICE, make_config, provenance, reported_profile, write_run
 
 from sdpo_bench import report
+from sdpo_bench.figures import drawings
+from sdpo_bench.groups import load_groups
 from sdpo_bench.records import RecordError
-from sdpo_bench.report import answers, write_report
-from sdpo_bench.tables import load_groups
+from sdpo_bench.report import inline, marked, sections, write_report
+from sdpo_bench.tables import Table, build_tables
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
 
@@ -44,19 +48,60 @@ def test_regenerating_elsewhere_gives_the_same_bytes(profile, tmp_path):
 def test_readme_answers_first_and_leads_everywhere(profile):
     text = (profile / "README.md").read_text()
     headings = re.findall(r"^## (.*)$", text, re.M)
-    assert headings == ["Answers", "What was run", "Tables", "Figures", "Where the numbers come from"]
-    assert "**DDPO** is highest, ahead of the next, SDPO" in text
+    assert headings == ["Answers", "Main table", "Main figure", "All tables and figures", "Where the numbers come from"]
     for needed in (DEVICE, provenance()["commit"], "2.13.0", "sdpo-bench reproduce", make_config("PRDP")["run_id"],
-                   "nox -s reproduce -- --profile quick --resume"):
+                   "nox -s reproduce -- --profile quick --resume", "16 trained runs (5 seeds)"):
         assert needed in text
+    main = (profile / "tables" / "main_alignment_k4.md").read_text()
+    assert main.strip() in text
+    assert "(figures/curves_samples_alignment_k4.svg)" in text
     links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) > 20
     assert all((profile / link).exists() for link in links)
+    made = {path.relative_to(profile).as_posix() for folder in ("tables", "figures")
+            for path in (profile / folder).iterdir()}
+    assert made <= set(links)
 
 
-def test_answers_do_not_claim_what_two_runs_show(profile):
-    group = next(group for group in load_groups(profile) if group.steps == 20)
-    assert all("not established" in sentence for sentence in answers(group))
+def table(name: str, answer: str = "") -> Table:
+    return Table(name, name, "", ("method",), (("", (("SDPO",),)),), pd.DataFrame(), answer)
+
+
+def test_every_table_stands_under_its_question_once():
+    names = ["main_a", "paper_order", "paper_a", "ablations_a", "dense_budgets", "reach_a", "cost_a", "hacking_a",
+             "other_a", "order", "new_kind"]
+    found = sections([table(name, "So it is." if name == "order" else "") for name in names])
+    assert [[t.name for t in section.tables] for section in found] == [
+        ["order", "paper_order", "main_a", "paper_a"], ["ablations_a"], ["dense_budgets"], ["reach_a", "cost_a"],
+        ["hacking_a", "other_a"], ["new_kind"]]
+    assert [section.answers for section in found[:2]] == [["So it is."], ["Not measured by these runs."]]
+    assert [t.name for t, stands_open in found[0].ordered if stands_open] == ["order", "main_a"]
+    assert found[-1].question == "Further tables"
+    assert found[-1].answers == []
+    assert len(sections([])) == len(found) - 1, "a question that nothing answers says so"
+
+
+def test_every_table_and_figure_is_on_the_page(profile):
+    text = (profile / "report.html").read_text()
+    groups = load_groups(profile)
+    for built in build_tables(groups):
+        assert text.count(f'<h4 id="{built.name}">') == 1
+        if built.answer:
+            assert str(marked(built.answer)) in text.partition('<section id="tables">')[0]
+    for drawing in drawings(groups):
+        assert text.count(f'aria-label="{escape(drawing.alt)}"') == 1
+    assert text.index("<h2>Answers") < text.index("<h2>Tables") < text.index("<h2>Figures") < text.index("<h2>Pictures")
+
+
+def test_texts_are_marked_and_escaped():
+    assert marked("**SDPO** < `a --b` & c") == "<strong>SDPO</strong> &lt; <code>a --b</code> &amp; c"
+
+
+def test_figures_on_the_page_share_no_ids_and_take_its_colours():
+    svg = ('<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style>*{}</style></defs>'
+           '<path id="m1" style="fill: #ffffff; stroke: #000000"/><use xlink:href="#m1" clip-path="url(#p1)"/></svg>')
+    assert inline(svg, 3, "Lines") == (
+        '<svg role="img" aria-label="Lines" viewBox="0 0 5 4"><path id="f3-m1" style="fill: var(--page); '
+        'stroke: currentColor"/><use xlink:href="#f3-m1" clip-path="url(#f3-p1)"/></svg>')
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -69,7 +114,7 @@ def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
     write_tables(tmp_path)
     write_figures(tmp_path)
     write_report(tmp_path)
-    assert ("nothing to compare yet" in (tmp_path / "README.md").read_text()) == finished
+    assert "nothing to compare yet" in (tmp_path / "README.md").read_text()
     assert make_config("SDPO")["run_id"] in (tmp_path / "report.html").read_text()
     assert make_config("SDPO")["run_id"] in render_terminal(tmp_path)
     assert not any("None" in path.read_text() for path in (tmp_path / "tables").iterdir())
@@ -103,9 +148,15 @@ def test_html_is_self_contained(profile):
     page = Page()
     page.feed(text)
     assert page.open == []
-    assert len(page.sources) == 8
-    assert all(source.startswith("data:image/") for source in page.sources)
-    assert page.tags.count("table") == 2 * 5 + 1 + 1
+    pictured = [source for source in page.sources if source.startswith("data:image/webp")]
+    assert len(pictured) == 4 + 3  # at each K before training, and each method's
+    linked = [source for source in page.sources if source not in pictured]
+    assert all(source.startswith("#") and f'id="{source[1:]}"' in text for source in linked)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(set(ids)) == len(ids)
+    assert "http" not in re.sub(r">[^<]*<", "><", text), "nothing but texts names an address"
+    assert page.tags.count("svg") == len(list((profile / "figures").iterdir()))
+    assert page.tags.count("table") == len(build_tables(load_groups(profile))) + 1
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
 

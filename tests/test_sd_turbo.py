@@ -177,6 +177,11 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--workers is 3; expected at most one for each of the 2 GPUs"):
         reproduce.reproduce("sd-turbo", workers=3)
+    monkeypatch.setattr(reproduce, "check_folder", lambda *_: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):  # three may share two GPUs
+        reproduce.reproduce("quick", device="cuda", workers=3)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,6 +239,9 @@ def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     reproduce.execute(runs, 2, devices=["5", "GPU-8d1e"])
     assert hired == [(1, "5"), (2, "GPU-8d1e"), (2, "GPU-8d1e")]
     assert sorted(run.state for run in runs) == ["failed", *["locked"] * 6]
+    hired[:] = [None] * 3  # no worker fails
+    reproduce.execute(reproduce.plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
+    assert hired[3:] == [(1, "5"), (2, "GPU-8d1e"), (3, "5"), (4, "GPU-8d1e")]
 
 
 def test_a_workers_environment(monkeypatch):

@@ -186,14 +186,17 @@ def test_without_shuffling_all_pairs_train_the_same_step(config):
     groups = trainer_of(dataclasses.replace(config, step_shuffle=False, updates="step")).groups(1)
     steps = [{int(k) for _, ks in group for k in ks} for group in groups]
     assert steps == [{0}, {0}, {1}, {1}, {2}, {2}]
-    assert len({int(k) for _, ks in trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0] for k in ks}) > 1
+    shuffled = trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0]
+    assert len({int(k) for _, ks in shuffled for k in ks}) > 1
 
 
-def test_last_steps_are_evaluated_last(config, tmp_path):
-    config = dataclasses.replace(config, eval_last_steps=(2,))
+def test_last_steps_and_rewards_are_evaluated_last(config, tmp_path):
+    config = dataclasses.replace(config, eval_last_steps=(2,), eval_last_rewards=("diversity",))
     train(config, folder_of(tmp_path, config))
     rows = load_run(folder_of(tmp_path, config)).eval
-    assert [(row["epoch"], row["steps"]) for row in rows] == [(2, 1), (2, 3), (3, 1), (3, 3), (3, 2)]
+    last = [(3, steps, reward) for steps in (1, 3, 2) for reward in (config.reward, "diversity")]
+    found = [(row["epoch"], row["steps"], row["reward"]) for row in rows]
+    assert found == [(2, 1, config.reward), (2, 3, config.reward), *last]
     with pytest.raises(UserError, match="that --eval-steps lacks"):
         dataclasses.replace(config, eval_last_steps=(3,))
 

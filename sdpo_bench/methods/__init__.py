@@ -4,6 +4,7 @@ A method is a frozen dataclass of its options with
 
 - `name`, `title`; `dense`: takes a reward at every step; `reference`: needs the pretrained model's log-probs;
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
+- `baseline`: advantages are returns less what the last queried reward before a step's action foretells of them;
 - `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
 - `whole_trajectory` False: `loss(model_output [P, 2, C, H, W], StepBatch, *, clip_range, advantage_clip) -> StepLoss`;
   `whole_trajectory` True: `loss(log_prob [P, 2, S], TrajectoryBatch, *, clip_range, advantage_clip) -> StepLoss`;

@@ -29,6 +29,10 @@ class Method:
     pairwise: ClassVar[bool] = True
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
 
+    @property
+    def baseline(self) -> bool:
+        return False
+
     def returns(self, rewards: Tensor) -> Tensor:
         """Returns [B, G, K] from rewards [B, G, K]: the final reward at every step."""
         return rewards[..., -1:].expand_as(rewards)

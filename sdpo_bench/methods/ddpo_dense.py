@@ -1,4 +1,4 @@
-"""DDPO with dense rewards (this project's; see docs/methods/ddpo_dense.md)."""
+"""DDPO with dense rewards as returns and as baselines (this project's; see docs/methods/ddpo_dense.md)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from sdpo_bench.methods.sdpo_causal import SDPOCausal
 
 @dataclass(frozen=True)
 class DDPODense(DDPO):
-    """DDPO whose advantage at each step is the normalised causal return of dense rewards, SDPO-causal's
+    """DDPO whose advantage at step k is the causal return of dense rewards less what was foreseeable:
 
-    G[k] = sum over j > k of gamma^(j-k-1) R[j], in place of the final reward. Loss and updates stay DDPO's.
+    A[k] = (G[k] - mean - beta[k] (R[q] - mean)) / std G[k],  G[k] = sum over j > k of gamma^(j-k-1) R[j],
 
-    Option: gamma, 0.99 as SDPO's.
+    R[q] the last reward that was queried at a step q <= k: it is fixed before the step's noise is drawn, so that
+    subtracting it leaves the expected gradient as it is. beta[k] makes the variance over the batch least (a control
+    variate). Loss and updates are DDPO's. Options: gamma, SDPO's 0.99; control, 0 for no baseline.
     """
 
     name = "ddpo_dense"
@@ -24,6 +26,11 @@ class DDPODense(DDPO):
     dense = True
 
     gamma: float = 0.99
+    control: float = 1.0
+
+    @property
+    def baseline(self) -> bool:
+        return bool(self.control)
 
     def returns(self, rewards: Tensor) -> Tensor:
         return SDPOCausal(gamma=self.gamma).returns(rewards)
