@@ -121,8 +121,8 @@ def _order_answer(verdicts: dict[tuple[str, str, int], list[str]], splits: list[
     texts = []
     for claim in dict.fromkeys(claim for of, claim, _ in verdicts if of == split):
         counts = {k: Counter(found) for (name, k), found in known.items() if name == claim}
-        texts.append(f"{claim}, K = " + ", ".join(f"{k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}"
-                                                  for k, count in counts.items()))
+        texts.append(f"{claim}, K = " + ", ".join(
+            f"{k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}" for k, count in counts.items()))
     always = Counter(k for (_, k), found in known.items() if {*found} == {SUPPORTED})
     whole = [k for k, claims in sorted(always.items()) if claims == len(METHODS) - 1]
     return (f"{where}, cases that support and contradict it: {'; '.join(texts)}. All of it is supported throughout at "

@@ -77,8 +77,8 @@ def test_the_papers_order_by_k():
     assert row(table, "SDPO above DDPO, seen prompts", "alignment, K = 20")[1].startswith("supported: +0.100 [")
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
-        "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, K = 4: "
-        "0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above D3PO, "
+        "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, "
+        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above D3PO, "
         "K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
     assert whole.answer.endswith("All of it is supported throughout at K = 20.")
@@ -92,6 +92,7 @@ def test_the_papers_order_by_k():
                for text in row(paper_order_table([few]), "SDPO above DDPO, seen prompts", "alignment, K = 4"))
     undecided = "nothing is decided (fewer than 5 seeds, or intervals that hold 0)."
     assert paper_order_table([few]).answer.endswith(undecided)
+    assert "intervals are shown" not in paper_order_table([few]).note
     assert paper_order_table([ends({"SDPO": 0.5})]) is None
 
 
