@@ -251,7 +251,7 @@ class Doctor:
     pairs_per_update: int = 16
     """Pairs whose gradients make an optimiser step."""
     rows: int = 64
-    """Most latents in one forward pass."""
+    """Most latents in one forward pass; 0: as many as fit."""
     dense: Literal["anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive"] = "anchored"
     """Which steps are scored."""
     finetune: Literal["lora", "full"] = "lora"

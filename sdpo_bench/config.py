@@ -128,7 +128,8 @@ class RunConfig:
     """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
     on (docs/records.md, dense.jsonl); 0: none."""
     rows: int = 64
-    """Most latents in one forward pass: lower it where memory is short."""
+    """Most latents in one forward pass: lower it where memory is short. 0: as many as a GPU's memory allows, found by
+    trying; on a CPU 64."""
     pad_rows: int = 16
     """A forward pass has at least this many rows (repeated, then dropped): below it CPU libraries choose other
     kernels, and a sample's result would depend on the batch it is in."""
@@ -164,11 +165,11 @@ class RunConfig:
         choose("train split", self.train_split, ("seen", "tuning"))
         for split in self.eval_splits:
             choose("evaluation split", split, ("seen", "unseen", "tuning"))
-        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "rows", "pad_rows", "lora_rank")
+        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "pad_rows", "lora_rank")
         for name in (*sizes, "reward_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
-        for name in ("epochs", "checkpoint_every", "probe_every", "seed", "eval_seed", "weight_decay"):
+        for name in ("epochs", "checkpoint_every", "probe_every", "rows", "seed", "eval_seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "max_grad_norm", "advantage_clip", "clip_range", "lora_alpha", "resolution"):

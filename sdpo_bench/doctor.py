@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sdpo_bench.errors import UserError
@@ -89,9 +90,12 @@ def fits(config: Any, memory: float | None = None) -> int:
     from sdpo_bench.memory import SHARE, estimate, largest_rows, measure
 
     costs = measure(config)
-    found = estimate(costs, config)
     name, total = device_memory(config.device) if memory is None else (f"a device of {memory:g} GiB", memory * GIB)
     allowed = SHARE * total
+    if config.rows == 0:
+        config = replace(config, rows=2 * config.pairs * costs.branches)
+        config = replace(config, rows=largest_rows(costs, config, allowed) or 1)
+    found = estimate(costs, config)
     print(
         f"{config.model}: {costs.family}, {config.method}, {config.dtype}, {config.steps} steps, {config.pairs} pairs, "
         f"{config.rows} rows, {costs.trained:,} trained weights"

@@ -28,7 +28,7 @@ from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
-from sdpo_bench.recovery import score, within_memory
+from sdpo_bench.recovery import find_rows, score, within_memory
 from sdpo_bench.rewards import Reward
 from sdpo_bench.sampler import derive_seeds, sample
 from sdpo_bench.tracking import Tracker
@@ -140,8 +140,8 @@ class Trainer:
             "grad_norm": norm.mean().item(),
             "seconds": dict(zip(("sample", "reward", "train"), np.diff(clock).round(4).tolist(), strict=True)),
         }
-        rows = min(end[4] for end in ends)
-        return row if rows == self.config.rows else row | {"rows": rows}  # fewer than asked for: memory ran out
+        rows = min(end[4] for end in ends) * self.policy.branches
+        return row if rows == self.config.rows else row | {"rows": rows}  # memory ran out, or `--rows 0` found them
 
     def fingerprint(self) -> int:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
@@ -462,6 +462,8 @@ def train(
         return rewards, policy, trainer
 
     rewards, policy, trainer = world.together(load)
+    if config.rows == 0:
+        find_rows(policy, config, world)
     on_policy = trainer.check_on_policy(1) if config.epochs and not world.alone(checkpoint.exists) else None
     seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
 
@@ -484,8 +486,9 @@ def train(
 
         def begin() -> None:
             writer.write_config(row)
-            processes = {"processes": world.size} if world.size > 1 else {}
-            writer.write_provenance(collect(policy.device, rewards) | processes)
+            found = {"processes": world.size} if world.size > 1 else {}
+            found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
+            writer.write_provenance(collect(policy.device, rewards) | found)
             writer.truncate(done if begun else -1)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:

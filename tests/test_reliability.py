@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import errno
 import itertools
-import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 
 import processes
@@ -17,11 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdpo_bench import recovery
+from sdpo_bench import trainer as trainer_module
 from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records import RunWriter, load_run, run_id
 from sdpo_bench.recovery import score, within_memory
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
@@ -76,57 +79,112 @@ def undisturbed(config, tmp_path_factory):
     return comparable(folder)
 
 
-def resumed(world, config, folder):
+# What a run does, by the functions that do it; between them it is "between".
+PHASES = {
+    "sampling": (Trainer, "sample"),
+    "reward": (Trainer, "score"),
+    "training": (Trainer, "update"),
+    "evaluation": (trainer_module, "evaluate"),
+    "record": (RunWriter, "append_train"),
+    "checkpoint": (trainer_module, "save_checkpoint"),
+    "finish": (RunWriter, "finish"),
+}
+CODES = {name: bytes([number]) for number, name in enumerate(("between", *PHASES))}
+NAMES = {code: name for name, code in CODES.items()}
+
+
+def watched(world, config, folder, policy, channel):
+    """A run in a process of its own, that tells the one that will kill it where it is: a byte at each change."""
+
+    def tell(name):
+        if world.first:
+            os.write(channel, CODES[name])
+
+    def wrap(name, function):
+        def telling(*arguments, **options):
+            tell(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                tell("between")
+
+        return telling
+
+    for name, (owner, attribute) in PHASES.items():
+        setattr(owner, attribute, wrap(name, getattr(owner, attribute)))
+    fsync = os.fsync
+    os.fsync = lambda file: (time.sleep(0.01), fsync(file))  # a disk slow enough to be killed at work
+    trainer_module.load_policy = lambda config: policy  # as it was when this process was forked
     train(config, folder, resume=True, world=world)
 
 
-def test_twenty_kills(config, tmp_path):
-    """kill -9 at random moments, in loading, sampling, training and writing: each run that was killed ends with the
-    records and weights of the one that was left alone."""
-    config = dataclasses.replace(config, epochs=6)
-    whole = folder_of(tmp_path / "whole", config)
-    start = time.perf_counter()
-    train(config, whole)
-    duration = time.perf_counter() - start
-    fork = multiprocessing.get_context("fork")  # a new interpreter would import for longer than it trains
-    chance, kills = random.Random(0), 0
-    while kills < KILLS:
-        killed = folder_of(tmp_path / str(kills), config)
-        own = 0
-        while not (killed / "done.json").exists():
-            process = fork.Process(target=train, args=(config, killed), kwargs={"resume": True})
-            process.start()
-            process.join(chance.uniform(0.05, 0.5) * duration if own < 10 else 300)
-            if process.is_alive():
-                process.kill()
-                own += 1
-            process.join()
-        assert comparable(killed) == comparable(whole)
-        kills += own
-        shutil.rmtree(killed.parent)
+def reach(channel, phase, occurrence):
+    """Waits until a run is in that phase for that time; False if it ended before."""
+    while code := os.read(channel, 1):
+        occurrence -= code == CODES[phase]
+        if not occurrence:
+            return True
+    return False
 
 
-def test_kills_of_two_processes(config, tmp_path):
-    """One of the two is killed, the launcher ends the other: with two processes again, the run they would have made."""
-    config = dataclasses.replace(config, epochs=5)
-    whole, killed = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "killed", config)
-    start = time.perf_counter()
-    assert processes.run(2, resumed, config, whole) == [0, 0]
-    duration = time.perf_counter() - start
-    chance, kills = random.Random(0), 0
-    while not (killed / "done.json").exists():
-        both = processes.launch(2, resumed, config, killed)
-        moment, victim = chance.uniform(0.1, 0.5) * duration, chance.randrange(2)
-        both[victim].join(moment if kills < 3 else 300)
-        if both[victim].is_alive():
-            both[victim].kill()
-            both[1 - victim].join(chance.uniform(0, 0.1))
-            both[1 - victim].kill()
-            kills += 1
-        for process in both:
-            process.join()
-    assert kills
-    assert comparable(killed) == comparable(whole)
+def last(channel):
+    """Where a run that has ended was, after what was read already."""
+    rest = b""
+    while part := os.read(channel, 1 << 16):
+        rest += part
+    return rest[-1:]
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["one process", "two processes"])
+def test_twenty_kills(config, tmp_path, size):
+    """kill -9 at random moments in every phase: each run that was killed, again and again, ends with the records and
+    weights of the one that was left alone. Of two processes either one is killed or both; the other ends then."""
+    (tmp_path / "prompts").write_text("cat\n")  # one, of which the normaliser soon knows enough to use what it kept
+    config = dataclasses.replace(config, epochs=4, pairs=4, pairs_per_update=4, prompts=str(tmp_path / "prompts"))
+    policy, chance = load_policy(config), random.Random(size)
+    kills, hit = 0, set()
+
+    def start(root):
+        reading, writing = os.pipe()
+        members = processes.launch(size, watched, config, folder_of(root, config), policy, writing)
+        os.close(writing)
+        return members, reading
+
+    members, channel = start(tmp_path / "whole")
+    last(channel)
+    for member in members:
+        member.join()
+    assert [member.exitcode for member in members] == [0] * size
+    whole = comparable(folder_of(tmp_path / "whole", config))
+    for number in itertools.count():
+        folder = folder_of(tmp_path / str(number), config)
+        while not (folder / "done.json").exists():
+            members, channel = start(folder.parent)
+            # First those phases in which none was killed so far. The last one costs a whole run: once is enough.
+            phase = chance.choice(sorted(PHASES.keys() - hit) or sorted(PHASES.keys() - {"finish"}))
+            reached = reach(channel, phase, 1 if phase in ("evaluation", "finish") else chance.randint(1, 2))
+            time.sleep(chance.choice((0, 0.003, 0.01, 0.03)) if reached else 0)
+            victims = chance.choice([members, *([member] for member in members)]) if reached else []
+            for member in victims:
+                member.kill()
+            for member in members:
+                member.join(60)
+                assert member.exitcode is not None, "it waits for one that was killed"
+            died = [member.exitcode == -signal.SIGKILL for member in members]
+            kills += any(died)
+            if died[0]:  # the one that says where it is
+                hit.add(NAMES.get(last(channel), phase))
+            os.close(channel)
+            ends = [member.exitcode for member in members]
+            assert any(died) or ends == [0] * size, "it could not go on"
+            assert not any(died) or 0 not in ends or (folder / "done.json").exists(), "it did not notice the kill"
+            assert kills < 5 * KILLS, f"killed {kills} times, and only in {hit}"
+        train(config, folder, resume=True)  # after a kill behind done.json the checkpoint goes now
+        (folder / ".lock").unlink(missing_ok=True)  # left by that one; nobody holds it
+        assert comparable(folder) == whole
+        shutil.rmtree(folder.parent)
+        if kills >= KILLS and hit >= PHASES.keys():
+            return
 
 
 def test_a_disk_that_is_full_at_any_moment(config, tmp_path, monkeypatch, undisturbed):
@@ -318,6 +376,52 @@ def test_between_two_updates_of_an_epoch_the_earlier_checkpoint_stays(config, tm
     assert load_checkpoint(folder / "checkpoint.pt", folder.name)["epoch"] == 1
     train(config, folder, resume=True)
     assert comparable(folder) == undisturbed
+
+
+@pytest.mark.parametrize(("most", "budget", "found"), [(8, 1e9, 8), (64, 1e9, 16), (64, 9e5, 4), (2, 1e9, 2)])
+def test_rows_that_fit_are_found(config, monkeypatch, most, budget, found):
+    """They are doubled until memory runs out, until a budget is spent, or to an epoch's samples."""
+    config = dataclasses.replace(config, pairs=8, rows=0)
+    policy = load_policy(config)
+    before = [p.detach().clone() for p in policy.parameters]
+    monkeypatch.setattr(recovery, "_free", lambda: budget)
+    monkeypatch.setattr(recovery, "_peak", lambda: 100_000 * policy.rows)
+    short_of_memory(monkeypatch, most)
+    assert recovery._most_rows(policy, config) == policy.rows == found
+    assert policy.evaluations == 0
+    assert all(p.grad is None and torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
+
+
+def test_rows_where_a_pair_does_not_fit(config, monkeypatch):
+    monkeypatch.setattr(recovery, "_free", lambda: 1e9)
+    short_of_memory(monkeypatch, 1)
+    with pytest.raises(UserError, match="out of memory with --rows 2, a single pair"):
+        recovery._most_rows(load_policy(config), config)
+
+
+def test_all_processes_take_the_fewest_rows(config, monkeypatch, capsys):
+    class Others(World):
+        def gather(self, value):
+            return [value, 4]
+
+    policy = load_policy(config)
+    policy.device = torch.device("cuda")
+    monkeypatch.setattr(recovery, "_most_rows", lambda policy, config: 16)
+    recovery.find_rows(policy, config, Others())
+    assert policy.rows == 4
+    assert capsys.readouterr().err == "--rows 0: 4 rows, found to fit\n"
+
+
+def test_rows_0_on_a_cpu_is_the_default(config, tmp_path, capsys, undisturbed):
+    """A run of its own, with the same results; its records say how many rows there were."""
+    config = dataclasses.replace(config, rows=0)
+    folder = folder_of(tmp_path, config)
+    train(config, folder)
+    assert capsys.readouterr().err == "--rows 0: 64 rows, the default, for on a CPU more are no faster\n"
+    rows, *others = comparable(folder)
+    assert [row.pop("rows") for row in rows] == [64] * 3
+    assert (rows, *others) == undisturbed
+    assert load_run(folder).provenance["rows"] == 64
 
 
 def test_memory_that_suffices_changes_nothing(config):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sdpo_bench import dense
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, pictures
@@ -221,6 +222,26 @@ def test_a_probe_changes_nothing(config, tmp_path):
     trainer.probe(1)
     assert not any(torch.equal(a, b) for a in trainer.sample(1).predicted_clean.flatten(0, 2) for b in seen[0])
     assert len(trained_on) == config.pairs
+
+
+@pytest.mark.parametrize(("method", "baseline"), [("ddpo_dense", True), ("ddpo", False), ("sdpo_causal", False)])
+def test_baselines_are_rewards_from_before_the_action(config, method, baseline):
+    trainer = trainer_of(dataclasses.replace(config, method=method, label="", steps=4))
+    seen = []
+    normalise = trainer.normaliser
+    trainer.normaliser = lambda *args: (seen.append(args), normalise(*args))[1]
+    own = dense.provide("anchored", trainer.sample(1), trainer.score)
+    trainer.epoch(1)
+    ((_, returns, known),) = seen
+    assert torch.allclose(returns, trainer.method.returns(own.values if method != "ddpo" else own.values[..., -1:]))
+    assert (known is not None) == baseline
+    if baseline:
+        first, between, last = own.values[..., 0], own.values, own.values[..., -1]
+        assert torch.allclose(known[..., 0], first)
+        assert torch.allclose(known[..., -1], last)
+        for k in (1, 2):  # one of the two is the anchor; at the other the first or the anchor is the latest
+            earlier = first if k == 1 else torch.where(own.queried[..., 1], between[..., 1], first)
+            assert torch.allclose(known[..., k], torch.where(own.queried[..., k], between[..., k], earlier))
 
 
 def test_pairs_share_their_start_and_nothing_else(config):

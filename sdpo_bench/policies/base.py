@@ -84,7 +84,7 @@ class Policy:
         self.denoiser = getattr(pipeline, self.component)
         # With guidance a latent has two rows: its prompt's, and the null prompt's.
         self.branches = 2 if self.guidance != 1 and not self.takes_guidance else 1
-        self.rows = max(1, config.rows // self.branches)
+        self.rows = max(1, (config.rows or RunConfig.rows) // self.branches)
         # Padding is for CPU libraries only, and never beyond what the user allows.
         self.pad_rows = min(config.pad_rows, self.rows) if self.device.type == "cpu" else 1
         self.evaluations = 0  # forward rows of the denoiser, padding left out
