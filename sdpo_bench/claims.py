@@ -126,12 +126,12 @@ def claims_table(group: Group) -> Table:
                          "value": value, "low": np.nan if few else low, "high": np.nan if few else high,
                          "runs": " ".join(f"{v:.6g}" for v in claim.values.values())})
         blocks.append((title, tuple((text, *cells) for text, cells in rows.items())))
-    note = (f"Ours, paired by seed [95 % bootstrap interval] (n seeds), and the paper's. Supported: the interval lies "
-            "on the paper's side of 0 (difference, mean over seeds) or 1 (ratio, interquartile mean); contradicted: "
-            f"on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The verdict is on the "
-            "side, not on the size. Ratio: the rival's samples over those of the first of SDPO's evaluations from "
-            "which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves claim nothing "
-            f"there. {SOURCE}")
+    note = (f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
+            "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
+            f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
+            "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
+            "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
+            f"claim nothing there. {SOURCE}")
     return Table(f"claims{group.suffix}", f"The paper's claims, {group.title}", note, _header("claim", curves),
                  tuple(blocks), pd.DataFrame(long), verdicts(group))
 

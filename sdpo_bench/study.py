@@ -112,19 +112,21 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
 
 
 def _order_answer(verdicts: dict[tuple[str, str, int], list[str]], splits: list[str], how: str) -> str:
+    """How often each claim is supported and contradicted, by K; where all of them are supported always."""
     split = "seen" if "seen" in splits else splits[0]
+    known = {(claim, k): found for (of, claim, k), found in sorted(verdicts.items()) if of == split}
+    where = f"The paper's order {how}, {split} prompts"
+    if not any({SUPPORTED, CONTRADICTED} & {*found} for found in known.values()):
+        return f"{where}: nothing is decided (fewer than {MIN_RUNS} seeds, or intervals that hold 0)."
     texts = []
     for claim in dict.fromkeys(claim for of, claim, _ in verdicts if of == split):
-        by_k = {k: found for (of, name, k), found in sorted(verdicts.items()) if (of, name) == (split, claim)}
-        counts = {k: Counter(found) for k, found in by_k.items()}
-        everywhere = [k for k, count in counts.items() if count[SUPPORTED] == sum(count.values())]
-        total = sum(map(len, by_k.values()))
-        each = "; ".join(f"K = {k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {sum(count.values())}"
-                         for k, count in counts.items())
-        texts.append(f"{claim} is supported in {sum(c[SUPPORTED] for c in counts.values())} and contradicted in "
-                     f"{sum(c[CONTRADICTED] for c in counts.values())} of {total} cases ({each}), everywhere at "
-                     f"{f'K = {joined(everywhere)}' if everywhere else 'no K'}")
-    return f"The paper's order {how}, {split} prompts: {'. '.join(texts)}."
+        counts = {k: Counter(found) for (name, k), found in known.items() if name == claim}
+        texts.append(f"{claim}, K = " + ", ".join(
+            f"{k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}" for k, count in counts.items()))
+    always = Counter(k for (_, k), found in known.items() if {*found} == {SUPPORTED})
+    whole = [k for k, claims in sorted(always.items()) if claims == len(METHODS) - 1]
+    return (f"{where}, cases that support and contradict it: {'; '.join(texts)}. All of it is supported throughout at "
+            f"{f'K = {joined(whole)}' if whole else 'no K'}.")
 
 
 # Ablations ------------------------------------------------------------------------------------------------------
@@ -168,7 +170,8 @@ MEASURES = {"error": "error", "correlation": "correlation of differences", "retu
 MEASURED = ("Error: mean absolute error of the predicted rewards over the standard deviation of the exact ones. "
             "Correlation of differences: of predicted and exact reward differences within pairs (the first step is "
             "shared by the pair and left out); of returns: the same of discounted returns; sign agrees: share of pairs "
-            f"whose difference of returns has the exact sign. Each {MEANS}.")
+            f"whose difference of returns has the exact sign. Steps that were queried have no error and count. Each "
+            f"{MEANS}.")
 
 
 def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
@@ -410,7 +413,7 @@ def hacking_table(group: Group) -> Table | None:
                   f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
                   f"{counts}.")
     else:
-        answer = ""
+        answer = f"K = {group.steps}, trained on {group.reward}: fewer than {MIN_RUNS} runs a method establish nothing."
     note = (f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
             "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
             "diversity that pictures of a prompt became alike.")

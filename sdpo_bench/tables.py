@@ -340,7 +340,7 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
     device; at equal samples, or as `at_equal_queries` gives them."""
     rows, long = [], []
     first = groups[0]
-    counts: dict[str, list[bool]] = {}
+    leads: dict[int, dict[str, list[bool]]] = {}  # by K and by who is highest: whether it is established
     for group in groups:
         for split in group.splits:
             for steps in group.steps_evaluated:
@@ -350,18 +350,21 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
                 long += [{**context(group), "split": split, "steps": steps, "rank": rank, "label": label,
                           "established": sure} for rank, (label, sure) in enumerate(order, 1)]
                 if len(order) > 1:
-                    counts.setdefault(order[0][0], []).append(order[1][1])
+                    leads.setdefault(group.steps, {}).setdefault(order[0][0], []).append(order[1][1])
     extra = first.suffix.removeprefix(f"_{slug(first.reward)}_k{first.steps}")
     note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
             f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
             "of the estimates, not established.")
-    total = sum(map(len, counts.values()))
-    answer = "; ".join(f"{label} in {len(sure)} of {total}, ahead of the next by an interval above 0 in {sum(sure)}"
-                       for label, sure in sorted(counts.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
-    how = " at equal reward queries" if queries else ""
+    how = " at equal reward queries" if queries else " at equal samples"
+    each = [f"K = {k}: " + ", ".join(
+        f"{label} {len(sure)} ({sum(sure)})"
+        for label, sure in sorted(found.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
+        for k, found in sorted(leads.items())]
+    answer = (f"In how many cases each is highest{how} (in brackets: ahead of the next by an interval above 0): "
+              f"{'; '.join(each)}.")
     return Table(f"order{'_queries' * queries}{extra}", f"Order of the methods{how}, {first.model} on {first.device}",
                  note, ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
-                 pd.DataFrame(long), f"Highest{how}: {answer}." if answer else "")
+                 pd.DataFrame(long), answer if each else "")
 
 
 def build_tables(groups: list[Group]) -> list[Table]:
@@ -453,7 +456,7 @@ def text(table: Table) -> str:
     """Aligned columns, for a terminal."""
     lines = [table.title, *(["", table.answer] if table.answer else [])]
     for title, rows in table.blocks:
-        lines += ["", *aligned([(title, *table.header[1:]), *rows])]
+        lines += ["", *aligned([(title or table.header[0], *table.header[1:]), *rows])]
     return "\n".join([*lines, "", table.note])
 
 

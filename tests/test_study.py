@@ -76,16 +76,23 @@ def test_the_papers_order_by_k():
     assert found == f"contradicted: -0.100 [{-0.1 - HALF:+.3f}, {-0.1 + HALF:+.3f}] (n=5)"
     assert row(table, "SDPO above DDPO, seen prompts", "alignment, K = 20")[1].startswith("supported: +0.100 [")
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
-    assert ("SDPO above DDPO is supported in 2 and contradicted in 2 of 4 cases (K = 4: 0 and 2 of 2; K = 20: 2 and 0 "
-            "of 2), everywhere at K = 20") in table.answer
-    assert "REBEL above D3PO is supported in 0 and contradicted in 0 of 4 cases" in table.answer
-    assert "everywhere at no K" in table.answer
+    assert table.answer == (
+        "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, "
+        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above D3PO, "
+        "K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
+    whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
+    assert whole.answer.endswith("All of it is supported throughout at K = 20.")
+    part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
+    assert part.answer.endswith("SDPO above DDPO, K = 4: 2 and 0 of 2. All of it is supported throughout at no K.")
     assert "12 intervals are shown" in table.note
     frame = table.frame.set_index(["training_steps", "claim", "steps"])
     assert frame.loc[(4, "SDPO above DDPO", 1), ["low", "high"]].tolist() == pytest.approx([-0.1 - HALF, -0.1 + HALF])
     few = group_of([run for run in four.runs if run.config["seed"] < 4])
     assert all(text.startswith("not decided: -0.098, -0.099, -0.100, -0.101 (n=4)")
                for text in row(paper_order_table([few]), "SDPO above DDPO, seen prompts", "alignment, K = 4"))
+    undecided = "nothing is decided (fewer than 5 seeds, or intervals that hold 0)."
+    assert paper_order_table([few]).answer.endswith(undecided)
+    assert "intervals are shown" not in paper_order_table([few]).note
     assert paper_order_table([ends({"SDPO": 0.5})]) is None
 
 
@@ -246,15 +253,15 @@ def test_what_rose_and_what_fell():
         "interval above 0, and of these, by an interval below 0, alignment_heldout fell in 1; diversity fell in 1.")
     few = hacking_table(group_of([run for run in runs if run.config["seed"] < 2]))
     assert row(few, block, "SDPO")[-1] == "too few runs"
-    assert few.answer == ""
+    assert few.answer == "K = 4, trained on alignment: fewer than 5 runs a method establish nothing."
     assert hacking_table(ends({"SDPO": 0.6})) is None, "only the trained reward was evaluated"
 
 
 def test_the_order_counts_established_leads():
     table = order_table([ends({"SDPO": 0.6, "DDPO": 0.5}), ends({"SDPO": 0.5, "DDPO": 0.5005}, steps=20)])
     assert [cells[-1] for cells in table.blocks[0][1]] == [*["SDPO > DDPO > start"] * 2, *["DDPO ~ SDPO > start"] * 2]
-    assert table.answer == ("Highest: SDPO in 2 of 4, ahead of the next by an interval above 0 in 2; DDPO in 2 of 4, "
-                            "ahead of the next by an interval above 0 in 0.")
+    assert table.answer == ("In how many cases each is highest at equal samples (in brackets: ahead of the next by an "
+                            "interval above 0): K = 4: SDPO 2 (2); K = 20: DDPO 2 (0).")
 
 
 def test_nothing_is_left_empty():
