@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
 from sdpo_bench.recovery import find_rows, score, within_memory
 from sdpo_bench.rewards import Reward
-from sdpo_bench.sampler import derive_seeds, sample
+from sdpo_bench.sampler import derive_seeds, joined, sample
 from sdpo_bench.tracking import Tracker
 from sdpo_bench.types import Counts, DenseRewards, StepBatch, Trajectory, TrajectoryBatch
 
@@ -85,16 +86,10 @@ class Trainer:
         self._last_visit = None
         pairs = self.pairs(epoch)
 
-        def rollout() -> tuple[Trajectory, Tensor | None, DenseRewards]:
-            trajectory = self.within_memory(lambda: self.sample(epoch))
-            reference = None
-            if self.method.reference:
-                reference = self.within_memory(lambda: self.reference_log_prob(trajectory))
-            clock.append(time.perf_counter())
-            provider = dense.PROVIDERS[self.config.dense if self.method.dense else "terminal"]
-            return trajectory, reference, self.within_memory(lambda: provider(trajectory, self.score))
-
-        trajectory, reference, own = self.world.together(rollout)
+        trajectory, reference, own, sampled = self.world.together(
+            lambda: self.within_memory(lambda: self.rollout(epoch))
+        )
+        clock.append(sampled)
         parts = self.world.gather((pairs, own.values.cpu(), own.queries))
         rewards = torch.cat([values for _, values, _ in parts])[torch.cat([p for p, _, _ in parts]).argsort()]
         advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards))[pairs]
@@ -160,9 +155,42 @@ class Trainer:
         )
         return [self.prompts[i] for i in choice]
 
-    def sample(self, epoch: int) -> Trajectory:
-        """This process's pairs of the epoch: random prompts, one x_T a pair, step noise for each sample."""
-        config, seeds, pairs = self.config, (self.config.seed, epoch), self.pairs(epoch)
+    def rollout(self, epoch: int) -> tuple[Trajectory, Tensor | None, DenseRewards, float]:
+        """This process's pairs, the reference's log-probs where the method takes them, the rewards, and when sampling
+        was done.
+
+        Pairs are sampled some at a time, and a thread has them scored meanwhile: a reward on the processor, such as
+        JPEG's, then keeps no GPU waiting. Both put their work into one queue of the GPU's, so that neither can see
+        what the other has not finished. It ends with this call, whatever fails.
+        """
+        provider = dense.PROVIDERS[self.config.dense if self.method.dense else "terminal"]
+        parts: list[Trajectory] = []
+        scored: list[Future[DenseRewards]] = []
+        with ThreadPoolExecutor(1) as thread:
+            if self.policy.device.type == "cuda":  # of several GPUs the thread takes this process's too
+                thread.submit(torch.cuda.set_device, torch.cuda.current_device())
+            try:
+                for pairs in self.pairs(epoch).split(self.policy.rows):  # forward passes of all rows from the start
+                    for failed in scored:
+                        if failed.done():
+                            failed.result()
+                    parts.append(self.sample(epoch, pairs))
+                    scored.append(thread.submit(provider, parts[-1], self.score))
+                trajectory = joined(parts)
+                reference = self.reference_log_prob(trajectory) if self.method.reference else None
+                sampled = time.perf_counter()
+                rewards = [part.result() for part in scored]
+            except BaseException:
+                thread.shutdown(cancel_futures=True)
+                raise
+        values, queried = (torch.cat([getattr(part, name) for part in rewards]) for name in ("values", "queried"))
+        return trajectory, reference, DenseRewards(values, queried, sum(part.queries for part in rewards)), sampled
+
+    def sample(self, epoch: int, pairs: Tensor | None = None) -> Trajectory:
+        """These pairs of the epoch, by default all of this process: random prompts, one x_T a pair, step noise for each
+        sample."""
+        config, seeds = self.config, (self.config.seed, epoch)
+        pairs = self.pairs(epoch) if pairs is None else pairs
         prompts = self.drawn_prompts(epoch)
         return sample(
             self.policy,
