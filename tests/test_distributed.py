@@ -110,7 +110,10 @@ def test_the_same_run(runs, kind, size):
     """3 processes share the 4 pairs of an optimiser step unevenly."""
     if size == 3 and kind != KINDS[0]:
         pytest.skip("uneven shares are tried with one kind")
-    one, several = runs[1][0][kind], [found[kind] for found in runs[size]]
+    compare(runs[1][0][kind], [found[kind] for found in runs[size]])
+
+
+def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
     for found in several:
         assert found["on_policy"] == 0
         (prompts, rewards, advantages), (later_prompts, later, later_advantages) = found["calls"]
@@ -248,8 +251,47 @@ def test_errors_reach_all_processes(config, tmp_path):
 def test_sharded_training_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="configured for FSDP"):
+    with pytest.raises(UserError, match=r"configured for FSDP, which is not supported; launch .* and give --shard"):
         distributed.join("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="there is one; leave it out"):
+        distributed.join("cpu", shard=True)
+
+
+def sharded_epochs(world: World, config: RunConfig, kinds: list[str], folder: Path) -> None:
+    """As `all_kinds`, of a sharded model; and what a process really holds of it."""
+    world.sharded = True
+    found = {}
+    for method in kinds:
+        given = dataclasses.replace(config, method=method, finetune="full", label="", learning_rate=1e-5, steps=2)
+        policy = load_policy(given)
+        total = sum(p.numel() for p in policy.parameters)
+        policy.shard()
+        held = sum(distributed.own(p).numel() for p in policy.parameters)
+        assert held < 0.6 * total
+        assert sum(distributed.own(p).numel() for p in policy._reference.parameters()) == held
+        trainer = Trainer(given, policy, load_reward(given.reward), world)
+        trainer.normaliser = recorder = Recorder()
+        on_policy = trainer.check_on_policy(1)
+        rows = [trainer.epoch(epoch) for epoch in (1, 2)]
+        moments = [x for entry in trainer.optimiser.state_dict()["state"].values() for x in entry.values() if x.dim()]
+        assert sum(distributed.own(x).numel() for x in moments) == 2 * held
+        found[method, "full"] = {
+            "on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": trainer.weights()["weights"],
+        }  # fmt: skip
+    torch.save(found, folder / f"sharded-{world.rank}")
+
+
+@pytest.fixture(scope="module")
+def sharded(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    assert processes.run(2, sharded_epochs, config, ["sdpo", "rebel"], folder) == [0, 0]
+    return [torch.load(folder / f"sharded-{rank}", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", ["sdpo", "rebel"])
+def test_the_same_run_with_shards(runs, sharded, method):
+    compare(runs[1][0][method, "full"], [found[method, "full"] for found in sharded])
 
 
 def test_buckets_keep_the_order_and_bound_the_size(monkeypatch):
