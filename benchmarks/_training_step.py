@@ -67,8 +67,8 @@ class TimedTrainer(Trainer):
 
     clock: Clock | None = None
 
-    def sample(self, epoch: int) -> Any:
-        trajectory = super().sample(epoch)
+    def sample(self, epoch: int, pairs: torch.Tensor | None = None) -> Any:
+        trajectory = super().sample(epoch, pairs)
         self._lap("sample")
         return trajectory
 

@@ -376,10 +376,12 @@ def train_command() -> type:
         """Go on with the same run from its checkpoint."""
         tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
         """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
+        shard: bool = False
+        """Share the weights of --finetune full out over the processes (FSDP)."""
 
         def __call__(self) -> int:
             config = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
-            return train(config, self.out, self.resume, self.tracker)
+            return train(config, self.out, self.resume, self.tracker, self.shard)
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
@@ -398,7 +400,7 @@ rewards with published weights, which docs/rewards.md says how to get: {", ".joi
     return Train
 
 
-def train(config: Any, out: Path, resume: bool, tracker: str = "none") -> int:
+def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
     """One run, with a progress bar; says what it made. Of several processes the first one does."""
     from tqdm import tqdm
 
@@ -410,7 +412,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none") -> int:
 
     quiet_libraries()
     folder = out / "raw" / run_id(config.to_json())
-    world = join(config.device)
+    world = join(config.device, shard)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")

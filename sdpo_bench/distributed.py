@@ -1,7 +1,8 @@
 """The processes of a run: one, or several that `accelerate launch` or torchrun started, on one machine or more.
 
-Every process holds the whole model; pairs, prompts and rewards are shared out, their results gathered. Which process
-does what changes no result: every random number belongs to a sample's own seed.
+Pairs, prompts and rewards are shared out, their results gathered; with --shard the trained weights too, else every
+process holds the whole model. Which process does what changes no result: every random number belongs to a sample's own
+seed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class World:
     """One process alone; `Processes` has the same methods for several."""
 
     rank, size = 0, 1
+    sharded = False
+    """Whether the denoiser's weights are shared out (FSDP). Each of its forward passes then needs all processes: they
+    make the same ones, and an error waits for the next `together`."""
 
     @property
     def first(self) -> bool:
@@ -82,8 +86,8 @@ class Processes(World):
         for variable, name in UNSUPPORTED.items():
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise UserError(
-                    f"accelerate is configured for {name}, which is not supported: every process holds the whole "
-                    f"model; launch with accelerate's --multi_gpu, or with torchrun"
+                    f"accelerate is configured for {name}, which is not supported; launch with accelerate's "
+                    f"--multi_gpu, or with torchrun, and give --shard to share a model's weights out"
                 )
         from accelerate import PartialState  # here, since it takes a second that a single process need not wait
 
@@ -139,8 +143,36 @@ def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def join(device: str) -> World:
+def is_shared_out(tensor: Any) -> bool:
+    """Whether it is a DTensor, whose module takes a while to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor, of which a process may have a shard: then all processes must call this."""
+    return tensor.full_tensor() if is_shared_out(tensor) else tensor
+
+
+def own(tensor: Any) -> Tensor:
+    """This process's shard of a tensor, or all of one that is not shared out."""
+    return tensor.to_local() if is_shared_out(tensor) else tensor
+
+
+def spread(tensor: Tensor, like: Any) -> Tensor:
+    """A tensor that all processes have, shared out as `like` is, which may be not at all."""
+    if not is_shared_out(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def join(device: str, shard: bool = False) -> World:
     """The processes that this one was launched with; ALONE where there are no others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if shard:
+            raise UserError("--shard shares weights out over processes, and there is one; leave it out")
         return ALONE
-    return Processes(cpu=device == "cpu" or not torch.cuda.is_available())
+    world = Processes(cpu=device == "cpu" or not torch.cuda.is_available())
+    world.sharded = shard
+    return world

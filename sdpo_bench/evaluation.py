@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,28 @@ def evaluate(
         rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
     counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
     chosen = evaluated_prompts(config)
-    prompts = world.share([p for group in chosen.values() for p in group])
+    everybody = [p for group in chosen.values() for p in group]
+    prompts = world.share(everybody)
+    if world.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
+        prompts = (prompts + everybody)[: -(-len(everybody) // world.size)]
     noises = list(range(config.eval_noises))
 
-    def own() -> dict[tuple[int, str], dict[str, list[float]]]:
-        """The values of this process's prompts, by step count and reward."""
-        values = {}
-        for steps in counts if prompts else ():
-            images = pictures(policy, prompts, noises, steps, config)
-            for name, reward in rewards.items():
-                found = score(reward, images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises))
-                values[steps, name] = dict(zip(prompts, found.tolist(), strict=True))
+    def own(steps: int) -> dict[str, dict[str, list[float]]]:
+        """The values of this process's prompts, by reward."""
+        if not prompts:
+            return {}
+        images, values = pictures(policy, prompts, noises, steps, config), {}
+        for name, reward in rewards.items():
+            found = score(reward, images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises))
+            values[name] = dict(zip(prompts, found.tolist(), strict=True))
         return values
 
-    parts = world.gather(world.together(lambda: within_memory(policy, own)))
     rows = []
     for steps in counts:
+        work = partial(within_memory, policy, partial(own, steps))
+        parts = world.gather(world.together(work))
         for name in rewards:
-            by_prompt = {p: values for part in parts for p, values in part.get((steps, name), {}).items()}
+            by_prompt = {p: values for part in parts for p, values in part.get(name, {}).items()}
             rows.append(
                 {
                     "reward": name,
@@ -109,12 +114,15 @@ def evaluation_rewards(config: RunConfig, device: torch.device | None = None) ->
     )
 
 
-def save_grid(policy: Policy, config: RunConfig, path: Path) -> None:
-    """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen."""
+def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
+    """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen. Where
+    weights are shared out all processes call this, and one of them writes."""
     lists = splits(config.prompts, config.unseen_prompts)
     unseen = lists["unseen"][: GRID_PROMPTS // 2]
     prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
     rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
+    if not write:
+        return
     grid = to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(grid)).save(buffer, format="PNG")

@@ -239,10 +239,13 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
     # The parts of a trajectory, or of all pictures, are there beside what they are put together to.
     sampling = at(costs.sampling, min(rows, samples))
+    decoding = at(costs.decoding, min(rows, shown)) + 2 * shown * costs.picture
+    together = config.pairs > rows or METHODS[config.method].reference  # trainer.rollout
     passing = {
         f"training step, {in_step} latents": at(costs.training, in_step),
         f"sampling, {min(rows, samples)} latents": sampling,
-        f"decoding, {min(rows, shown)} at a time": at(costs.decoding, min(rows, shown)) + 2 * shown * costs.picture,
+        f"decoding, {min(rows, shown)} at a time": decoding,
+        "sampling while decoding": (sampling + decoding) * together,
         "optimiser step": 4 * costs.trained,
     }
     host = {}
@@ -251,7 +254,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     else:
         staying["trajectories"] = trajectories
         passing["sampling's end"] = trajectories
-    return Estimate({k: v for k, v in staying.items() if v}, passing, host)
+    return Estimate({k: v for k, v in staying.items() if v}, {k: v for k, v in passing.items() if v}, host)
 
 
 def pictures_of_an_epoch(config: RunConfig) -> int:

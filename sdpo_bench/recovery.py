@@ -32,6 +32,8 @@ def within_memory(policy: Policy, work: Callable[[], T]) -> T:
         try:
             return work()
         except torch.OutOfMemoryError as error:
+            if policy.plain_class is not None:  # the others are in a pass that this process has left: all must end
+                raise SystemExit(f"error: out of memory with --shard and --rows {policy.rows}; lower it") from error
             if policy.rows <= PAIR:
                 raise UserError(
                     f"out of memory with --rows {policy.rows}, a single pair; use a GPU with more memory, smaller "

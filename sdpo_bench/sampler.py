@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import sdpo_kernels
 import torch
@@ -65,4 +67,20 @@ def sample(
 
     return Trajectory(
         prompts, conditions, timesteps, table, scale, grouped(latents, 0), grouped(clean, 0), grouped(log_probs, 0)
+    )
+
+
+def joined(parts: list[Trajectory]) -> Trajectory:
+    """One trajectory of several, sampled with the same steps."""
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return replace(
+        parts[0],
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        conditions=tuple(map(torch.cat, zip(*(part.conditions for part in parts), strict=True))),
+        latents=cat("latents"),
+        predicted_clean=cat("predicted_clean"),
+        log_prob=cat("log_prob"),
     )

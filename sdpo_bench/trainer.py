@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from sdpo_bench import dense, probe
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import ALONE, World
+from sdpo_bench.distributed import ALONE, World, own, spread, whole
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
 from sdpo_bench.methods import build_method
@@ -30,7 +31,7 @@ from sdpo_bench.provenance import collect
 from sdpo_bench.records import RunWriter, run_id
 from sdpo_bench.recovery import find_rows, score, within_memory
 from sdpo_bench.rewards import Reward
-from sdpo_bench.sampler import derive_seeds, sample
+from sdpo_bench.sampler import derive_seeds, joined, sample
 from sdpo_bench.tracking import Tracker
 from sdpo_bench.types import Counts, DenseRewards, StepBatch, Trajectory, TrajectoryBatch
 
@@ -85,16 +86,10 @@ class Trainer:
         self._last_visit = None
         pairs = self.pairs(epoch)
 
-        def rollout() -> tuple[Trajectory, Tensor | None, DenseRewards]:
-            trajectory = self.within_memory(lambda: self.sample(epoch))
-            reference = None
-            if self.method.reference:
-                reference = self.within_memory(lambda: self.reference_log_prob(trajectory))
-            clock.append(time.perf_counter())
-            provider = self.config.dense if self.method.dense else "terminal"
-            return trajectory, reference, self.within_memory(lambda: dense.provide(provider, trajectory, self.score))
-
-        trajectory, reference, own = self.world.together(rollout)
+        trajectory, reference, own, sampled = self.world.together(
+            lambda: self.within_memory(lambda: self.rollout(epoch))
+        )
+        clock.append(sampled)
         parts = self.world.gather((pairs, own.values.cpu(), own.queried.cpu(), own.queries))
         numbers, values, asked, queries = zip(*parts, strict=True)
         order = torch.cat(numbers).argsort()
@@ -106,7 +101,7 @@ class Trainer:
         updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
         # The first and only time that the host waits for the updates.
         log = torch.stack([torch.stack(row) for row in updates]).cpu()
-        finite = torch.stack([torch.isfinite(p).all() for p in self.policy.parameters]).all()
+        finite = torch.stack([torch.isfinite(own(p)).all() for p in self.policy.parameters]).all()
         spent = self.policy.evaluations - evaluations
         ends = self.world.gather((log, spent, bool(finite), self.fingerprint(), self.policy.rows))
         clock.append(time.perf_counter())
@@ -145,7 +140,7 @@ class Trainer:
 
     def fingerprint(self) -> int:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
-        if self.world.size == 1:
+        if self.world.size == 1 or self.world.sharded:  # each weight is there once
             return 0
         bits = {2: torch.int16, 4: torch.int32}
         sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for p in self.policy.parameters]
@@ -163,9 +158,42 @@ class Trainer:
         )
         return [self.prompts[i] for i in choice]
 
-    def sample(self, epoch: int) -> Trajectory:
-        """This process's pairs of the epoch: random prompts, one x_T a pair, step noise for each sample."""
-        config, seeds, pairs = self.config, (self.config.seed, epoch), self.pairs(epoch)
+    def rollout(self, epoch: int) -> tuple[Trajectory, Tensor | None, DenseRewards, float]:
+        """This process's pairs, the reference's log-probs where the method takes them, the rewards, and when sampling
+        was done.
+
+        Pairs are sampled some at a time, and a thread has them scored meanwhile: a reward on the processor, such as
+        JPEG's, then keeps no GPU waiting. Both put their work into one queue of the GPU's, so that neither can see
+        what the other has not finished. It ends with this call, whatever fails.
+        """
+        provider = self.config.dense if self.method.dense else "terminal"
+        parts: list[Trajectory] = []
+        scored: list[Future[DenseRewards]] = []
+        with ThreadPoolExecutor(1) as thread:
+            if self.policy.device.type == "cuda":  # of several GPUs the thread takes this process's too
+                thread.submit(torch.cuda.set_device, torch.cuda.current_device())
+            try:
+                for pairs in self.pairs(epoch).split(self.policy.rows):  # forward passes of all rows from the start
+                    for failed in scored:
+                        if failed.done() and not self.world.sharded:
+                            failed.result()
+                    parts.append(self.sample(epoch, pairs))
+                    scored.append(thread.submit(dense.provide, provider, parts[-1], self.score))
+                trajectory = joined(parts)
+                reference = self.reference_log_prob(trajectory) if self.method.reference else None
+                sampled = time.perf_counter()
+                rewards = [part.result() for part in scored]
+            except BaseException:
+                thread.shutdown(cancel_futures=True)
+                raise
+        values, queried = (torch.cat([getattr(part, name) for part in rewards]) for name in ("values", "queried"))
+        return trajectory, reference, DenseRewards(values, queried, sum(part.queries for part in rewards)), sampled
+
+    def sample(self, epoch: int, pairs: Tensor | None = None) -> Trajectory:
+        """These pairs of the epoch, by default all of this process: random prompts, one x_T a pair, step noise for each
+        sample."""
+        config, seeds = self.config, (self.config.seed, epoch)
+        pairs = self.pairs(epoch) if pairs is None else pairs
         prompts = self.drawn_prompts(epoch)
         return sample(
             self.policy,
@@ -260,7 +288,7 @@ class Trainer:
         """
         evaluations = self.policy.evaluations
 
-        def own() -> float:
+        def log_ratio() -> float:
             trajectory, found = self.sample(epoch), 0.0
             for pairs, steps in self.groups(epoch)[0]:
                 new = self.log_prob(trajectory, pairs, steps).detach()  # with a graph: some kernels differ without
@@ -273,7 +301,7 @@ class Trainer:
                 )
             return found
 
-        largest = max(self.world.gather(self.world.together(lambda: self.within_memory(own))))
+        largest = max(self.world.gather(self.world.together(lambda: self.within_memory(log_ratio))))
         self.policy.evaluations = evaluations
         if largest > self.clips["clip_range"] / 10 and self.world.first:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
@@ -334,8 +362,12 @@ class Trainer:
         loss, clipped, log_ratio = self.within_memory(attempt)
         # Here, and not by DistributedDataParallel: its hooks know nothing of a backward pass in several parts or of a
         # second attempt. Each loss is a mean over the entries of all processes, so that the sum is its gradient.
-        self.world.sum(p.grad for p in self.policy.parameters if p.grad is not None)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm)
+        gradients = [p.grad for p in self.policy.parameters if p.grad is not None]
+        if self.world.sharded:
+            torch._foreach_mul_([own(grad) for grad in gradients], self.world.size)
+        else:
+            self.world.sum(gradients)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm))
         self.optimiser.step()
         self.counts.optimiser_steps += 1
         share = self.pairs_in(group) / self.config.pairs_per_update
@@ -404,17 +436,27 @@ class Trainer:
 
     # Checkpoints
 
+    def progress(self) -> dict[str, Any]:
+        """The small part of a checkpoint: a copy."""
+        return {"normaliser": dict(self.normaliser.buffers), "counts": dataclasses.asdict(self.counts)}
+
+    def weights(self) -> dict[str, Any]:
+        """The large part: no copy, but where weights are shared out. All processes must call this then."""
+        optimiser = self.optimiser.state_dict()
+        moments = {n: {k: whole(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
+        return {"weights": self.policy.state_dict(), "optimiser": optimiser | {"state": moments}}
+
     def state(self) -> dict[str, Any]:
-        return {
-            "weights": self.policy.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "normaliser": dict(self.normaliser.buffers),
-            "counts": dataclasses.asdict(self.counts),
-        }
+        return self.weights() | self.progress()
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["weights"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        weights = self.policy.parameters
+        moments = {
+            n: {k: spread(v, weights[n]) if v.dim() else v for k, v in entry.items()}
+            for n, entry in state["optimiser"]["state"].items()
+        }
+        self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         self.normaliser.buffers = state["normaliser"]
         self.counts = Counts(**state["counts"])
 
@@ -452,16 +494,22 @@ def train(
     if world.alone(finished):
         return
     # All that can be refused is refused before anything is written.
-    def load() -> tuple[dict[str, Reward], Policy, Trainer]:
-        rewards = evaluation_rewards(config)
-        policy = load_policy(config)
+    def load() -> tuple[dict[str, Reward], Policy]:
+        if world.sharded:
+            check_shares(config, world)
+        return evaluation_rewards(config), load_policy(config)
+
+    def prepare() -> Trainer:
         trainer = Trainer(config, policy, rewards[config.reward], world)
         for reward in rewards.values():
             for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
                 reward.check_prompts(prompts)
-        return rewards, policy, trainer
+        return trainer
 
-    rewards, policy, trainer = world.together(load)
+    rewards, policy = world.together(load)
+    if world.sharded:
+        policy.shard()
+    trainer = world.together(prepare)
     if config.rows == 0:
         find_rows(policy, config, world)
     on_policy = trainer.check_on_policy(1) if config.epochs and not world.alone(checkpoint.exists) else None
@@ -487,13 +535,14 @@ def train(
         def begin() -> None:
             writer.write_config(row)
             found = {"processes": world.size} if world.size > 1 else {}
+            found |= {"sharded": True} if world.sharded else {}
             found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
             writer.write_provenance(collect(policy.device, rewards) | found)
             writer.truncate(done if begun else -1)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
             known = {"run_id": row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(seconds)}
-            return trainer.state() | known
+            return trainer.progress() | known
 
         @contextlib.contextmanager
         def saving(state: dict[str, Any]) -> Iterator[None]:
@@ -505,9 +554,11 @@ def train(
                 if not world.shared(error) or trainer.counts.optimiser_steps != state["counts"]["optimiser_steps"]:
                     raise
 
+                weights = trainer.weights()
+
                 def save() -> bool:
                     with contextlib.suppress(OSError):  # the disk may be what failed; the earlier checkpoint stays
-                        save_checkpoint(checkpoint, state)
+                        save_checkpoint(checkpoint, weights | state)
                         return True
                     return False
 
@@ -555,12 +606,18 @@ def train(
                 with saving(state_after(epoch, False)):
                     probing(epoch)
             if last or (config.checkpoint_every and epoch % config.checkpoint_every == 0):
-                world.alone(lambda: save_checkpoint(checkpoint, state_after(epoch, True)))
+                weights = trainer.weights()
+                world.alone(lambda: save_checkpoint(checkpoint, weights | state_after(epoch, True)))
+
+        def with_model(work: Callable[[], None]) -> None:
+            """work() in the first process, or, where weights are shared out, in all: it needs the model."""
+            world.together(work if world.first or world.sharded else lambda: None)
+
+        def save_model() -> None:
+            policy.save(folder / ("adapter" if config.finetune == "lora" else "model"), world.first)
+            save_grid(policy, config, folder / "grid_after.png", world.first)
 
         def finish() -> None:
-            if config.epochs:
-                policy.save(folder / ("adapter" if config.finetune == "lora" else "model"))
-                save_grid(policy, config, folder / "grid_after.png")
             per_epoch = {k: v / config.epochs if config.epochs else 0.0 for k, v in seconds.items() if k != "evaluate"}
             writer.finish(
                 {
@@ -579,9 +636,23 @@ def train(
         if not evaluated and config.probe_every and config.epochs and done % config.probe_every == 0:
             probing(done)
         if done == 0 and (config.eval_start or config.epochs == 0):
-            world.alone(lambda: save_grid(policy, config, folder / "grid_before.png"))
+            with_model(lambda: save_grid(policy, config, folder / "grid_before.png", world.first))
         if on_policy is None and done < config.epochs:
             on_policy = trainer.check_on_policy(done + 1)
         for epoch in range(done + 1, config.epochs + 1):
             train_epoch(epoch)
+        if config.epochs:
+            with_model(save_model)
         world.alone(finish)
+
+
+def check_shares(config: RunConfig, world: World) -> None:
+    """Refuses what --shard can't: all processes make the same forward passes, or they would wait for each other."""
+    if config.finetune != "full":
+        raise UserError("--shard shares the trained weights out, and a LoRA has few; use it with --finetune full")
+    if config.pairs_per_update % world.size:
+        raise UserError(
+            f"--shard: {world.size} processes, but --pairs-per-update is {config.pairs_per_update}; expected a multiple"
+        )
+    if config.rows < 4:
+        raise UserError(f"--shard: --rows is {config.rows}; expected 4 or more, room for a pair and for guidance")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from sdpo_bench import distributed
@@ -29,7 +31,7 @@ from sdpo_bench.policies import load_policy
 from sdpo_bench.records import load_run, run_id
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
-from sdpo_bench.trainer import Trainer, train
+from sdpo_bench.trainer import Trainer, check_shares, train
 
 ROOT = Path(__file__).parents[1]
 KINDS = list(itertools.product(("sdpo", "ddpo", "rebel"), ("lora", "full")))
@@ -110,7 +112,10 @@ def test_the_same_run(runs, kind, size):
     """3 processes share the 4 pairs of an optimiser step unevenly."""
     if size == 3 and kind != KINDS[0]:
         pytest.skip("uneven shares are tried with one kind")
-    one, several = runs[1][0][kind], [found[kind] for found in runs[size]]
+    compare(runs[1][0][kind], [found[kind] for found in runs[size]])
+
+
+def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
     for found in several:
         assert found["on_policy"] == 0
         (prompts, rewards, advantages), (later_prompts, later, later_advantages) = found["calls"]
@@ -159,7 +164,8 @@ def run_all(world: World, config: RunConfig, folder: Path, resume: bool) -> None
 def comparable(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
     record = load_run(folder)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in record.train]
-    return rows, record.eval, load_file(next((folder / "adapter").glob("*.safetensors")))
+    weights = folder / "adapter" if record.config["finetune"] == "lora" else folder / "model" / "unet"
+    return rows, record.eval, load_file(next(weights.glob("*.safetensors")))
 
 
 def same(folder: Path, other: Path) -> None:
@@ -179,13 +185,13 @@ def same(folder: Path, other: Path) -> None:
     assert all((weights[name] - weights2[name]).abs().max() < 1e-6 for name in weights)
 
 
-def broken_second_epoch(world: World, config: RunConfig, folder: Path, notes: Path) -> None:
-    """The reward model fails in the last process, in epoch 2, until it is given up."""
+def broken_second_epoch(world: World, config: RunConfig, folder: Path, notes: Path, first: int = 5) -> None:
+    """The reward model fails in the last process, in epoch 2 or another time, until it is given up."""
     original, calls = Colourfulness.__call__, itertools.count()
 
     def failing(self, images, prompts):
         # The first evaluation asks it for 2 step counts, epoch 1 once, the evaluation after it for 2 again.
-        if next(calls) >= 5 and world.rank == world.size - 1:
+        if next(calls) >= first and world.rank == world.size - 1:
             raise ConnectionError("no answer")
         return original(self, images, prompts)
 
@@ -248,8 +254,107 @@ def test_errors_reach_all_processes(config, tmp_path):
 def test_sharded_training_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="configured for FSDP"):
+    with pytest.raises(UserError, match=r"configured for FSDP, which is not supported; launch .* and give --shard"):
         distributed.join("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="there is one; leave it out"):
+        distributed.join("cpu", shard=True)
+
+
+def sharded_epochs(world: World, config: RunConfig, kinds: list[str], folder: Path) -> None:
+    """As `all_kinds`, of a sharded model; and what a process really holds of it."""
+    world.sharded = True
+    found = {}
+    for method in kinds:
+        given = dataclasses.replace(config, method=method, finetune="full", label="", learning_rate=1e-5, steps=2)
+        policy = load_policy(given)
+        total = sum(p.numel() for p in policy.parameters)
+        policy.shard()
+        held = sum(distributed.own(p).numel() for p in policy.parameters)
+        assert held < 0.6 * total
+        assert sum(distributed.own(p).numel() for p in policy._reference.parameters()) == held
+        trainer = Trainer(given, policy, load_reward(given.reward), world)
+        trainer.normaliser = recorder = Recorder()
+        on_policy = trainer.check_on_policy(1)
+        rows = [trainer.epoch(epoch) for epoch in (1, 2)]
+        moments = [x for entry in trainer.optimiser.state_dict()["state"].values() for x in entry.values() if x.dim()]
+        assert sum(distributed.own(x).numel() for x in moments) == 2 * held
+        found[method, "full"] = {
+            "on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": trainer.weights()["weights"],
+        }  # fmt: skip
+    torch.save(found, folder / f"sharded-{world.rank}")
+
+
+@pytest.fixture(scope="module")
+def sharded(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    assert processes.run(2, sharded_epochs, config, ["sdpo", "rebel"], folder) == [0, 0]
+    return [torch.load(folder / f"sharded-{rank}", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", ["sdpo", "rebel"])
+def test_the_same_run_with_shards(runs, sharded, method):
+    compare(runs[1][0][method, "full"], [found[method, "full"] for found in sharded])
+
+
+def sharded_run(world: World, config: RunConfig, folder: Path, notes: Path | None = None) -> None:
+    """All of a run; with `notes` only until the reward fails in the evaluation after epoch 1, which has another step
+    count to come; the next time until the first process is killed in epoch 2."""
+    world.sharded = True
+    if notes is None:
+        train(config, folder, resume=True, world=world)
+    elif not (folder / "checkpoint.pt").exists():
+        broken_second_epoch(world, config, folder, notes, first=3)
+    else:
+
+        def kill(event: dict[str, Any]) -> None:
+            if (event["epoch"], event["phase"]) == (2, "train"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train(config, folder, resume=True, world=world, on_epoch=kill)
+
+
+def test_a_sharded_run_goes_on(config, tmp_path):
+    """After a failing reward and a kill, with shards and by one process without; to the run of one process, whose model
+    plain diffusers loads. The two share 5 prompts."""
+    config = dataclasses.replace(config, finetune="full", learning_rate=1e-5)
+    name = run_id(config.to_json())
+    whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
+    train(config, whole)
+    assert processes.run(2, sharded_run, config, parts, tmp_path) == [0, 0]
+    said = "reward colourfulness raised ConnectionError (no answer) for a picture of this run, twice"
+    assert (tmp_path / "1").read_text() == f"UserError: {said}; the state after epoch 1 is saved, go on with --resume"
+    assert (tmp_path / "0").read_text() == f"OtherFailed: process 1: UserError: {said}"
+    assert load_checkpoint(parts / "checkpoint.pt", name)["evaluated"] is False
+    killed, other = processes.run(2, sharded_run, config, parts, tmp_path)
+    assert killed == -signal.SIGKILL
+    assert other
+    assert load_checkpoint(parts / "checkpoint.pt", name)["epoch"] == 1
+    again = shutil.copytree(parts, tmp_path / "again" / name)
+    assert processes.run(2, sharded_run, config, parts) == [0, 0]
+    same(whole, parts)
+    assert json.loads((parts / "provenance.json").read_text())["sharded"] is True
+    for file in ("model_index.json", "unet/config.json", "vae/config.json"):
+        assert (parts / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    plain = StableDiffusionPipeline.from_pretrained(parts / "model", safety_checker=None)
+    assert type(plain.unet) is UNet2DConditionModel
+    train(config, again, resume=True)
+    same(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune": "lora"}, "use it with --finetune full"),
+        ({"pairs": 6, "pairs_per_update": 3}, "2 processes, but --pairs-per-update is 3; expected a multiple"),
+        ({"rows": 0}, "--rows is 0; expected 4 or more"),
+    ],
+)
+def test_what_shards_cannot_do(config, changes, message):
+    world = World()
+    world.size, world.sharded = 2, True
+    with pytest.raises(UserError, match=message):
+        check_shares(dataclasses.replace(config, **{"finetune": "full"} | changes), world)
 
 
 def test_buckets_keep_the_order_and_bound_the_size(monkeypatch):

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 
 import processes
@@ -337,6 +338,88 @@ def test_out_of_memory_halves_the_micro_batch(config, monkeypatch, capsys, metho
     warnings = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert len(warnings) == 4  # 64 rows to 32, 16, 8, 4
     assert warnings[-1] == "warning: out of memory; a forward pass has at most 4 rows from here on"
+
+
+def rollout_of(config, rows):
+    """An epoch's, its parts, and where they were sampled and scored."""
+    trainer = Trainer(config, load_policy(config), load_reward(config.reward))
+    trainer.policy.rows, seen = rows, []
+    sample, score = trainer.sample, trainer.score
+
+    def sampling(epoch, pairs):
+        seen.append(("sample", threading.current_thread() is threading.main_thread()))
+        return sample(epoch, pairs)
+
+    def scoring(latents, prompts):
+        seen.append(("score", threading.current_thread() is threading.main_thread()))
+        return score(latents, prompts)
+
+    trainer.sample, trainer.score = sampling, scoring
+    return trainer.within_memory(lambda: trainer.rollout(1)), seen, trainer.policy
+
+
+@pytest.mark.parametrize("failure", ["none", "reward raises", "memory of the thread"])
+@pytest.mark.parametrize("method", ["sdpo", "prdp"])
+def test_scoring_while_sampling(config, monkeypatch, method, failure):
+    """In parts or as a whole: the same trajectories and rewards to the bit, also where a reward fails once, and where
+    memory for decoding runs out."""
+    config = dataclasses.replace(config, method=method, label="", pairs=40, pairs_per_update=4, steps=3)
+    # 64 rows at once would be decoded by another kernel (RunConfig.pad_rows).
+    (expected, expected_reference, expected_rewards, _), seen, policy = rollout_of(config, 40)
+    assert seen == [("sample", True), ("score", False)]
+    evaluations = policy.evaluations
+    if failure == "reward raises":
+        fail(monkeypatch, {2}, "raises")
+    if failure == "memory of the thread":
+        decode = StableDiffusionPolicy.decode
+
+        def short(self, latents):
+            if self.rows > 16 and threading.current_thread() is not threading.main_thread():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(self, latents)
+
+        monkeypatch.setattr(StableDiffusionPolicy, "decode", short)
+    rows = 32 if failure == "memory of the thread" else 16
+    (trajectory, reference, rewards, _), seen, policy = rollout_of(config, rows)
+    # 3 parts of at most 16 of the 40 pairs.
+    assert [main for what, main in seen if what == "sample"][-3:] == [True] * 3
+    assert [main for what, main in seen if what == "score"][-3:] == [False] * 3
+    assert policy.evaluations == evaluations
+    assert policy.rows == 16
+    assert trajectory.prompts == expected.prompts
+    for name in ("latents", "predicted_clean", "log_prob"):
+        assert torch.equal(getattr(trajectory, name), getattr(expected, name)), name
+    assert all(torch.equal(a, b) for a, b in zip(trajectory.conditions, expected.conditions, strict=True))
+    assert reference is None if expected_reference is None else torch.equal(reference, expected_reference)
+    assert torch.equal(rewards.values, expected_rewards.values)
+    assert torch.equal(rewards.queried, expected_rewards.queried)
+    assert rewards.queries == expected_rewards.queries
+
+
+def test_a_failing_reward_ends_sampling(config, monkeypatch):
+    """Twice in the first part: the later ones are not sampled, and no thread is left behind."""
+    config = dataclasses.replace(config, pairs=40, pairs_per_update=4)
+    first = threading.Event()
+    trainer = Trainer(config, load_policy(config), load_reward(config.reward))
+    trainer.policy.rows, sample, sampled = 8, trainer.sample, []
+
+    def sampling(epoch, pairs):
+        if sampled:
+            assert first.wait(60)
+            time.sleep(0.2)  # for the thread to leave what failed
+        sampled.append(pairs)
+        return sample(epoch, pairs)
+
+    def failing(latents, prompts):
+        first.set()
+        raise UserError("no answer")
+
+    trainer.sample, trainer.score = sampling, failing
+    threads = threading.active_count()
+    with pytest.raises(UserError, match="no answer"):
+        trainer.rollout(1)
+    assert len(sampled) == 2
+    assert threading.active_count() == threads
 
 
 def test_out_of_memory_with_one_pair_stops_the_run(config, tmp_path, monkeypatch, undisturbed):

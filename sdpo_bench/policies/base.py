@@ -17,6 +17,7 @@ from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import spread, whole
 from sdpo_bench.errors import UserError
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
@@ -277,20 +278,42 @@ class Policy:
 
     # Weights
 
+    def shard(self) -> None:
+        """Shares the weights of the denoiser, and of its pretrained copy, out over all processes; each block is put
+        together when it is needed. From here on all processes must make the same forward and backward passes.
+        Gradients are then the means over the processes."""
+        # Here, since they take a while to import.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self.plain_class = type(self.denoiser)
+        mesh = init_device_mesh(self.device.type, (torch.distributed.get_world_size(),))
+        networks: Any = (self.denoiser, self._reference)
+        for network in networks:
+            blocks = [block for part in network.children() if isinstance(part, torch.nn.ModuleList) for block in part]
+            for module in (*blocks, network):
+                # Also of the root, which else would keep its weights from a pass without a backward one.
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    plain_class: Any = None
+    """The denoiser's own class, where `shard` gave it another."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The trained weights by name."""
         if self.finetune == "lora":
             return dict(get_peft_model_state_dict(self.denoiser))
-        return dict(self.denoiser.state_dict())
+        return {name: whole(value) for name, value in self.denoiser.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.finetune == "lora":
             set_peft_model_state_dict(self.denoiser, state)
         else:
-            self.denoiser.load_state_dict(state)
+            like = self.denoiser.state_dict()
+            self.denoiser.load_state_dict({name: spread(value, like[name]) for name, value in state.items()})
 
-    def save(self, folder: Path) -> None:
-        """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder."""
+    def save(self, folder: Path, write: bool = True) -> None:
+        """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder.
+        Where weights are shared out all processes call this, and one of them writes."""
         if self.finetune == "lora":
             # Without the metadata diffusers takes the rank for alpha. A set has another order in each process.
             metadata = self.denoiser.peft_config["default"].to_dict()
@@ -298,8 +321,16 @@ class Policy:
             layers = {f"{self.component}_lora_layers": self.state_dict()}
             layers[f"{self.component}_lora_adapter_metadata"] = metadata
             type(self.pipeline).save_lora_weights(folder, **layers)
-        else:
+        elif self.plain_class is None:
             self.pipeline.save_pretrained(folder)
+        else:
+            state = self.state_dict()
+            if write:
+                plain = self.plain_class.from_config(self.denoiser.config)
+                plain.load_state_dict(state)
+                setattr(self.pipeline, self.component, plain)
+                self.pipeline.save_pretrained(folder)
+                setattr(self.pipeline, self.component, self.denoiser)
 
     def load(self, folder: Path) -> None:
         """Weights that `save` wrote; UserError for damaged ones, another model's, or another rank or alpha."""
