@@ -86,11 +86,11 @@ class Trainer:
         self._last_visit = None
         pairs = self.pairs(epoch)
 
-        trajectory, reference, own, sampled = self.world.together(
+        trajectory, reference, provided, sampled = self.world.together(
             lambda: self.within_memory(lambda: self.rollout(epoch))
         )
         clock.append(sampled)
-        parts = self.world.gather((pairs, own.values.cpu(), own.queried.cpu(), own.queries))
+        parts = self.world.gather((pairs, provided.values.cpu(), provided.queried.cpu(), provided.queries))
         numbers, values, asked, queries = zip(*parts, strict=True)
         order = torch.cat(numbers).argsort()
         rewards, queried = torch.cat(values)[order], torch.cat(asked)[order]
