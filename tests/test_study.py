@@ -78,8 +78,8 @@ def test_the_papers_order_by_k():
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
         "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, "
-        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above D3PO, "
-        "K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
+        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above "
+        "D3PO, K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
     assert whole.answer.endswith("All of it is supported throughout at K = 20.")
     part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
