@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from synthetic_records import make_config, provenance, train_row
 
-from sdpo_bench.groups import Group
+from sdpo_bench.groups import Group, at_equal_queries, query_budget
 from sdpo_bench.records import RunRecord, mean_frame
 from sdpo_bench.study import (
     ablation_table,
@@ -270,3 +270,10 @@ def test_nothing_is_left_empty():
     assert [table.name for table in tables] == ["main_alignment_k4", "equal_queries_alignment_k4", "cost_alignment_k4",
                                                 "order", "order_queries"]
     assert all(isinstance(table.frame, pd.DataFrame) and rows for table in tables for _, rows in table.blocks)
+
+
+def test_the_query_budget_is_the_methods():
+    """An ablation that asks once a sample does not cut the methods' budget."""
+    group = ends({"SDPO": 0.6, "SDPO (terminal)": 0.5})
+    assert query_budget(group) == 3000
+    assert at_equal_queries(group).cell("SDPO", "alignment", "seen", 1) == dict.fromkeys(range(5), 0.6)
