@@ -175,7 +175,7 @@ def at_equal_queries(group: Group) -> Group | None:
         last = points.iloc[-1].to_dict()
         x, y, samples = (points[name].to_list() for name in ("reward_queries", "value", "samples"))
         if last["label"] != START:
-            if len(x) == 1 and x[0] != budget:
+            if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
             start = group.cell(START, group.reward, str(split), int(str(steps)))
             if x[0] > 0 and start:

@@ -67,8 +67,10 @@ def test_text_and_markdown(results, run):
 
 
 def test_the_start_stands_against_every_run(results, run):
-    _, out, _ = run("SDPO", "start", "--results", results, "--format", "csv")
-    assert set(pd.read_csv(io.StringIO(out))["n"]) == {5}
+    pairs = (("SDPO", "start"), ("start", "SDPO"))
+    after, before = (pd.read_csv(io.StringIO(run(*pair, "--results", results, "--format", "csv")[1])) for pair in pairs)
+    assert set(after["n"]) == set(before["n"]) == {5}
+    assert before["difference"].tolist() == pytest.approx([-value for value in after["difference"]])
 
 
 def test_two_folders(results, tmp_path, run):

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from synthetic_records import make_config, provenance, train_row
 
-from sdpo_bench.groups import Group
+from sdpo_bench.groups import Group, at_equal_queries, query_budget
 from sdpo_bench.records import RunRecord, mean_frame
 from sdpo_bench.study import (
     ablation_table,
@@ -78,8 +78,8 @@ def test_the_papers_order_by_k():
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
         "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, "
-        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above D3PO, "
-        "K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
+        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above "
+        "D3PO, K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
     assert whole.answer.endswith("All of it is supported throughout at K = 20.")
     part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
@@ -270,3 +270,10 @@ def test_nothing_is_left_empty():
     assert [table.name for table in tables] == ["main_alignment_k4", "equal_queries_alignment_k4", "cost_alignment_k4",
                                                 "order", "order_queries"]
     assert all(isinstance(table.frame, pd.DataFrame) and rows for table in tables for _, rows in table.blocks)
+
+
+def test_the_query_budget_is_the_methods():
+    """An ablation that asks once a sample does not cut the methods' budget."""
+    group = ends({"SDPO": 0.6, "SDPO (terminal)": 0.5})
+    assert query_budget(group) == 3000
+    assert at_equal_queries(group).cell("SDPO", "alignment", "seen", 1) == dict.fromkeys(range(5), 0.6)
