@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -485,7 +486,8 @@ def drawings(groups: list[Group]) -> list[Drawing]:
         if _others(group):
             add(f"hacking{group.suffix}", "Reward hacking: rewards that were not trained, and diversity",
                 f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
-                f"horizontal line it fell while {group.reward} was trained.", _hacking_alt(group), partial(hacking, group, style))
+                f"horizontal line it fell while {group.reward} was trained.", _hacking_alt(group),
+                partial(hacking, group, style))
     for group in groups:
         if _probed(group)[1]:
             add(f"dense{group.suffix}", "Accuracy of the dense rewards",
@@ -544,11 +546,20 @@ def _bytes(figure: Figure, suffix: str) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG, coordinates to a hundredth of a point, without what only editors of it need."""
+    """The figure as SVG, coordinates to a hundredth of a point, repeated styles as classes, without what only editors
+    of it need. Nothing is clipped: axes hold all that is drawn."""
     text = _bytes(figure, ".svg").decode()
     text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r'(<g) id="[^"]*"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', r"\1", text)
-    text = text.replace("</style>", " text{font-family: DejaVu Sans, Verdana, sans-serif}</style>")
+    text = re.sub(r' clip-path="[^"]*"|<clipPath.*?</clipPath>', "", text, flags=re.S)
+    counts = Counter(re.findall(r' style="([^"]*)"', text))
+    classes = [style for style, count in counts.items() if count > 2]
+    for number, style in enumerate(classes):
+        text = text.replace(f' style="{style}"', f' class="s{number}"')
+    rules = "".join(f".s{number}{{{style}}}" for number, style in enumerate(classes))
+    text = text.replace("</style>", " text{font-family: DejaVu Sans, Verdana, sans-serif}</style>"
+                                    f"<style>{rules}</style>")
+
     def rounded(tag: re.Match[str]) -> str:  # coordinates, and not the numbers that texts show
         return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag[0])
 

@@ -156,8 +156,8 @@ def _readme(facts: dict[str, Any]) -> str:
 def inline(svg: str, number: int, alt: str) -> str:
     """A figure's SVG as part of the page: ids of its own, the page's colours (so that it turns dark), its size left to
     the style sheet, and `alt`, which must be escaped."""
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1f{number}-", svg)
-    svg = re.sub(r"<defs><style.*?</style></defs>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.S)
+    svg = re.sub(r'( id="|href="#| class="|\.(?=s\d+\{))', rf"\1f{number}-", svg)
+    svg = re.sub(r"<style type.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.S)
     svg = re.sub("|".join(INK), lambda colour: INK[colour[0]], svg)
     return re.sub(r'width="[^"]*" height="[^"]*"', f'role="img" aria-label="{alt}"', svg, count=1)
 

@@ -97,11 +97,12 @@ def test_texts_are_marked_and_escaped():
 
 
 def test_figures_on_the_page_share_no_ids_and_take_its_colours():
-    svg = ('<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style>*{}</style></defs>'
-           '<path id="m1" style="fill: #ffffff; stroke: #000000"/><use xlink:href="#m1" clip-path="url(#p1)"/></svg>')
+    svg = ('<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style type="text/css">*{}'
+           '</style><style>.s0{fill: #ffffff}</style></defs><path id="m1" class="s0" style="stroke: #000000" '
+           'd="M0.5 1"/><use xlink:href="#m1"/></svg>')
     assert inline(svg, 3, "Lines") == (
-        '<svg role="img" aria-label="Lines" viewBox="0 0 5 4"><path id="f3-m1" style="fill: var(--page); '
-        'stroke: currentColor"/><use xlink:href="#f3-m1" clip-path="url(#f3-p1)"/></svg>')
+        '<svg role="img" aria-label="Lines" viewBox="0 0 5 4"><defs><style>.f3-s0{fill: var(--page)}</style></defs>'
+        '<path id="f3-m1" class="f3-s0" style="stroke: currentColor" d="M0.5 1"/><use xlink:href="#f3-m1"/></svg>')
 
 
 @pytest.mark.parametrize("finished", [False, True])
