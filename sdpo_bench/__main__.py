@@ -272,6 +272,8 @@ class Doctor:
     """Keep an epoch's latents in the host's memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
+    rewards: tuple[str, ...] = ()
+    """The rewards of the run: networks with published weights take memory too."""
     memory: float | None = None
     """GiB of a device that is not here, in place of this machine's."""
 
@@ -279,7 +281,7 @@ class Doctor:
         from sdpo_bench.doctor import examine, fits
 
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        memory = given.pop("memory")
+        memory, rewards = given.pop("memory"), given.pop("rewards")
         if self.model is None:
             changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
             if changed:
@@ -290,7 +292,7 @@ class Doctor:
         from sdpo_bench.config import RunConfig
 
         quiet_libraries()
-        return fits(RunConfig(**given, reward="jpeg_compressibility", eval_rewards=()), memory)
+        return fits(RunConfig(**given, reward="jpeg_compressibility", eval_rewards=rewards), memory)
 
 
 def quiet_libraries() -> None:

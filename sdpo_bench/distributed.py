@@ -153,6 +153,11 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_shared_out(tensor) else tensor
 
 
+def gathered(tensor: Any) -> Tensor:
+    """As `whole`, for a checkpoint: in the host's memory, since all weights need not fit a GPU."""
+    return tensor.full_tensor().cpu() if is_shared_out(tensor) else tensor
+
+
 def own(tensor: Any) -> Tensor:
     """This process's shard of a tensor, or all of one that is not shared out."""
     return tensor.to_local() if is_shared_out(tensor) else tensor

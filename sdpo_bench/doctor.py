@@ -110,7 +110,8 @@ def fits(config: Any, memory: float | None = None) -> int:
         for part, size in parts.items():
             count = f"  {costs.networks[part][0] / 1e6:,.1f} M weights" if part in costs.networks else ""
             print(f"    {part:<34}{size / GIB:>9.2f} GiB{count}")
-    need = f"{found.peak / GIB:.2f} GiB, without reward models, of {allowed / GIB:.2f} on {name} (90 % of its memory)"
+    rewards = "without " + ("reward models' passes" if config.eval_rewards else "reward models (--rewards adds them)")
+    need = f"{found.peak / GIB:.2f} GiB, {rewards}, of {allowed / GIB:.2f} on {name} (90 % of its memory)"
     if found.peak <= allowed:
         print(f"fits: {need}")
         return 0

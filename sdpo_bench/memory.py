@@ -28,6 +28,7 @@ from sdpo_bench.evaluation import evaluated_prompts
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies.base import DTYPES
 from sdpo_bench.policies.loading import INDEX, find_family, source_of, unusable
+from sdpo_bench.rewards import network_bytes
 
 GROUP = 2
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
@@ -220,7 +221,7 @@ class Estimate:
 
 
 def estimate(costs: Costs, config: RunConfig) -> Estimate:
-    """What a run of `config` needs on its device, reward models left out."""
+    """What a run of `config` needs on its device; of reward models the weights, not what they compute."""
     rows = max(1, config.rows // costs.branches)
     samples = GROUP * config.pairs
     trajectories = samples * (2 * config.steps + 1) * costs.latent
@@ -228,6 +229,8 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     queries = pictures_of_an_epoch(config)
     shown = max(queries, config.eval_noises * sum(map(len, evaluated_prompts(config).values())))
     staying = {name: size for name, (_, size) in costs.networks.items()}
+    found = network_bytes((config.reward, *config.eval_rewards), DTYPES[config.reward_dtype])
+    staying |= {f"reward {name}": size for name, size in found.items()}
     staying |= {
         "copy of the pretrained weights": costs.reference,
         "gradients, AdamW": ADAM * costs.trained,

@@ -24,6 +24,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
 from sdpo_bench.records import load_run, run_id
+from sdpo_bench.rewards import find_weights
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
@@ -537,8 +538,10 @@ def reproduce(
     index = PACKAGE / "assets" / "embedded_model" / "model_index.json"
     if any(config.model == EMBEDDED for config in configs) and not index.exists():
         raise UserError("the embedded model is missing from this copy: rebuild it with `nox -s testbed`")
-    again = resume_command(profile, results, methods, seeds, workers, device, **options)
+    # Missed now, and once, not by each worker.
     left = [run for run in runs if run.state == "pending"]
+    find_weights({name for run in left for name in (run.config.reward, *run.config.eval_rewards)})
+    again = resume_command(profile, results, methods, seeds, workers, device, **options)
     estimate = sum(run.estimate for run in left) / count
     print(
         f"profile {profile}: {len(left)} runs to make"

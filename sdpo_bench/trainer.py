@@ -21,7 +21,7 @@ from sdpo_bench import dense, probe
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import ALONE, World, own, spread, whole
+from sdpo_bench.distributed import ALONE, World, gathered, own, spread, whole
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
 from sdpo_bench.methods import build_method
@@ -443,7 +443,7 @@ class Trainer:
     def weights(self) -> dict[str, Any]:
         """The large part: no copy, but where weights are shared out. All processes must call this then."""
         optimiser = self.optimiser.state_dict()
-        moments = {n: {k: whole(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
+        moments = {n: {k: gathered(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
         return {"weights": self.policy.state_dict(), "optimiser": optimiser | {"state": moments}}
 
     def state(self) -> dict[str, Any]:

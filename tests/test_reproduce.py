@@ -25,6 +25,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.records import RecordError, RunWriter, load_profile, run_id
 from sdpo_bench.reproduce import Progress, Run, Worker, execute, plan
+from sdpo_bench.rewards._weights import Source
 
 
 def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
@@ -267,6 +268,17 @@ def test_resume_command():
     command = reproduce.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
     assert command.endswith("--workers 3 --device cuda --resume")
+
+
+def test_lacking_weights_are_missed_before_any_worker_starts(tiny_model, tmp_path, monkeypatch):
+    """Once, by name, with what to do."""
+    given = configs(tiny_model, 1, eval_rewards=("clipscore",))
+    profile = experiments.Profile(lambda methods, seeds: given, ("sdpo",), (0,))
+    monkeypatch.setitem(experiments.PROFILES, "lacking", profile)
+    monkeypatch.setattr(reproduce, "Worker", lambda *_: pytest.fail("starts a worker"))
+    monkeypatch.setattr(Source, "_download", lambda *_: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(UserError, match=r"reward clipscore: model.safetensors of openai/.* \(no network\); with a"):
+        reproduce.reproduce("lacking", results=tmp_path)
 
 
 def test_run_ids_of_a_plan(tiny_model, tmp_path):

@@ -17,7 +17,7 @@ from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import spread, whole
+from sdpo_bench.distributed import gathered, spread
 from sdpo_bench.errors import UserError
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
@@ -302,7 +302,7 @@ class Policy:
         """The trained weights by name."""
         if self.finetune == "lora":
             return dict(get_peft_model_state_dict(self.denoiser))
-        return {name: whole(value) for name, value in self.denoiser.state_dict().items()}
+        return {name: gathered(value) for name, value in self.denoiser.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.finetune == "lora":

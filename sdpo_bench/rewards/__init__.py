@@ -84,6 +84,20 @@ def load_rewards(
     }
 
 
+def find_weights(specs: Iterable[str]) -> None:
+    """Finds or fetches every file that these rewards read, without reading weights. UserError says what is lacking and
+    where to get it."""
+    for term in {term.label: term for spec in specs for term in _terms(spec)}.values():
+        if term.name in PRETRAINED:
+            PRETRAINED[term.name].files_only()(revision=term.revision)
+
+
+def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of the networks of those rewards that have published weights, by name, from their architecture alone."""
+    names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
+    return {name: PRETRAINED[name].network_bytes(dtype) for name in names}
+
+
 def _terms(spec: str) -> list[Term]:
     """The terms of a spec, checked; a published scale that is the same as the raw one is left out."""
     terms = parse(spec)
@@ -105,4 +119,6 @@ def _check(term: Term) -> None:
         raise UserError(f"reward {term.name} has one scale and no revisions to choose from; write {term.name}")
 
 
-__all__ = ["PRETRAINED", "REWARDS", "Reward", "canonical", "load_reward", "load_rewards"]
+__all__ = [
+    "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards", "network_bytes",
+]  # fmt: skip

@@ -161,14 +161,18 @@ def mlp(state: Mapping[str, Tensor], device: torch.device) -> nn.Sequential:
     """The head that Aesthetic and ImageReward share: five linear layers without activations, in float32. Its layers
     are numbered as if the dropouts of its training were between them."""
     first = state["layers.0.weight"].shape[1] if "layers.0.weight" in state else 768
-    widths = (first, 1024, 128, 64, 16, 1)
-    head = nn.Sequential(*(nn.Linear(*pair, device="meta") for pair in pairwise(widths)))
+    head = mlp_of(first)
     order = {f"layers.{stored}.{kind}": f"{own}.{kind}" for own, stored in enumerate((0, 2, 4, 6, 7))
              for kind in ("weight", "bias")}  # fmt: skip
     own = head.state_dict()
     _check("head", {k: v.shape for k, v in state.items()}, {k: own[order[k]].shape for k in order})
     head.load_state_dict({order[key]: value.float() for key, value in state.items()}, assign=True)
     return head.requires_grad_(False).to(device)
+
+
+def mlp_of(first: int) -> nn.Sequential:
+    """The head, without weights, for embeddings of that width."""
+    return nn.Sequential(*(nn.Linear(*pair, device="meta") for pair in pairwise((first, 1024, 128, 64, 16, 1))))
 
 
 def _check(what: str, found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:

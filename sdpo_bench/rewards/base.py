@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards._pixels import preprocess, to_uint8
 from sdpo_bench.rewards._spec import Term
-from sdpo_bench.rewards._weights import Source, build, mlp, read
+from sdpo_bench.rewards._weights import MissingWeights, Source, build, mlp, mlp_of, read
 
 __all__ = ["Pretrained", "Reward", "WeightedSum", "to_uint8"]
 
@@ -124,6 +127,55 @@ class Pretrained(Reward):
 
     def head(self, state: dict[str, Tensor]) -> torch.nn.Sequential:
         return mlp(state, self.device)
+
+
+    @classmethod
+    def files_only(cls) -> type[Pretrained]:
+        """This class, but all that it does is to find or fetch its files."""
+
+        class Files(cls):  # type: ignore[valid-type,misc]
+            def tensors(self, source: Source, name: str) -> dict[str, Tensor]:
+                source.file(name)
+                return {}
+
+            def network(self, *_: Any, **__: Any) -> Any:
+                return torch.nn.Module()
+
+            def head(self, *_: Any) -> Any:
+                return torch.nn.Sequential()
+
+        return Files
+
+    @classmethod
+    @functools.cache
+    def network_bytes(cls, dtype: torch.dtype) -> int:
+        """Of its networks, which it makes on the meta device: no file is read."""
+
+        networks: list[Any] = []
+
+        class NoFile:
+            def file(self, name: str) -> Path:
+                raise MissingWeights(name)
+
+        class Sizes(cls):  # type: ignore[valid-type,misc]
+            def __init__(self) -> None:
+                self.sources = tuple(NoFile() for _ in cls.sources)
+                with contextlib.suppress(MissingWeights), torch.device("meta"):  # a tokenizer's, after the networks
+                    self.load()
+
+            def tensors(self, *_: Any) -> dict[str, Tensor]:
+                return {}
+
+            def network(self, cls: Any, config: Any, state: Any, **options: Any) -> Any:
+                networks.append(cls(config, **options).to(dtype))
+                return networks[-1]
+
+            def head(self, *_: Any) -> Any:
+                networks.append(mlp_of(768))
+                return networks[-1]
+
+        Sizes()
+        return sum(p.numel() * p.itemsize for network in networks for p in network.parameters())
 
 
 class WeightedSum(Reward):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards import PRETRAINED, _weights, load_reward
+from sdpo_bench.rewards import PRETRAINED, _weights, find_weights, load_reward, network_bytes
 from sdpo_bench.rewards._weights import MissingWeights, Source, mlp, read
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.float16)}
@@ -220,3 +221,27 @@ def test_the_documented_commands_fetch_what_is_pinned(name):
         assert source.repo in page
         assert source.revision in page
         assert all(file in page for file in source.sha256)
+
+
+def test_files_are_looked_for_before_any_is_read(tmp_path, monkeypatch):
+    """All that a reward reads, and nothing is read: these are empty."""
+    monkeypatch.setenv(_weights.FOLDER, str(tmp_path))
+    files = [tmp_path / source.repo / name for source in PRETRAINED["aesthetic"].sources for name in source.sha256]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    find_weights(["aesthetic", "alignment", "0.5*aesthetic+jpeg_compressibility"])
+    for file in files:
+        file.unlink()
+        with pytest.raises(UserError, match=f"reward aesthetic: .* lacks {re.escape(file.name)}; with a network"):
+            find_weights(["aesthetic"])
+        file.touch()
+
+
+def test_bytes_of_networks():
+    """CLIP ViT-L/14 has 427,616,513 weights. No file is there to be read."""
+    sizes = network_bytes(["clipscore:published+aesthetic", "alignment"], torch.float32)
+    assert sizes["clipscore"] == 4 * 427_616_513
+    assert list(sizes) == ["clipscore", "aesthetic"]
+    assert sizes["aesthetic"] < 0.75 * sizes["clipscore"]  # without the network for texts
+    assert network_bytes(["clipscore"], torch.float16) == {"clipscore": 2 * 427_616_513}
