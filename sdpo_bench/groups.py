@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -114,6 +116,13 @@ def _check_labels(runs: Iterable[RunRecord]) -> None:
             what = differ[0] if differ else "nothing, not even the seed"
             raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
                               f"{what}: give one another label")
+
+
+def still_missing(pending: list[dict[str, Any]]) -> str:
+    """Unfinished runs in words, a part for each trained reward and K; those without a configuration by their ids."""
+    cells = Counter((str(c["reward"]), int(c["steps"])) for c in pending if "label" in c)
+    parts = [f"{count} of {reward} at K = {steps}" for (reward, steps), count in sorted(cells.items())]
+    return ", ".join([*parts, *(str(c["run_id"]) for c in pending if "label" not in c)])
 
 
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:

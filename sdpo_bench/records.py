@@ -416,12 +416,38 @@ def pack(folder: str | os.PathLike[str]) -> int:
     return len(runs)
 
 
+PLAN_KEYS = ("run_id", "label", "model", "reward", "steps", "seed")
+
+
+def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]]) -> None:
+    """Adds runs to the profile's plan.json, so that its tables know which ones are still to be made: of each
+    configuration what tables go by, a line each, sorted."""
+    path = Path(folder) / "plan.json"
+    rows = {row["run_id"]: row for row in _plan(path)} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, ("[\n" + ",\n".join(_dumps(rows[key]) for key in sorted(rows)) + "\n]\n").encode())
+
+
+def _plan(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_bytes())
+        if any(row.keys() != {*PLAN_KEYS} for row in rows):
+            raise ValueError(f"its entries have not the keys {', '.join(PLAN_KEYS)}")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _bad(path, f"not a list of planned runs ({error})") from error
+    return list(rows)
+
+
 def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Configurations of the profile's runs without `done.json`, sorted by id; only `run_id` where none was
-    written yet."""
-    paths = [path for path in _folders(folder) if not (path / "done.json").exists()]
-    return [_object(path / "config.json") if (path / "config.json").exists() else {"run_id": path.name}
-            for path in paths]
+    """Configurations of the profile's runs without `done.json`, sorted by id: whole ones of those that were begun
+    (only `run_id` where none was written yet), `PLAN_KEYS` of those in plan.json that were not."""
+    paths = {path.name: path for path in _folders(folder)}
+    pending = {name: _object(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
+               for name, path in paths.items() if not (path / "done.json").exists()}
+    planned = {row["run_id"]: row for row in _plan(Path(folder) / "plan.json") if row["run_id"] not in paths}
+    return [config for _, config in sorted((planned | pending).items())]
 
 
 def _rows(runs: Iterable[RunRecord], means: bool) -> list[tuple[Any, ...]]:

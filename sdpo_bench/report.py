@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from .figures import Drawing, drawings, pictures
-from .groups import START, load_groups
+from .groups import START, load_groups, still_missing
 from .paper import METHODS
 from .records import RecordError, RunRecord, load_profile, unfinished_runs, write_atomic
 from .tables import RERUN, Table, build_tables, joined, markdown
@@ -108,7 +108,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         "profile": profile, "groups": groups, "figures": figures, "sections": sections(tables), "tables": tables,
         "headings": list(dict.fromkeys(drawing.heading for drawing in figures)), "summary": _summary(runs),
         "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
-        "provenance": _versions(runs), "unfinished": [str(c["run_id"]) for c in unfinished_runs(folder)],
+        "provenance": _versions(runs), "unfinished": still_missing(unfinished_runs(folder)),
         "commands": sorted({str(run.provenance.get("command", "")) for run in runs} - {""}),
         "resume": RERUN.format(profile), "regenerate": REGENERATE, "shown": SHOWN,
     }
@@ -126,7 +126,7 @@ def _readme(facts: dict[str, Any]) -> str:
                 lines += [f"<details><summary>{len(more)} more</summary>", "", *(f"- {answer}" for answer in more), "",
                           "</details>", ""]
     if facts["unfinished"]:
-        lines += [f"Unfinished, in no table: {', '.join(facts['unfinished'])}; `{facts['resume']}` goes on.", ""]
+        lines += [f"Runs that are not made yet: {facts['unfinished']}. `{facts['resume']}` makes them.", ""]
     # The main table and figure of one reward: one for each K that it was trained with.
     first = [f"main{g.suffix}" for g in groups if (g.device, g.model, g.reward)
              == (groups[0].device, groups[0].model, groups[0].reward)]

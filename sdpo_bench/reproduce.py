@@ -23,7 +23,7 @@ from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records import load_run, run_id, write_plan
 from sdpo_bench.rewards import find_weights
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
@@ -540,7 +540,10 @@ def reproduce(
         raise UserError("the embedded model is missing from this copy: rebuild it with `nox -s testbed`")
     # Missed now, and once, not by each worker.
     left = [run for run in runs if run.state == "pending"]
-    find_weights({name for run in left for name in (run.config.reward, *run.config.eval_rewards)})
+    find_weights(
+        {name for run in left for c in (run.config,) for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)}
+    )
+    write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs])
     again = resume_command(profile, results, methods, seeds, workers, device, **options)
     estimate = sum(run.estimate for run in left) / count
     print(

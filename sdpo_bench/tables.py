@@ -29,6 +29,7 @@ from .groups import (
     query_budget,
     shown_split,
     steps_of,
+    still_missing,
 )
 from .records import COUNTERS, slug, unfinished_runs, write_atomic
 from .statistics import Interval, iqm, paired_difference, probability_of_improvement, stratified_bootstrap
@@ -464,5 +465,5 @@ def render_terminal(folder: str | os.PathLike[str]) -> str:
     """The main table of every group as aligned text, with what is unfinished."""
     parts = [part for group in load_groups(folder) for part in (text(main_table(group)), "")]
     if pending := unfinished_runs(folder):
-        parts.append(f"{len(pending)} unfinished: " + ", ".join(str(config["run_id"]) for config in pending))
+        parts.append(f"{len(pending)} unfinished: {still_missing(pending)}")
     return "\n".join(parts).rstrip() or f"no finished run in {folder}"

@@ -18,6 +18,7 @@ from synthetic_records import eval_row, make_config, provenance, train_row, writ
 from sdpo_bench.records import (
     COUNTERS,
     EVAL_COLUMNS,
+    PLAN_KEYS,
     RecordError,
     RunLocked,
     RunWriter,
@@ -28,6 +29,7 @@ from sdpo_bench.records import (
     pack,
     run_id,
     unfinished_runs,
+    write_plan,
 )
 
 
@@ -319,6 +321,22 @@ def test_only_finished_runs_count(tmp_path):
     (tmp_path / "raw" / "killed-at-once").mkdir()
     assert [run.label for run in load_profile(tmp_path)] == ["SDPO", "start"]
     assert {config["run_id"] for config in unfinished_runs(tmp_path)} == {pending["run_id"], "killed-at-once"}
+
+
+def test_planned_runs_are_unfinished_until_they_are_made(tmp_path):
+    write_profile(tmp_path, seeds=1, labels=("SDPO",))
+    made, begun, later = (load_profile(tmp_path)[0].config, make_config("DDPO"), make_config("DDPO", steps=8))
+    write_run(tmp_path, begun, finished=False)
+    write_plan(tmp_path, [made])
+    write_plan(tmp_path, [begun, later])
+    assert unfinished_runs(tmp_path) == sorted([begun, {k: later[k] for k in PLAN_KEYS}], key=lambda c: c["run_id"])
+    before = (tmp_path / "plan.json").read_bytes()
+    write_plan(tmp_path, [later, made])
+    assert (tmp_path / "plan.json").read_bytes() == before
+    for content in ("[{}]", "{", "[1]"):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(RecordError, match=r"plan\.json.*not a list of planned runs"):
+            unfinished_runs(tmp_path)
 
 
 def test_no_results_is_an_error_that_says_so(tmp_path):

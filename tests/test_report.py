@@ -49,7 +49,8 @@ def test_readme_answers_first_and_leads_everywhere(profile):
     text = (profile / "README.md").read_text()
     headings = re.findall(r"^## (.*)$", text, re.M)
     assert headings == ["Answers", "Main table", "Main figure", "All tables and figures", "Where the numbers come from"]
-    for needed in (DEVICE, provenance()["commit"], "2.13.0", "sdpo-bench reproduce", make_config("PRDP")["run_id"],
+    for needed in (DEVICE, provenance()["commit"], "2.13.0", "sdpo-bench reproduce",
+                   "not made yet: 1 of alignment at K = 4.",
                    "nox -s reproduce -- --profile quick --resume", "16 trained runs (5 seeds)"):
         assert needed in text
     main = (profile / "tables" / "main_alignment_k4.md").read_text()
@@ -116,8 +117,9 @@ def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
     write_figures(tmp_path)
     write_report(tmp_path)
     assert "nothing to compare yet" in (tmp_path / "README.md").read_text()
-    assert make_config("SDPO")["run_id"] in (tmp_path / "report.html").read_text()
-    assert make_config("SDPO")["run_id"] in render_terminal(tmp_path)
+    lacking = f"{1 + (not finished)} of alignment at K = 4"
+    assert f"not made yet: {lacking}." in (tmp_path / "report.html").read_text()
+    assert lacking in render_terminal(tmp_path)
     assert not any("None" in path.read_text() for path in (tmp_path / "tables").iterdir())
 
 
