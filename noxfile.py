@@ -60,7 +60,8 @@ def reproduce(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, without a GPU; or some: `nox -s tests -- tests/test_cli.py -k doctor`."""
     install(session, "dev")
-    python(session, "-m", "pytest", *session.posargs, threads=1)
+    # Two processes of one thread, each of which takes whole files: their fixtures are dear.
+    python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile")), threads=1)
     if not session.posargs and TRITON:
         run_kernel_tests(session, "interpreter")
         run_kernel_tests(session, "compiler")

@@ -77,7 +77,7 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
     "rebel": {4: 1e-4, 20: 1e-4},
     "prdp": {4: 1e-4, 20: 1e-4},
     "d3po": {4: 1e-4, 20: 1e-4},
-    "ddpo_dense": {4: 1e-4, 20: 1e-4},
+    "ddpo_dense": {4: 1e-4, 20: 1e-4},  # K = 20: the study was begun before the run of 3e-4, which is higher, had ended
 }
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 

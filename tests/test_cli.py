@@ -59,7 +59,7 @@ TINY_ARGUMENTS = [
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, doctor"),
+        (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, compare, doctor"),
         (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, prdp"),
         (["train", "--reward", "beauty"], "unknown reward 'beauty'; choose one of: alignment, alignment_heldout"),
         (["train", "--eval-rewards", "beauty"], "unknown reward 'beauty'; choose one of"),

@@ -68,8 +68,8 @@ class Recorder(Normaliser):
         super().__init__()
         self.calls: list[Any] = []
 
-    def __call__(self, prompts, returns):
-        advantages = super().__call__(prompts, returns)
+    def __call__(self, prompts, returns, known=None):
+        advantages = super().__call__(prompts, returns, known)
         self.calls.append((prompts, returns.clone(), advantages))
         return advantages
 

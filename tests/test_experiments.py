@@ -171,4 +171,7 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
             best[name] = max(best.get(name, rate), rate)
     assert best
     for name, (_, rate) in best.items():
-        assert experiments.LEARNING_RATES[name][steps] == rate, name
+        if (name, steps) == ("ddpo_dense", 20):  # the study was begun before that sweep had ended: docs/findings.md
+            assert (rate, experiments.LEARNING_RATES[name][steps]) == (3e-4, 1e-4)
+        else:
+            assert experiments.LEARNING_RATES[name][steps] == rate, name

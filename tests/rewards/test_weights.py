@@ -163,7 +163,8 @@ def test_no_network(tmp_path, monkeypatch):
         f"reward imagereward: ImageReward.pt of THUDM/ImageReward at revision {revision} is not here and can't be "
         f"fetched (Cannot reach the hub.); with a network: {command}; for a machine without: {command} --local-dir "
         f"FOLDER/THUDM/ImageReward, copy FOLDER there, set SDPO_BENCH_WEIGHTS=FOLDER. Rewards that need no weights: "
-        f"alignment, alignment_heldout, colourfulness, jpeg_compressibility, jpeg_incompressibility"
+        f"alignment, alignment_heldout, colourfulness, diversity, diversity_heldout, jpeg_compressibility, "
+        f"jpeg_incompressibility"
     )
     with pytest.raises(UserError, match=r"at revision main .* hf download .* --revision main"):
         load_reward("pickscore@main")
