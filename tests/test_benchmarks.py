@@ -270,7 +270,7 @@ def run(*arguments: object, where: Path = ROOT, script: str = "") -> subprocess.
     options = ("benchmarks/test_kernels.py", "--benchmark-only", "--kernel-matrix", "small")
     return subprocess.run(
         [*command, *options, *map(str, arguments)], cwd=where, capture_output=True, text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env={k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
 
 
