@@ -320,11 +320,13 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records, the paper's curves, or a device's benchmarks."""
+    """What a folder's tables are made from: a profile's raw records and plan, the paper's curves, or a device's
+    benchmarks. None for a folder that holds none."""
     from sdpo_bench.kernel_results import record_files
     from sdpo_bench.paper import CURVES
 
-    return [path for path in (folder / "raw", folder / CURVES) if path.exists()] + record_files(folder)
+    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()] + record_files(folder)
+    return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 
 def check_tables(folders: Sequence[Path]) -> int:
