@@ -52,6 +52,7 @@ ABLATIONS = {
         "ddpo_dense", "DDPO-dense (no baseline)", {"dense": "exact", "options": {"control": 0.0}}
     ),
     "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)"),
+    "ddpo_dense_linear": Variant("ddpo_dense", "DDPO-dense (linear)", {"dense": "linear"}),
     # The rest of the recipe.
     "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
     "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
@@ -77,7 +78,10 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
     "rebel": {4: 1e-4, 20: 1e-4},
     "prdp": {4: 1e-4, 20: 1e-4},
     "d3po": {4: 1e-4, 20: 1e-4},
-    "ddpo_dense": {4: 1e-4, 20: 1e-4},  # K = 20: the study was begun before the run of 3e-4, which is higher, had ended
+    "ddpo_dense": {4: 1e-4, 20: 3e-4},
+    "sdpo_per_trajectory": {4: 1e-4, 20: 1e-4},
+    "ddpo_per_step": {4: 1e-4, 20: 1e-4},
+    "rebel_per_step": {4: 1e-4, 20: 3e-5},
 }
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 

@@ -126,7 +126,8 @@ def _readme(facts: dict[str, Any]) -> str:
                 lines += [f"<details><summary>{len(more)} more</summary>", "", *(f"- {answer}" for answer in more), "",
                           "</details>", ""]
     if facts["unfinished"]:
-        lines += [f"Runs that are not made yet: {facts['unfinished']}. `{facts['resume']}` makes them.", ""]
+        lines += [f"Runs that are not made yet: {facts['unfinished']}. `{facts['resume']}` makes them, "
+                  f"where RESULTS holds {facts['profile']}/.", ""]
     # The main table and figure of one reward: one for each K that it was trained with.
     first = [f"main{g.suffix}" for g in groups if (g.device, g.model, g.reward)
              == (groups[0].device, groups[0].model, groups[0].reward)]
@@ -147,7 +148,7 @@ def _readme(facts: dict[str, Any]) -> str:
     lines += [f"| {name} | {', '.join(values)} |" for name, values in facts["provenance"]]
     lines += ["", "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
               "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "", "```",
-              *facts["commands"], f"{facts['resume']}  # what is missing; with --results, unless in runs/",
+              *facts["commands"], f"{facts['resume']}  # what is missing, where RESULTS holds {facts['profile']}/",
               f"{facts['regenerate']}  # these pages, where FOLDER holds them",
               "```", ""]
     return "\n".join(lines)

@@ -37,7 +37,7 @@ from .statistics import Interval, iqm, paired_difference, probability_of_improve
 BASELINE = "SDPO"
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
 DASH = "–"
-RERUN = "nox -s reproduce -- --profile {} --resume"
+RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where RESULTS/{0} is
 
 Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
@@ -116,7 +116,8 @@ def note_of(text: str, blocks: object, profile: str) -> str:
     shown = repr(blocks)
     count = shown.count(" [")
     text += f" {count} intervals are shown, each of 95 % on its own." if count else ""
-    hole = f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks."
+    hole = f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks, " \
+           f"where RESULTS holds {profile}/."
     return text + (hole if repr(DASH) in shown else "")
 
 

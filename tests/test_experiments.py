@@ -167,11 +167,9 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
             last = [row for row in last if row["reward"] == "alignment"]
             values = [v for row in last for prompt in row["values"]["tuning"].values() for v in prompt]
             rate = (sum(values) / len(values), record.config["learning_rate"])
-            name = record.config["method"]["name"]
-            best[name] = max(best.get(name, rate), rate)
-    assert best
-    for name, (_, rate) in best.items():
-        if (name, steps) == ("ddpo_dense", 20):  # the study was begun before that sweep had ended: docs/findings.md
-            assert (rate, experiments.LEARNING_RATES[name][steps]) == (3e-4, 1e-4)
-        else:
-            assert experiments.LEARNING_RATES[name][steps] == rate, name
+            label = record.label.rpartition(" ")[0]
+            best[label] = max(best.get(label, rate), rate)
+    labels = {VARIANTS[name].label: name for name in PROFILES[profile].methods}
+    assert best.keys() == labels.keys()
+    for label, (_, rate) in best.items():
+        assert experiments.LEARNING_RATES[labels[label]][steps] == rate, label

@@ -51,7 +51,7 @@ def test_readme_answers_first_and_leads_everywhere(profile):
     assert headings == ["Answers", "Main table", "Main figure", "All tables and figures", "Where the numbers come from"]
     for needed in (DEVICE, provenance()["commit"], "2.13.0", "sdpo-bench reproduce",
                    "not made yet: 1 of alignment at K = 4.",
-                   "nox -s reproduce -- --profile quick --resume", "16 trained runs (5 seeds)"):
+                   "nox -s reproduce -- --profile quick --results RESULTS --resume", "16 trained runs (5 seeds)"):
         assert needed in text
     main = (profile / "tables" / "main_alignment_k4.md").read_text()
     assert main.strip() in text

@@ -77,7 +77,7 @@ def test_few_runs_are_shown_themselves_without_an_interval(profile):
     assert re.fullmatch(r"0\.\d{3}, 0\.\d{3} \(n=2\)", found["REBEL"][0])
     assert found["start"][0].endswith("(n=1)")
     assert found["PRDP"] == [DASH] * len(STEPS)
-    assert "nox -s reproduce -- --profile quick --resume" in text
+    assert "nox -s reproduce -- --profile quick --results RESULTS --resume" in text
 
 
 @pytest.mark.parametrize(("values", "text"), [
