@@ -419,11 +419,12 @@ def pack(folder: str | os.PathLike[str]) -> int:
 PLAN_KEYS = ("run_id", "label", "model", "reward", "steps", "seed")
 
 
-def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]]) -> None:
+def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
     """Adds runs to the profile's plan.json, so that its tables know which ones are still to be made: of each
-    configuration what tables go by, a line each, sorted."""
+    configuration what tables go by, a line each, sorted. `whole`: they are all, what was planned before is dropped."""
     path = Path(folder) / "plan.json"
-    rows = {row["run_id"]: row for row in _plan(path)} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
+    before = [] if whole else _plan(path)
+    rows = {row["run_id"]: row for row in before} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, ("[\n" + ",\n".join(_dumps(rows[key]) for key in sorted(rows)) + "\n]\n").encode())
 

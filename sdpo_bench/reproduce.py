@@ -543,7 +543,9 @@ def reproduce(
     find_weights(
         {name for run in left for c in (run.config,) for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)}
     )
-    write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs])
+    # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
+    whole = methods is None and seeds is None and not options
+    write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
     again = resume_command(profile, results, methods, seeds, workers, device, **options)
     estimate = sum(run.estimate for run in left) / count
     print(

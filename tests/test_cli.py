@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from synthetic_records import write_profile
+from synthetic_records import make_config, write_profile
 
 from sdpo_bench import __main__ as cli
 from sdpo_bench import experiments
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.records import run_id
+from sdpo_bench.records import run_id, write_plan
 
 
 @pytest.fixture
@@ -197,6 +197,10 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     assert (code, "results/quick: tables, figures and report written" in out) == (0, True)
     shutil.copytree(profile, tmp_path / "moved" / "quick")
     assert run("tables", "moved/quick", "--check")[0] == 0, "their place does not matter"
+    write_plan(Path("moved/quick"), [make_config("DDPO") | {"run_id": "planned"}])
+    code, out, _ = run("tables", "moved/quick", "--check")
+    assert code == 1, "the plan says what is missing"
+    assert all(re.search(rf"{page}: other", out) for page in ("README.md", "report.html")), out
     (profile / "report.html").write_text("mine")
     (profile / "tables" / "old.md").touch()
     next((profile / "figures").glob("*.svg")).unlink()

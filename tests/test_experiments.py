@@ -17,7 +17,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import METHOD_NAMES, PROFILES, VARIANTS, build, config_from_json
 from sdpo_bench.methods import METHODS
-from sdpo_bench.records import load_profile, run_id
+from sdpo_bench.records import load_profile, run_id, write_plan
 
 ROOT = Path(__file__).parents[1]
 # What may differ between the methods of one cell.
@@ -155,6 +155,16 @@ def test_other_supported_versions_fit_the_requirements():
     for name, versions in ranges.items():
         assert pins[name] in versions
     assert not any(version.local for version in pins.values()), "a local version would refuse the other builds"
+
+
+def test_the_committed_plan_of_the_study_is_the_profile(tmp_path):
+    """So that the study's pages say what is missing of it. Else: `reproduce --profile full --results results --resume`,
+    which may be stopped once it runs."""
+    folder = ROOT / "results" / "full"
+    write_plan(tmp_path, [config.to_json() | {"run_id": run_id(config.to_json())} for config in build("full")])
+    assert (folder / "plan.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+    planned = {row["run_id"] for row in json.loads((tmp_path / "plan.json").read_text())}
+    assert {record.run_id for record in load_profile(folder)} <= planned, "no run of an earlier study is left"
 
 
 @pytest.mark.parametrize(("profile", "steps"), [("sweep", 4), ("sweep_k20", 20)])

@@ -333,6 +333,10 @@ def test_planned_runs_are_unfinished_until_they_are_made(tmp_path):
     before = (tmp_path / "plan.json").read_bytes()
     write_plan(tmp_path, [later, made])
     assert (tmp_path / "plan.json").read_bytes() == before
+    write_plan(tmp_path, [later], whole=True)
+    assert [run["label"] for run in unfinished_runs(tmp_path)] == [begun["label"], later["label"]]
+    write_plan(tmp_path, [made], whole=True)
+    assert unfinished_runs(tmp_path) == [begun]
     for content in ("[{}]", "{", "[1]"):
         (tmp_path / "plan.json").write_text(content)
         with pytest.raises(RecordError, match=r"plan\.json.*not a list of planned runs"):

@@ -216,12 +216,10 @@ def test_a_probe_changes_nothing(config, tmp_path):
     assert strip[:3] == strip[3:]
     assert plain.eval == other.eval
     trainer = trainer_of(probed)
-    trained_on = trainer.sample(1).latents[:, 0, 0]
     seen = []
     trainer.score = lambda latents, prompts: (seen.append(latents), latents.flatten(1).sum(1))[1]
     trainer.probe(1)
     assert not any(torch.equal(a, b) for a in trainer.sample(1).predicted_clean.flatten(0, 2) for b in seen[0])
-    assert len(trained_on) == config.pairs
 
 
 @pytest.mark.parametrize(("method", "baseline"), [("ddpo_dense", True), ("ddpo", False), ("sdpo_causal", False)])
