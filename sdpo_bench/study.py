@@ -37,7 +37,8 @@ from .tables import (
 
 TARGET = "DDPO"  # whose final reward the others are to reach
 CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"),
-           ("DDPO-dense", "DDPO"), ("SDPO", "DDPO-dense"))
+           ("SDPO (last step)", "DDPO (last step)"), ("DDPO-dense", "DDPO"), ("DDPO-dense (linear)", "DDPO"),
+           ("SDPO", "DDPO-dense"))
 BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
@@ -315,9 +316,10 @@ def cost_to_reach(values: np.ndarray, costs: np.ndarray, target: float) -> np.nd
 
 
 def reach_table(group: Group) -> Table | None:
-    """What each method spends to reach the final reward of the DDPO run of the same seed; None without DDPO."""
+    """What each method or ablation spends to reach the final reward of the DDPO run of the same seed; None without
+    DDPO."""
     split = shown_split(group.values)
-    trained = [label for label in group.methods if label != START]
+    trained = [label for label in group.labels if label != START]
     if TARGET not in trained or len(trained) < 2:
         return None
     blocks: list[Block] = []

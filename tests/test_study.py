@@ -200,7 +200,8 @@ def test_cost_to_reach():
 def test_cost_to_reach_ddpos_reward():
     """DDPO ends at 0.6. SDPO is at 0.5 after 5 epochs and at 0.7 after 10, so there after 7.5, but for seed 4, which
     stays below. REBEL starts at 0.4 and reaches 0.8 after 5 epochs: there after 2.5."""
-    shapes = {"SDPO": (0.5, 0.7), "DDPO": (0.55, 0.6), "REBEL": (0.8, 0.8), "D3PO": (0.4, 0.5)}
+    shapes = {"SDPO": (0.5, 0.7), "DDPO": (0.55, 0.6), "REBEL": (0.8, 0.8), "D3PO": (0.4, 0.5),
+              "REBEL (per step)": (0.8, 0.8)}
     runs = [record("start", 0, {0: {("alignment", 1): 0.4, ("alignment", 16): 0.4}}, [])]
     for (label, (half, end)), seed in itertools.product(shapes.items(), range(5)):
         last = 0.55 if (label, seed) == ("SDPO", 4) else end
@@ -214,6 +215,7 @@ def test_cost_to_reach_ddpos_reward():
     rebel = row(table, block, "REBEL")
     assert rebel[:3] == ("5 of 5", "250 [250, 250] (n=5)", "250 [250, 250] (n=5)")
     assert rebel[5] == "10 [10, 10] (n=5)"
+    assert row(table, block, "REBEL (per step)")[1] == rebel[1], "an ablation too"
     assert row(table, block, "DDPO")[1] == "1,000 [1,000, 1,000] (n=5)"
     assert row(table, block, "D3PO") == ("0 of 5", *["never"] * 5)
     assert table.answer == ("K = 4, seen prompts: SDPO reaches DDPO's final alignment (DDPO spent 640 samples and 640 "
