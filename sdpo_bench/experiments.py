@@ -279,7 +279,7 @@ FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
 SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
 PROFILES = {
-    "quick": Profile(quick, METHOD_NAMES, (0, 1)),
+    "quick": Profile(quick, STUDIED, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
     "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
     "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
