@@ -36,10 +36,11 @@ def test_links(page):
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith("https://"):
             path, _, anchor = target.partition("#")
-            assert (page.parent / path).exists(), target
-            if anchor:
-                headings = re.findall(r"^#+ (.*)$", (page.parent / path).read_text(), re.M)
-                assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+            to = page.parent / path if path else page
+            assert to.exists(), target
+            if anchor:  # as GitHub makes them: lower case, no punctuation
+                headings = [re.sub(r"[^\w -]", "", h.lower()) for h in re.findall(r"^#+ (.*)$", to.read_text(), re.M)]
+                assert anchor in [heading.replace(" ", "-") for heading in headings], target
 
 
 def test_adding_a_method_and_a_reward(tiny_model, tmp_path, monkeypatch):
