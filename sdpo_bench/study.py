@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from .paper import METHODS
 from .records import COUNTERS, RunRecord, slug
 from .statistics import Interval, mean_interval, paired_difference
 from .tables import (
+    ALL,
     DASH,
     MIN_RUNS,
     Block,
@@ -142,7 +144,23 @@ def ablation_table(group: Group) -> Table | None:
     if not own:
         return None
     title = f"Ablations: {group.reward}, {group.title}"
-    return paired_table(f"ablations{group.suffix}", title, "", "difference", pairs)
+    table = paired_table(f"ablations{group.suffix}", title, "", "difference", pairs)
+    return replace(table, answer=_ablation_answer(group, table))
+
+
+def _ablation_answer(group: Group, table: Table) -> str:
+    """The differences of the table's last column, those with an interval above 0 first, the largest first."""
+    split = shown_split(group.values)
+    cells = {row[0]: row[-1] for row in dict(table.blocks)[f"{split} prompts: difference"] if row[-1] != DASH}
+    frame = table.frame[table.frame["split"] == split].drop_duplicates(["label", "baseline"], keep="last")
+    parts: dict[str, list[str]] = {"above 0": [], "below 0": [], "not decided": []}
+    for found in frame.sort_values("difference", key=abs, ascending=False, kind="stable").to_dict("records"):
+        name = f"{found['label']} minus {found['baseline']}"
+        part = "above 0" if found["low"] > 0 else "below 0" if found["high"] < 0 else "not decided"
+        parts[part].append(f"{name} {cells[name]}")
+    what = table.header[-1].replace(ALL, "mean over step counts")
+    return (f"K = {group.steps}, {group.reward}, {split} prompts, {what}: "
+            + "; ".join(f"{part}: {', '.join(texts)}" for part, texts in parts.items() if texts) + ".")
 
 
 # Predictions of dense rewards -----------------------------------------------------------------------------------

@@ -108,13 +108,19 @@ def test_ablations_stand_apart_from_methods():
     table = tables["ablations_alignment_k4"]
     assert [cells[0] for cells in table.blocks[0][1]] == [
         "SDPO (exact) minus SDPO", "SDPO (terminal) minus SDPO", "DDPO (per step) minus DDPO",
-        "SDPO minus DDPO (per step)"]
+        "SDPO minus DDPO (per step)", "SDPO (exact) minus SDPO (terminal)"]
     interval = f"[{-0.1 - HALF:+.3f}, {-0.1 + HALF:+.3f}]"
     assert row(table, "seen prompts: difference", "SDPO (terminal) minus SDPO") == (f"-0.100 {interval} (n=5)",) * 3
     assert row(table, "seen prompts: difference", "SDPO minus DDPO (per step)")[0] == "-0.050 [-0.050, -0.050] (n=5)"
     chances = row(table, "seen prompts: probability of improvement", "SDPO (terminal) minus SDPO")
     assert chances == ("0.00 [0.00, 0.36] (n=5, 5)",) * 3
-    assert "SDPO (exact) minus SDPO +0.000 [+0.000, +0.000] (n=5)" in table.answer
+    up = f"+0.100 [{0.1 - HALF:+.3f}, {0.1 + HALF:+.3f}]"
+    assert table.answer == (
+        "K = 4, alignment, seen prompts, mean over step counts: "
+        f"above 0: DDPO (per step) minus DDPO {up} (n=5), SDPO (exact) minus SDPO (terminal) {up} (n=5); "
+        f"below 0: SDPO (terminal) minus SDPO -0.100 {interval} (n=5), "
+        "SDPO minus DDPO (per step) -0.050 [-0.050, -0.050] (n=5); "
+        "not decided: SDPO (exact) minus SDPO +0.000 [+0.000, +0.000] (n=5).")
     assert ablation_table(ends({"SDPO": 0.6, "DDPO": 0.5})) is None
 
 
