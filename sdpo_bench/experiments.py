@@ -203,8 +203,8 @@ MEASURED: Options = {
 
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The study (docs/findings.md). A queue in parts, what matters most first: methods at K = 4 and 20; ablations
-    there; another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before the next seed's, so that one
-    stopped anywhere has as many seeds of one method as of another (but for the cell it was stopped in)."""
+    there; another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before the next seed's,
+    so that one stopped anywhere has as many seeds of one method as of another (but for the cell it was stopped in)."""
     mains = [name for name in methods if name not in ABLATIONS]
     ablations = [name for name in methods if name in ABLATIONS]
 
