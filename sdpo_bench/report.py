@@ -31,6 +31,7 @@ FURTHER = "Further tables"
 UNMEASURED = "Not measured by these runs."
 UNANSWERED = "Too few runs for an answer; the tables show what there is."
 SHOWN = 4  # answers to a question; further ones, of single rewards and K, are folded
+LONG = 60  # rows: a table of more is folded, its answer stands above all the same
 INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
 
 
@@ -49,8 +50,10 @@ class Section:
 
     @property
     def ordered(self) -> list[tuple[Table, bool]]:
-        """The tables, each with whether it stands open on the page: those that answer do, and come first."""
-        found = [(table, bool(table.answer) or table.name.startswith("main")) for table in self.tables]
+        """The tables, each with whether it stands open on the page: those that answer do, unless they are long, and
+        come first."""
+        found = [(table, (bool(table.answer) and sum(len(rows) for _, rows in table.blocks) <= LONG)
+                  or table.name.startswith("main")) for table in self.tables]
         return sorted(found, key=lambda item: not item[1])
 
 

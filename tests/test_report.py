@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sdpo_bench import report
 from sdpo_bench.figures import drawings
 from sdpo_bench.groups import load_groups
 from sdpo_bench.records import RecordError
-from sdpo_bench.report import QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections, write_report
+from sdpo_bench.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections, write_report
 from sdpo_bench.tables import Table, build_tables
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
@@ -76,6 +77,10 @@ def test_every_table_stands_under_its_question_once():
         ["hacking_a", "other_a"], ["new_kind"]]
     assert [section.answers for section in found[:2]] == [["So it is."], [UNANSWERED]]
     assert [t.name for t, stands_open in found[0].ordered if stands_open] == ["order", "main_a"]
+    long = replace(table("ablations_a", "So it is."), blocks=(("", (("SDPO",),) * (LONG + 1)),))
+    [ablations] = [section for section in sections([long]) if section.tables]
+    assert ablations.ordered == [(long, False)], "folded, but answered"
+    assert ablations.answers == ["So it is."]
     assert found[-1].question == "Further tables"
     assert found[-1].answers == []
     assert [section.answers for section in sections([])] == [[UNMEASURED]] * len(QUESTIONS)
