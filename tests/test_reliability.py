@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import processes
 import pytest
@@ -397,21 +398,28 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
 
 
 def test_a_failing_reward_ends_sampling(config, monkeypatch):
-    """Twice in the first part: the later ones are not sampled, and no thread is left behind."""
+    """In the first part, while the second is sampled: the later ones are not, and no thread is left behind."""
     config = dataclasses.replace(config, pairs=40, pairs_per_update=4)
-    first = threading.Event()
+    second, futures = threading.Event(), []
+
+    class Recorded(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            futures.append(super().submit(*args, **kwargs))
+            return futures[-1]
+
+    monkeypatch.setattr(trainer_module, "ThreadPoolExecutor", Recorded)
     trainer = Trainer(config, load_policy(config), load_reward(config.reward))
     trainer.policy.rows, sample, sampled = 8, trainer.sample, []
 
     def sampling(epoch, pairs):
         if sampled:
-            assert first.wait(60)
-            time.sleep(0.2)  # for the thread to leave what failed
+            second.set()
+            wait(futures, 60)
         sampled.append(pairs)
         return sample(epoch, pairs)
 
     def failing(latents, prompts):
-        first.set()
+        assert second.wait(60)
         raise UserError("no answer")
 
     trainer.sample, trainer.score = sampling, failing
