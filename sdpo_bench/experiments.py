@@ -161,10 +161,10 @@ def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
-def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
+def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int, **changes: Any) -> list[RunConfig]:
     # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
     tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "eval_noises": 8}
-    tuning |= {"steps": steps, "eval_every": EPOCHS[steps]}
+    tuning |= {"steps": steps, "eval_every": EPOCHS[steps], **changes}
     return [start(**tuning)] + [
         run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
         for seed in seeds
@@ -178,9 +178,20 @@ def sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return _sweep(methods, seeds, 4)
 
 
+def sweep_k8(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 8."""
+    return _sweep(methods, seeds, 8)
+
+
 def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """As `sweep`, at K = 20, where a method that updates at every step takes five times as many of them."""
     return _sweep(methods, seeds, 20)
+
+
+def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, on JPEG compressibility: do rates chosen on alignment serve a reward of pixels too? A check, which
+    sets no rate."""
+    return _sweep(methods, seeds, 4, reward="jpeg_compressibility")
 
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -283,7 +294,9 @@ PROFILES = {
     "quick": Profile(quick, STUDIED, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
     "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
+    "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS),  # no ablation is run there
     "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
+    "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
     "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
