@@ -53,6 +53,7 @@ ABLATIONS = {
     ),
     "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)"),
     "ddpo_dense_linear": Variant("ddpo_dense", "DDPO-dense (linear)", {"dense": "linear"}),
+    "ddpo_dense_lower_rate": Variant("ddpo_dense", "DDPO-dense (lower rate)", {"dense": "exact"}),
     # The rest of the recipe.
     "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
     "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
@@ -84,6 +85,8 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
     "rebel_per_step": {4: 1e-4, 20: 3e-5},
 }
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
+# The next lower of the sweep, at K = 20 DDPO's: the rule looks at the trained reward alone, and may choose to hack it.
+LEARNING_RATES["ddpo_dense_lower_rate"] = {4: 3e-5, 20: 1e-4}
 
 # Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same, and
 # learning rates are chosen at this length.

@@ -41,7 +41,7 @@ TARGET = "DDPO"  # whose final reward the others are to reach
 CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"),
            ("SDPO (exact)", "SDPO (terminal)"), ("SDPO (last step)", "DDPO (last step)"),
            ("DDPO-dense", "DDPO"), ("DDPO-dense (no baseline)", "DDPO"), ("DDPO-dense (linear)", "DDPO"),
-           ("SDPO", "DDPO-dense"))
+           ("DDPO-dense (lower rate)", "DDPO"), ("SDPO", "DDPO-dense"))
 BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
