@@ -25,6 +25,7 @@ from .tables import (
     Block,
     Pair,
     Table,
+    by_reward,
     cell_text,
     context,
     decimals_of,
@@ -80,7 +81,7 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
     splits = sorted({split for group in groups for split in group.splits})
     blocks: list[Block] = []
     long = []
-    verdicts: dict[tuple[str, str, int], list[str]] = {}  # by split, claim and K, over rewards and step counts
+    verdicts: dict[tuple[str, str, str, int], list[str]] = {}  # by split, claim, reward and K, over step counts
     for split in splits:
         for better, worse in pairwise(METHODS):
             rows = []
@@ -96,8 +97,9 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
                     texts.append(f"{verdict}: {cell_text(shared, decimals, '+', ours)}" if shared else DASH)
                     if not shared or not ours:
                         continue
-                    verdicts.setdefault((split, f"{better} above {worse}", group.steps), []).append(verdict)
-                    long.append({**context(group), "split": split, "claim": f"{better} above {worse}", "steps": k,
+                    claim = f"{better} above {worse}"
+                    verdicts.setdefault((split, claim, group.reward, group.steps), []).append(verdict)
+                    long.append({**context(group), "split": split, "claim": claim, "steps": k,
                                  "verdict": verdict, "n": ours.n, "difference": ours.value, **interval_columns(ours),
                                  "run_ids": f"{run_ids(group, better, shared)} {run_ids(group, worse, shared)}"})
                 if set(texts) != {DASH}:
@@ -115,22 +117,24 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
                  tuple(blocks), pd.DataFrame(long), _order_answer(verdicts, splits, how))
 
 
-def _order_answer(verdicts: dict[tuple[str, str, int], list[str]], splits: list[str], how: str) -> str:
-    """How often each claim is supported and contradicted, by K; where all of them are supported always."""
+def _order_answer(verdicts: dict[tuple[str, str, str, int], list[str]], splits: list[str], how: str) -> str:
+    """How often each claim is supported and contradicted, by reward and K; where all of them are supported always."""
     split = "seen" if "seen" in splits else splits[0]
-    known = {(claim, k): found for (of, claim, k), found in sorted(verdicts.items()) if of == split}
+    claims: dict[str, dict[tuple[str, int], Counter[str]]] = {}
+    for (of, claim, reward, k), found in verdicts.items():
+        if of == split:
+            claims.setdefault(claim, {})[reward, k] = Counter(found)
     where = f"The paper's order {how}, {split} prompts"
-    if not any({SUPPORTED, CONTRADICTED} & {*found} for found in known.values()):
+    counts = [count for cells in claims.values() for count in cells.values()]
+    if not any(count[SUPPORTED] or count[CONTRADICTED] for count in counts):
         return f"{where}: nothing is decided (fewer than {MIN_RUNS} seeds, or intervals that hold 0)."
-    texts = []
-    for claim in dict.fromkeys(claim for of, claim, _ in verdicts if of == split):
-        counts = {k: Counter(found) for (name, k), found in known.items() if name == claim}
-        texts.append(f"{claim}, K = " + ", ".join(
-            f"{k}: {count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}" for k, count in counts.items()))
-    always = Counter(k for (_, k), found in known.items() if {*found} == {SUPPORTED})
-    whole = [k for k, claims in sorted(always.items()) if claims == len(METHODS) - 1]
-    return (f"{where}, cases that support and contradict it: {'; '.join(texts)}. All of it is supported throughout at "
-            f"{f'K = {joined(whole)}' if whole else 'no K'}.")
+    texts = [f"{claim}: " + by_reward({
+        cell: f"{count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}" for cell, count in cells.items()})
+        for claim, cells in claims.items()]
+    always = Counter(cell for cells in claims.values() for cell, count in cells.items() if {*count} == {SUPPORTED})
+    whole = [f"{reward}, K = {k}" for (reward, k), found in sorted(always.items()) if found == len(METHODS) - 1]
+    return (f"{where}, cases that support and contradict it. {'. '.join(texts)}. All of it is "
+            f"supported {f'throughout at {joined(whole)}' if whole else 'nowhere'}.")
 
 
 # Ablations ------------------------------------------------------------------------------------------------------
@@ -150,7 +154,8 @@ def ablation_table(group: Group) -> Table | None:
 
 
 def _ablation_answer(group: Group, table: Table) -> str:
-    """The differences of the table's last column, those with an interval above 0 first, the largest first."""
+    """The differences of the table's last column, those with an interval above 0 first, the largest first; of those
+    that are not decided the names."""
     split = shown_split(group.values)
     cells = {row[0]: row[-1] for row in dict(table.blocks)[f"{split} prompts: difference"] if row[-1] != DASH}
     frame = table.frame[table.frame["split"] == split].drop_duplicates(["label", "baseline"], keep="last")
@@ -158,7 +163,7 @@ def _ablation_answer(group: Group, table: Table) -> str:
     for found in frame.sort_values("difference", key=abs, ascending=False, kind="stable").to_dict("records"):
         name = f"{found['label']} minus {found['baseline']}"
         part = "above 0" if found["low"] > 0 else "below 0" if found["high"] < 0 else "not decided"
-        parts[part].append(f"{name} {cells[name]}")
+        parts[part].append(name if part == "not decided" else f"{name} {cells[name]}")
     what = table.header[-1].replace(ALL, "mean over step counts")
     return (f"K = {group.steps}, {group.reward}, {split} prompts, {what}: "
             + "; ".join(f"{part}: {', '.join(texts)}" for part, texts in parts.items() if texts) + ".")

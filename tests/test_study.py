@@ -77,13 +77,14 @@ def test_the_papers_order_by_k():
     assert row(table, "SDPO above DDPO, seen prompts", "alignment, K = 20")[1].startswith("supported: +0.100 [")
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
-        "The paper's order at equal samples, seen prompts, cases that support and contradict it: SDPO above DDPO, "
-        "K = 4: 0 and 2 of 2, 20: 2 and 0 of 2; DDPO above REBEL, K = 4: 2 and 0 of 2, 20: 2 and 0 of 2; REBEL above "
-        "D3PO, K = 4: 0 and 0 of 2, 20: 0 and 0 of 2. All of it is supported throughout at no K.")
+        "The paper's order at equal samples, seen prompts, cases that support and contradict it. SDPO above DDPO: "
+        "alignment (K = 4: 0 and 2 of 2; 20: 2 and 0 of 2). DDPO above REBEL: alignment (K = 4: 2 and 0 of 2; 20: 2 "
+        "and 0 of 2). REBEL above D3PO: alignment (K = 4: 0 and 0 of 2; 20: 0 and 0 of 2). All of it is supported "
+        "nowhere.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
-    assert whole.answer.endswith("All of it is supported throughout at K = 20.")
+    assert whole.answer.endswith("All of it is supported throughout at alignment, K = 20.")
     part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
-    assert part.answer.endswith("SDPO above DDPO, K = 4: 2 and 0 of 2. All of it is supported throughout at no K.")
+    assert part.answer.endswith("SDPO above DDPO: alignment (K = 4: 2 and 0 of 2). All of it is supported nowhere.")
     assert "12 intervals are shown" in table.note
     frame = table.frame.set_index(["training_steps", "claim", "steps"])
     assert frame.loc[(4, "SDPO above DDPO", 1), ["low", "high"]].tolist() == pytest.approx([-0.1 - HALF, -0.1 + HALF])
@@ -120,7 +121,7 @@ def test_ablations_stand_apart_from_methods():
         f"above 0: DDPO (per step) minus DDPO {up} (n=5), SDPO (exact) minus SDPO (terminal) {up} (n=5); "
         f"below 0: SDPO (terminal) minus SDPO -0.100 {interval} (n=5), "
         "SDPO minus DDPO (per step) -0.050 [-0.050, -0.050] (n=5); "
-        "not decided: SDPO (exact) minus SDPO +0.000 [+0.000, +0.000] (n=5).")
+        "not decided: SDPO (exact) minus SDPO.")
     assert ablation_table(ends({"SDPO": 0.6, "DDPO": 0.5})) is None
 
 
@@ -269,7 +270,7 @@ def test_the_order_counts_established_leads():
     table = order_table([ends({"SDPO": 0.6, "DDPO": 0.5}), ends({"SDPO": 0.5, "DDPO": 0.5005}, steps=20)])
     assert [cells[-1] for cells in table.blocks[0][1]] == [*["SDPO > DDPO > start"] * 2, *["DDPO ~ SDPO > start"] * 2]
     assert table.answer == ("In how many cases each is highest at equal samples (in brackets: ahead of the next by an "
-                            "interval above 0): K = 4: SDPO 2 (2); K = 20: DDPO 2 (0).")
+                            "interval above 0): alignment (K = 4: SDPO 2 (2); 20: DDPO 2 (0)).")
 
 
 def test_nothing_is_left_empty():
