@@ -68,18 +68,19 @@ VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"de
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
-# Learning rates by training K, of SWEEP, from `--profile sweep` (sweep_k20 for K = 20): the one whose run has the
-# highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose K is
-# nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept itself.
+# Learning rates by training K, of SWEEP, from `--profile sweep` (sweep_k8, sweep_k20 for the others): the one whose run
+# has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose
+# K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept
+# itself.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
-    "sdpo": {4: 1e-4, 20: 3e-5},
-    "sdpo_causal": {4: 1e-4, 20: 3e-5},
-    "ddpo": {4: 1e-4, 20: 1e-4},
-    "rebel": {4: 1e-4, 20: 1e-4},
-    "prdp": {4: 1e-4, 20: 1e-4},
-    "d3po": {4: 1e-4, 20: 1e-4},
-    "ddpo_dense": {4: 1e-4, 20: 3e-4},
+    "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5},
+    "sdpo_causal": {4: 1e-4, 8: 3e-5, 20: 3e-5},
+    "ddpo": {4: 1e-4, 8: 3e-4, 20: 1e-4},
+    "rebel": {4: 1e-4, 8: 1e-4, 20: 1e-4},
+    "prdp": {4: 1e-4, 8: 1e-4, 20: 1e-4},
+    "d3po": {4: 1e-4, 8: 1e-4, 20: 1e-4},
+    "ddpo_dense": {4: 1e-4, 8: 3e-4, 20: 3e-4},
     "sdpo_per_trajectory": {4: 1e-4, 20: 1e-4},
     "ddpo_per_step": {4: 1e-4, 20: 1e-4},
     "rebel_per_step": {4: 1e-4, 20: 3e-5},
