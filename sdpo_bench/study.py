@@ -401,10 +401,12 @@ def _cost_text(values: Values, compared: int) -> str:
 
 
 def hacking_table(group: Group) -> Table | None:
-    """Change from the start, in the trained reward and in all that was not trained on; None without start or others."""
+    """Change from the start, in the trained reward and in all that was not trained on, of methods, then ablations; None
+    without start or others. The answer counts methods."""
     split = shown_split(group.values)
     others = sorted(set(group.values["reward"]) - {group.reward})
-    trained = [label for label in group.methods if label != START]
+    trained = [label for label in group.labels if label != START]
+    methods = [label for label in trained if label in group.methods]
     rewards = [name for name in (group.reward, *others)
                if any(group.cell(START, name, split, k) for k in group.steps_evaluated)]
     if group.reward not in rewards or len(rewards) < 2 or not trained:
@@ -422,8 +424,9 @@ def hacking_table(group: Group) -> Table | None:
                 changes[name] = {seed: value - next(iter(before.values())) for seed, value in after.items()}
             up = clearly(changes[group.reward]) > 0
             falling = [name for name in others if up and name in changes and clearly(changes[name]) < 0]
-            rose += up
-            fell.update(falling)
+            if label in methods:
+                rose += up
+                fell.update(falling)
             few = len(changes[group.reward]) < MIN_RUNS
             flag = "too few runs" if few else joined(falling) if falling else "none" if up else "trained reward not up"
             rows.append((label, *(mean_text(changes[name], _digits(group, name), "+") for name in rewards), flag))
@@ -431,8 +434,8 @@ def hacking_table(group: Group) -> Table | None:
                       **summarised(changes[name]), "falls_while_trained_rises": name in falling,
                       "run_ids": run_ids(group, label, changes[name])} for name in rewards]
         blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
-    total = len(blocks) * len(trained)
-    if any(len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in trained
+    total = len(blocks) * len(methods)
+    if any(len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in methods
            for k in group.steps_evaluated):
         counts = "; ".join(f"{name} fell in {fell[name]}" for name in rewards[1:])
         answer = (f"K = {group.steps}, trained on {group.reward}, {split} prompts: it rose in {rose} of {total} cases "
