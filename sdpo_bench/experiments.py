@@ -198,6 +198,11 @@ def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return _sweep(methods, seeds, 4, reward="jpeg_compressibility")
 
 
+def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep_jpeg`, at K = 20."""
+    return _sweep(methods, seeds, 20, reward="jpeg_compressibility")
+
+
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Does the order of the methods change between K = 4 and K = 20?"""
     return [start()] + [
@@ -301,6 +306,7 @@ PROFILES = {
     "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS),  # no ablation is run there
     "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
+    "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
     "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),

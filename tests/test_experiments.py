@@ -86,7 +86,7 @@ def test_quick_is_what_the_benchmark_promises():
     assert {(config.steps, config.reward, config.train_last_step) for config in trained} == {(4, "alignment", False)}
 
 
-@pytest.mark.parametrize("name", ["sweep", "sweep_k8", "sweep_k20", "sweep_jpeg"])
+@pytest.mark.parametrize("name", ["sweep", "sweep_k8", "sweep_k20", "sweep_jpeg", "sweep_jpeg_k20"])
 def test_sweeps_share_no_data_with_what_is_reported(name):
     swept = build(name)
     reported = [config for other in ("quick", "first_look", "full") for config in build(other)]
