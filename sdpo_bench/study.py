@@ -25,8 +25,8 @@ from .tables import (
     Block,
     Pair,
     Table,
-    by_reward,
     cell_text,
+    cells_text,
     context,
     decimals_of,
     differences,
@@ -128,13 +128,18 @@ def _order_answer(verdicts: dict[tuple[str, str, str, int], list[str]], splits: 
     counts = [count for cells in claims.values() for count in cells.values()]
     if not any(count[SUPPORTED] or count[CONTRADICTED] for count in counts):
         return f"{where}: nothing is decided (fewer than {MIN_RUNS} seeds, or intervals that hold 0)."
-    texts = [f"{claim}: " + by_reward({
-        cell: f"{count[SUPPORTED]} and {count[CONTRADICTED]} of {count.total()}" for cell, count in cells.items()})
-        for claim, cells in claims.items()]
+    texts = []
+    for claim, cells in claims.items():
+        total = sum(cells.values(), Counter())
+        parts = []
+        for verdict, verb in ((SUPPORTED, "support"), (CONTRADICTED, "contradict")):
+            whole = [cell for cell, count in cells.items() if {*count} == {verdict}]
+            parts.append(f"{total[verdict]} {verb} it" + (f" (all of {cells_text(whole)})" if whole else ""))
+        texts.append(f"{claim}: of {total.total()} cases {', '.join(parts)}")
     always = Counter(cell for cells in claims.values() for cell, count in cells.items() if {*count} == {SUPPORTED})
-    whole = [f"{reward}, K = {k}" for (reward, k), found in sorted(always.items()) if found == len(METHODS) - 1]
-    return (f"{where}, cases that support and contradict it. {'. '.join(texts)}. All of it is "
-            f"supported {f'throughout at {joined(whole)}' if whole else 'nowhere'}.")
+    whole = [cell for cell, found in always.items() if found == len(METHODS) - 1]
+    return (f"{where}. {'. '.join(texts)}. All of it is supported "
+            f"{f'throughout for {cells_text(whole)}' if whole else 'nowhere throughout'}.")
 
 
 # Ablations ------------------------------------------------------------------------------------------------------

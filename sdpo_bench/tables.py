@@ -337,12 +337,12 @@ def leaders(group: Group) -> str:
     return f"{where}: highest by interquartile mean is {joined(leads)}." if leads else ""
 
 
-def by_reward(texts: Mapping[tuple[str, int], str]) -> str:
-    """Texts by (reward, K) in one: "alignment (K = 4: a; 20: b), colourfulness (K = 4: c)"."""
-    found: dict[str, list[str]] = {}
-    for (reward, k), text in sorted(texts.items()):
-        found.setdefault(reward, []).append(f"{k}: {text}")
-    return ", ".join(f"{reward} (K = {'; '.join(parts)})" for reward, parts in found.items())
+def cells_text(cells: Iterable[tuple[str, int]]) -> str:
+    """(reward, K) in words: "alignment at K = 4 and 20 and colourfulness at K = 4"."""
+    found: dict[str, list[int]] = {}
+    for reward, k in sorted(cells):
+        found.setdefault(reward, []).append(k)
+    return joined([f"{reward} at K = {joined(ks)}" for reward, ks in found.items()])
 
 
 def order_table(groups: list[Group], queries: bool = False) -> Table:
@@ -350,7 +350,7 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
     device; at equal samples, or as `at_equal_queries` gives them."""
     rows, long = [], []
     first = groups[0]
-    leads: dict[tuple[str, int], dict[str, list[bool]]] = {}  # by (reward, K) and who is highest: is it established?
+    leads: dict[str, list[bool]] = {}  # by who is highest: whether it is established
     for group in groups:
         for split in group.splits:
             for steps in group.steps_evaluated:
@@ -360,18 +360,17 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
                 long += [{**context(group), "split": split, "steps": steps, "rank": rank, "label": label,
                           "established": sure} for rank, (label, sure) in enumerate(order, 1)]
                 if len(order) > 1:
-                    leads.setdefault((group.reward, group.steps), {}).setdefault(order[0][0], []).append(order[1][1])
+                    leads.setdefault(order[0][0], []).append(order[1][1])
     extra = first.suffix.removeprefix(f"_{slug(first.reward)}_k{first.steps}")
     note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
             f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
             "of the estimates, not established.")
     how = " at equal reward queries" if queries else " at equal samples"
-    each = {cell: ", ".join(
-        f"{label} {len(sure)} ({sum(sure)})"
-        for label, sure in sorted(found.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
-        for cell, found in leads.items()}
-    answer = (f"In how many cases each is highest{how} (in brackets: ahead of the next by an interval above 0): "
-              f"{by_reward(each)}.")
+    each = ", ".join(f"{label} {len(sure)} ({sum(sure)})"
+                     for label, sure in sorted(leads.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
+    cases = sum(map(len, leads.values()))
+    answer = (f"Highest{how}, in how many of {cases} cases (a reward, K, split of prompts, number of sampling steps; "
+              f"in brackets: ahead of the next by an interval above 0): {each}.")
     return Table(f"order{'_queries' * queries}{extra}", f"Order of the methods{how}, {first.model} on {first.device}",
                  note, ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
                  pd.DataFrame(long), answer if each else "")

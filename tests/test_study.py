@@ -77,14 +77,15 @@ def test_the_papers_order_by_k():
     assert row(table, "SDPO above DDPO, seen prompts", "alignment, K = 20")[1].startswith("supported: +0.100 [")
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
-        "The paper's order at equal samples, seen prompts, cases that support and contradict it. SDPO above DDPO: "
-        "alignment (K = 4: 0 and 2 of 2; 20: 2 and 0 of 2). DDPO above REBEL: alignment (K = 4: 2 and 0 of 2; 20: 2 "
-        "and 0 of 2). REBEL above D3PO: alignment (K = 4: 0 and 0 of 2; 20: 0 and 0 of 2). All of it is supported "
-        "nowhere.")
+        "The paper's order at equal samples, seen prompts. SDPO above DDPO: of 4 cases 2 support it (all of alignment "
+        "at K = 20), 2 contradict it (all of alignment at K = 4). DDPO above REBEL: of 4 cases 4 support it (all of "
+        "alignment at K = 4 and 20), 0 contradict it. REBEL above D3PO: of 4 cases 0 support it, 0 contradict it. All "
+        "of it is supported nowhere throughout.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
-    assert whole.answer.endswith("All of it is supported throughout at alignment, K = 20.")
+    assert whole.answer.endswith("All of it is supported throughout for alignment at K = 20.")
     part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
-    assert part.answer.endswith("SDPO above DDPO: alignment (K = 4: 2 and 0 of 2). All of it is supported nowhere.")
+    assert part.answer.endswith("SDPO above DDPO: of 2 cases 2 support it (all of alignment at K = 4), 0 contradict "
+                                "it. All of it is supported nowhere throughout.")
     assert "12 intervals are shown" in table.note
     frame = table.frame.set_index(["training_steps", "claim", "steps"])
     assert frame.loc[(4, "SDPO above DDPO", 1), ["low", "high"]].tolist() == pytest.approx([-0.1 - HALF, -0.1 + HALF])
@@ -272,8 +273,9 @@ def test_what_rose_and_what_fell():
 def test_the_order_counts_established_leads():
     table = order_table([ends({"SDPO": 0.6, "DDPO": 0.5}), ends({"SDPO": 0.5, "DDPO": 0.5005}, steps=20)])
     assert [cells[-1] for cells in table.blocks[0][1]] == [*["SDPO > DDPO > start"] * 2, *["DDPO ~ SDPO > start"] * 2]
-    assert table.answer == ("In how many cases each is highest at equal samples (in brackets: ahead of the next by an "
-                            "interval above 0): alignment (K = 4: SDPO 2 (2); 20: DDPO 2 (0)).")
+    assert table.answer == (
+        "Highest at equal samples, in how many of 4 cases (a reward, K, split of prompts, number of sampling steps; in "
+        "brackets: ahead of the next by an interval above 0): SDPO 2 (2), DDPO 2 (0).")
 
 
 def test_nothing_is_left_empty():
