@@ -71,7 +71,7 @@ STUDIED = (*METHOD_NAMES, "ddpo_dense")
 # Learning rates by training K, of SWEEP, from `--profile sweep` (sweep_k8, sweep_k20 for the others): the one whose run
 # has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose
 # K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept
-# itself.
+# itself. Rewards without a sweep of their own (below) take these, which are alignment's.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
     "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5},
@@ -88,6 +88,18 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 # The next lower of the sweep, at K = 20 DDPO's: the rule looks at the trained reward alone, and may choose to hack it.
 LEARNING_RATES["ddpo_dense_lower_rate"] = {4: 3e-5, 20: 1e-4}
+# By the same rule from `--profile sweep-jpeg` and sweep-jpeg-k20: this reward still rises where alignment has collapsed.
+REWARD_RATES: dict[str, dict[str, dict[int, float]]] = {
+    "jpeg_compressibility": {
+        "sdpo": {4: 3e-4, 20: 1e-4},
+        "sdpo_causal": {4: 3e-4, 20: 3e-4},
+        "ddpo": {4: 3e-4, 20: 3e-4},
+        "rebel": {4: 3e-4, 20: 3e-4},
+        "prdp": {4: 3e-4, 20: 3e-4},
+        "d3po": {4: 3e-4, 20: 3e-4},
+        "ddpo_dense": {4: 3e-4, 20: 3e-4},
+    }
+}
 
 # Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same, and
 # learning rates are chosen at this length.
@@ -124,11 +136,11 @@ SD_TURBO: Options = {
 }
 
 
-def learning_rate(name: str, steps: int) -> float:
+def learning_rate(name: str, steps: int, reward: str = "alignment") -> float:
     """The swept learning rate of a variant at K = `steps`; UserError for a variant without a sweep."""
-    rates = LEARNING_RATES.get(name) or (
-        LEARNING_RATES.get(VARIANTS[name].method) if name in VARIANTS else None
-    )
+    method = VARIANTS[name].method if name in VARIANTS else name
+    own = REWARD_RATES.get(reward, {})
+    rates = own.get(name) or own.get(method) or LEARNING_RATES.get(name) or LEARNING_RATES.get(method)
     if not rates:
         raise UserError(
             f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
@@ -148,7 +160,7 @@ def run(name: str, seed: int, **changes: Any) -> RunConfig:
     steps = changes.get("steps", 4)
     settings: Options = COMMON | {"label": variant.label, "epochs": EPOCHS.get(steps, 50)}
     if "learning_rate" not in changes:
-        settings["learning_rate"] = learning_rate(name, steps)
+        settings["learning_rate"] = learning_rate(name, steps, changes.get("reward", "alignment"))
     return RunConfig(method=variant.method, seed=seed, **settings | changes | variant.changes)
 
 
@@ -192,9 +204,13 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return _sweep(methods, seeds, 20)
 
 
+def sweep_k50(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 50."""
+    return _sweep(methods, seeds, 50)
+
+
 def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, on JPEG compressibility: do rates chosen on alignment serve a reward of pixels too? A check, which
-    sets no rate."""
+    """As `sweep`, on JPEG compressibility, where other rates are best than on alignment: fills REWARD_RATES."""
     return _sweep(methods, seeds, 4, reward="jpeg_compressibility")
 
 
@@ -305,6 +321,7 @@ PROFILES = {
     "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
     "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS),  # no ablation is run there
     "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
+    "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),

@@ -86,7 +86,7 @@ def test_quick_is_what_the_benchmark_promises():
     assert {(config.steps, config.reward, config.train_last_step) for config in trained} == {(4, "alignment", False)}
 
 
-@pytest.mark.parametrize("name", ["sweep", "sweep_k8", "sweep_k20", "sweep_jpeg", "sweep_jpeg_k20"])
+@pytest.mark.parametrize("name", ["sweep", "sweep_k8", "sweep_k20", "sweep_k50", "sweep_jpeg", "sweep_jpeg_k20"])
 def test_sweeps_share_no_data_with_what_is_reported(name):
     swept = build(name)
     reported = [config for other in ("quick", "first_look", "full") for config in build(other)]
@@ -101,12 +101,17 @@ def test_sweeps_share_no_data_with_what_is_reported(name):
 
 
 def test_learning_rates_are_of_the_sweep():
-    for rates in experiments.LEARNING_RATES.values():
-        assert set(rates.values()) <= set(experiments.SWEEP)
+    for methods in (experiments.LEARNING_RATES, *experiments.REWARD_RATES.values()):
+        for rates in methods.values():
+            assert set(rates.values()) <= set(experiments.SWEEP)
     assert experiments.learning_rate("ddpo", 4) == experiments.LEARNING_RATES["ddpo"][4]
     assert experiments.learning_rate("ddpo", 50) == experiments.LEARNING_RATES["ddpo"][20]
     assert experiments.learning_rate("ddpo", 6) == experiments.LEARNING_RATES["ddpo"][8]
     assert experiments.learning_rate("ddpo_per_step", 8) == experiments.LEARNING_RATES["ddpo_per_step"][4]
+    jpeg = experiments.REWARD_RATES["jpeg_compressibility"]
+    assert experiments.learning_rate("ddpo", 4, "jpeg_compressibility") == jpeg["ddpo"][4]
+    assert experiments.learning_rate("ddpo_last_step", 20, "jpeg_compressibility") == jpeg["ddpo"][20]
+    assert experiments.learning_rate("ddpo", 4, "colourfulness") == experiments.LEARNING_RATES["ddpo"][4]
     with pytest.raises(UserError, match="--profile sweep --methods mine"):
         experiments.learning_rate("mine", 4)
 
@@ -168,14 +173,15 @@ def test_the_committed_plan_of_the_study_is_the_profile(tmp_path):
     assert {record.run_id for record in load_profile(folder)} <= planned, "no run of an earlier study is left"
 
 
-@pytest.mark.parametrize(("profile", "steps"), [("sweep", 4), ("sweep_k8", 8), ("sweep_k20", 20)])
-def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name.startswith("sweep")])
+def test_learning_rates_are_what_the_committed_sweeps_say(profile):
     """The rate whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts."""
     best = {}
     for record in load_profile(ROOT / "results" / profile):
         if record.label != "start":
+            steps, reward = record.config["steps"], record.config["reward"]
             last = [row for row in record.eval if row["epoch"] == record.config["epochs"]]
-            last = [row for row in last if row["reward"] == "alignment"]
+            last = [row for row in last if row["reward"] == reward]
             values = [v for row in last for prompt in row["values"]["tuning"].values() for v in prompt]
             rate = (sum(values) / len(values), record.config["learning_rate"])
             label = record.label.rpartition(" ")[0]
@@ -183,4 +189,5 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile, steps):
     labels = {VARIANTS[name].label: name for name in PROFILES[profile].methods}
     assert best.keys() == labels.keys()
     for label, (_, rate) in best.items():
-        assert experiments.LEARNING_RATES[labels[label]][steps] == rate, label
+        rates = experiments.REWARD_RATES.get(reward, experiments.LEARNING_RATES)
+        assert rates[labels[label]][steps] == rate, label
