@@ -88,7 +88,7 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 # The next lower of the sweep, at K = 20 DDPO's: the rule looks at the trained reward alone, and may choose to hack it.
 LEARNING_RATES["ddpo_dense_lower_rate"] = {4: 3e-5, 20: 1e-4}
-# By the same rule from `--profile sweep-jpeg` and sweep-jpeg-k20: this reward still rises where alignment has collapsed.
+# By the same rule from `--profile sweep-jpeg` and sweep-jpeg-k20: this reward still rises where the prompt is lost.
 REWARD_RATES: dict[str, dict[str, dict[int, float]]] = {
     "jpeg_compressibility": {
         "sdpo": {4: 3e-4, 20: 1e-4},
