@@ -68,19 +68,19 @@ VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"de
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
-# Learning rates by training K, of SWEEP, from `--profile sweep` (sweep_k8, sweep_k20 for the others): the one whose run
+# Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one whose run
 # has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose
 # K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept
 # itself. Rewards without a sweep of their own (below) take these, which are alignment's.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
-    "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5},
-    "sdpo_causal": {4: 1e-4, 8: 3e-5, 20: 3e-5},
-    "ddpo": {4: 1e-4, 8: 3e-4, 20: 1e-4},
-    "rebel": {4: 1e-4, 8: 1e-4, 20: 1e-4},
-    "prdp": {4: 1e-4, 8: 1e-4, 20: 1e-4},
-    "d3po": {4: 1e-4, 8: 1e-4, 20: 1e-4},
-    "ddpo_dense": {4: 1e-4, 8: 3e-4, 20: 3e-4},
+    "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5, 50: 1e-5},
+    "sdpo_causal": {4: 1e-4, 8: 3e-5, 20: 3e-5, 50: 1e-5},
+    "ddpo": {4: 1e-4, 8: 3e-4, 20: 1e-4, 50: 1e-4},
+    "rebel": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 1e-4},
+    "prdp": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 1e-4},
+    "d3po": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 3e-5},
+    "ddpo_dense": {4: 1e-4, 8: 3e-4, 20: 3e-4, 50: 3e-4},
     "sdpo_per_trajectory": {4: 1e-4, 20: 1e-4},
     "ddpo_per_step": {4: 1e-4, 20: 1e-4},
     "rebel_per_step": {4: 1e-4, 20: 3e-5},
@@ -205,7 +205,7 @@ def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 
 def sweep_k50(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, at K = 50: a check of the rates of K = 20 there, which sets none."""
+    """As `sweep`, at K = 50."""
     return _sweep(methods, seeds, 50)
 
 
@@ -244,10 +244,13 @@ def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     mains = [name for name in methods if name not in ABLATIONS]
     ablations = [name for name in methods if name in ABLATIONS]
 
-    def part(names: Sequence[str], steps: Sequence[int], reward: str = "alignment") -> list[RunConfig]:
+    def part(
+        names: Sequence[str], steps: Sequence[int], reward: str = "alignment", every: int = 5
+    ) -> list[RunConfig]:
+        settings: Options = MEASURED | {"eval_every": every}
         return [
             # What dense rewards miss is a question of the trajectories, which one method's stand for.
-            run(name, seed, reward=reward, steps=k, **MEASURED | {"probe_every": 5 * (name == "sdpo")})
+            run(name, seed, reward=reward, steps=k, **settings | {"probe_every": every * (name == "sdpo")})
             for seed in seeds
             for k in steps
             for name in names
@@ -261,7 +264,7 @@ def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     runs += part(mains, (4,), third)
     runs += part(mains, (20,), second)
     runs += part(mains, (20,), third)
-    return [*runs, *part(mains, (50,))]
+    return [*runs, *part(mains, (50,), every=1)]  # it has 5 epochs
 
 
 def sd_turbo(
