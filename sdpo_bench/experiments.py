@@ -68,10 +68,10 @@ VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"de
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
-# Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one whose run
-# has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the entry whose
-# K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and was swept
-# itself. Rewards without a sweep of their own (below) take these, which are alignment's.
+# Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one
+# whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the
+# entry whose K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and
+# was swept itself. Rewards without a sweep of their own (below) take these, which are alignment's.
 SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
 LEARNING_RATES: dict[str, dict[int, float]] = {
     "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5, 50: 1e-5},
