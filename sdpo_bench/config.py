@@ -19,7 +19,8 @@ DENSE = ("anchored", "exact", "terminal", "linear", "queries2", "queries4", "ada
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
     "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
-    "gradient_checkpointing", "guidance", "noise_level", "offload_trajectories", "probe_every", "resolution",
+    "eval_interim_noises", "gradient_checkpointing", "guidance", "noise_level", "offload_trajectories", "probe_every",
+    "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
     "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
@@ -91,6 +92,10 @@ class RunConfig:
     scaled with one over the square root of the number of dimensions."""
     advantage_clip: float = 5.0
     """[official: 5]"""
+    prompt_stats_buffer: int = 32
+    """Recent samples of each prompt whose returns its advantages are normalised by. [official: 32]"""
+    prompt_stats_min_count: int = 16
+    """A prompt with fewer recent samples takes the statistics of the epoch's whole batch. [official: 16]"""
     eta: float = 1.0
     """DDIM's noise level. [official: 1]"""
     noise_level: float = 0.7
@@ -107,6 +112,8 @@ class RunConfig:
     """More numbers of sampling steps, evaluated after the last epoch only: many steps take long."""
     eval_noises: int = 4
     """Fixed initial noises for each evaluation prompt, the same for every run."""
+    eval_interim_noises: int | None = None
+    """Of these noises, evaluations before the last take only so many; default: all."""
     eval_seed: int = 0
     """Which set of fixed noises. Tuning runs use another one than reported runs."""
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
@@ -165,10 +172,14 @@ class RunConfig:
         choose("train split", self.train_split, ("seen", "tuning"))
         for split in self.eval_splits:
             choose("evaluation split", split, ("seen", "unseen", "tuning"))
-        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "pad_rows", "lora_rank")
-        for name in (*sizes, "reward_batch"):
+        sizes = ("pairs", "pairs_per_update", "eval_every", "eval_noises", "pad_rows", "lora_rank", "reward_batch")
+        for name in (*sizes, "prompt_stats_buffer", "prompt_stats_min_count"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected at least 1")
+        for name, most in (("prompt_stats_min_count", "prompt_stats_buffer"), ("eval_interim_noises", "eval_noises")):
+            if not 1 <= (1 if getattr(self, name) is None else getattr(self, name)) <= getattr(self, most):
+                raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 1 to {flag(most)} "
+                                f"({getattr(self, most)})")  # fmt: skip
         for name in ("epochs", "checkpoint_every", "probe_every", "rows", "seed", "eval_seed", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 or more")

@@ -33,10 +33,16 @@ class Plan(NamedTuple):
 
 
 def fill(plan: Plan, values: Tensor) -> Tensor:
-    """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried are read."""
-    known = torch.where(plan.queried, values, 0)
-    between = (plan.weights * known[..., None, :]).sum(-1) / plan.weights.sum(-1)
-    return torch.where(plan.queried, values, between)
+    """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried are read.
+
+    The last step is always queried. What is averaged is the distance from its reward, in float64: equal rewards then
+    stay equal to the bit, where rounding would make differences that the advantages' division magnifies.
+    """
+    last = values[..., -1:].double()
+    distance = torch.where(plan.queried, values - last, 0)
+    weights = plan.weights.double()
+    between = last + (weights * distance[..., None, :]).sum(-1) / weights.sum(-1)
+    return torch.where(plan.queried, values, between.to(values))
 
 
 def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor, int]:

@@ -56,7 +56,7 @@ def evaluate(
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
 
     Each process evaluates a share of the prompts; all get all rows. The `last` evaluation has --eval-last-steps and
-    --eval-last-rewards too.
+    --eval-last-rewards too, and all noises where the others have --eval-interim-noises.
     """
     if not last:
         rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
@@ -66,7 +66,7 @@ def evaluate(
     prompts = world.share(everybody)
     if world.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
         prompts = (prompts + everybody)[: -(-len(everybody) // world.size)]
-    noises = list(range(config.eval_noises))
+    noises = list(range(config.eval_noises if last else config.eval_interim_noises or config.eval_noises))
 
     def own(steps: int) -> dict[str, dict[str, list[float]]]:
         """The values of this process's prompts, by reward."""

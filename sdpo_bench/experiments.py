@@ -67,6 +67,7 @@ VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | A
 VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
+PAPER_METHODS = ("sdpo", "ddpo", "rebel", "d3po")  # that its figure compares
 
 # Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one
 # whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the
@@ -267,6 +268,74 @@ def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return [*runs, *part(mains, (50,), every=1)]  # it has 5 epochs
 
 
+# The paper's comparison on the embedded model: its number of samples, and one learning rate shared by all methods.
+PAPER_EPOCHS = 456  # of 64 samples: 29,184, as many as the paper's figure shows
+# Chosen by profile paper_pilot, for SDPO, which takes the most optimiser steps and so is the first to diverge.
+SHARED_RATE = 1e-5
+RATES_BESIDE = (3e-6, 3e-5)  # a step of the sweeps below it and above
+PAPER: Options = {
+    "epochs": PAPER_EPOCHS,
+    "eval_every": PAPER_EPOCHS // 24,
+    "eval_steps": (1, 2, 4, 8, 16, 50),  # the paper's
+    "eval_interim_noises": 2,  # on the way half of the pictures: evaluation takes a twentieth of a run's time
+    "eval_last_rewards": MEASURED["eval_last_rewards"],
+}
+
+
+def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
+    """The paper's four methods for all seeds, then the others."""
+    first = [name for name in methods if name in PAPER_METHODS]
+    settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE}
+    return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
+        run(name, seed, probe_every=PAPER_EPOCHS // 4 * (name == "sdpo"), **settings)
+        for names in (first, [name for name in methods if name not in first])
+        for seed in seeds
+        for name in names
+    ]
+
+
+def _paper_rates(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int) -> list[RunConfig]:
+    settings = PAPER | {"steps": steps, "epochs": epochs}
+    return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **settings)
+        for seed in seeds
+        for rate in RATES_BESIDE
+        for name in methods
+    ]
+
+
+def paper_pilot(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Chooses SHARED_RATE: the two middle rates of the sweeps at K = 20 to 6,400 samples, on tuning prompts."""
+    tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "steps": 20}
+    tuning |= {"epochs": 100, "eval_every": 25, "eval_steps": PAPER["eval_steps"]}
+    return [start(**tuning | {"epochs": 0})] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
+        for seed in seeds
+        for name in methods
+        for rate in (1e-5, 3e-5)
+    ]
+
+
+def paper_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The paper's comparison: its number of samples and one learning rate for all methods, at K = 20."""
+    return _paper(methods, seeds, 20)
+
+
+def paper_k20_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k20` with the shared rate one step lower and one higher, at a quarter of the length."""
+    return _paper_rates(methods, seeds, 20, PAPER_EPOCHS // 4)
+
+
+def paper_k4(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k20`, at K = 4."""
+    return _paper(methods, seeds, 4)
+
+
+def paper_k4_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k4` with the shared rate one step lower and one higher, in full length."""
+    return _paper_rates(methods, seeds, 4, PAPER_EPOCHS)
+
+
 def sd_turbo(
     methods: Sequence[str],
     seeds: Sequence[int],
@@ -317,6 +386,7 @@ class Profile:
 
 FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
+PAPER_REST = ("prdp", "sdpo_causal", "ddpo_dense", "ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")
 SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
 PROFILES = {
     "quick": Profile(quick, STUDIED, (0, 1)),
@@ -329,6 +399,11 @@ PROFILES = {
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
+    "paper_pilot": Profile(paper_pilot, ("sdpo",), TUNING_SEEDS),
+    "paper_k20": Profile(paper_k20, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k4": Profile(paper_k4, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k20_rates": Profile(paper_k20_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
+    "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
     "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
 }
 
@@ -427,14 +502,19 @@ def passes(config: RunConfig) -> dict[str, int]:
 
 def evaluated_images(config: RunConfig) -> int:
     """Pictures that all of a run's evaluations draw at one number of sampling steps."""
-    evaluations = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every)
-    return evaluations * images_each(config)
+    before = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every) - 1
+    return images_each(config) + before * images_each(config) * interim_noises(config) // config.eval_noises
 
 
 def images_each(config: RunConfig) -> int:
     """Pictures of one evaluation at one number of sampling steps."""
     lists = splits(config.prompts, config.unseen_prompts)
     return config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
+
+
+def interim_noises(config: RunConfig) -> int:
+    """Noises of each prompt in an evaluation before the last."""
+    return config.eval_interim_noises or config.eval_noises
 
 
 LORA_WEIGHTS = 207_488  # of SD-Turbo's UNet at rank 1, counted: 829,952 at rank 4

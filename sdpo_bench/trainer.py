@@ -62,6 +62,11 @@ class Trainer:
                 f"{world.size} processes, but --pairs-per-update is {config.pairs_per_update}: some would have nothing "
                 f"to do; launch at most {config.pairs_per_update}"
             )
+        if config.compile and policy.device.type == "cpu":
+            raise UserError(
+                "--compile: on a CPU the graphs that PyTorch compiles for sampling and for training round differently, "
+                "so that the unchanged policy's log-ratio is not 0; leave --compile out"
+            )
         self.method = build_method(config.method, config.options)
         self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
         if not self.prompts:
@@ -70,9 +75,9 @@ class Trainer:
         for steps in (*config.eval_steps, *config.eval_last_steps):
             policy.schedule(steps, eta=config.eta)
         self.optimiser = torch.optim.AdamW(
-            policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
+            policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8, fused=True
         )
-        self.normaliser = Normaliser()
+        self.normaliser = Normaliser(config.prompt_stats_buffer, config.prompt_stats_min_count)
         self.counts = Counts()
         scale = math.sqrt(CLIP_DIMENSIONS / math.prod(policy.latent_shape))
         self.clips = {
@@ -95,8 +100,10 @@ class Trainer:
         order = torch.cat(numbers).argsort()
         rewards, queried = torch.cat(values)[order], torch.cat(asked)[order]
         known = dense.last_queried(rewards, queried) if self.method.baseline else None
-        advantages = self.normaliser(self.drawn_prompts(epoch), self.method.returns(rewards), known)[pairs]
-        advantages = advantages.to(self.policy.device)
+        # In float64, so that rounding makes no difference between equal returns.
+        returns = self.method.returns(rewards.double())
+        advantages = self.normaliser(self.drawn_prompts(epoch), returns, known)[pairs]
+        advantages = advantages.float().to(self.policy.device)
         clock.append(time.perf_counter())
         updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
         # The first and only time that the host waits for the updates.
@@ -130,6 +137,7 @@ class Trainer:
             **dataclasses.asdict(self.counts),
             "loss": loss.mean().item(),
             "reward_mean": rewards[..., -1].mean().item(),
+            "prompt_stats_share": self.normaliser.own_share,
             "clip_fraction": clipped.mean().item(),
             "log_ratio_max": log_ratio.max().item(),
             "grad_norm": norm.mean().item(),
@@ -331,18 +339,20 @@ class Trainer:
 
         Pairs are permuted; each pair has a permutation of the trained steps of its own, shared by its two samples
         (SDPO's step shuffling; without it all take them in order). "step": one denoising step of a batch of pairs;
-        "trajectory": all of its steps.
+        "trajectory": all of its steps, of which a micro-batch may hold several: large ones are faster.
         """
         batches, shuffled = self.order(epoch)
         pairs = self.pairs(epoch)
 
-        def microbatches(batch: Tensor, position: int) -> Iterator[Microbatch]:
-            return ((torch.searchsorted(pairs, p), shuffled[p, position]) for p in batch.split(self.microbatch))
+        def microbatches(batch: Tensor, positions: list[int]) -> list[Microbatch]:
+            entries = torch.searchsorted(pairs, batch).repeat(len(positions))
+            steps = shuffled[batch][:, positions].T.flatten()
+            return list(zip(entries.split(self.microbatch), steps.split(self.microbatch), strict=True))
 
         positions = range(self.config.trained_steps)
         if self.config.resolved_updates == "step":
-            return [list(microbatches(batch, j)) for j in positions for batch in batches]
-        return [[m for j in positions for m in microbatches(batch, j)] for batch in batches]
+            return [microbatches(batch, [j]) for j in positions for batch in batches]
+        return [microbatches(batch, [*positions]) for batch in batches]
 
     def update(
         self, group: list[Microbatch], trajectory: Trajectory, advantages: Tensor, reference: Tensor | None

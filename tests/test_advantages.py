@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sdpo_kernels import normal
 
 from sdpo_bench.advantages import Normaliser
@@ -24,9 +26,28 @@ def test_against_a_plain_implementation():
     assert len(normaliser.buffers["cat"]) == 32
 
 
-def test_equal_returns_give_zero():
-    advantages = Normaliser()(["cat"], torch.full((1, 2, 3), 0.25))
-    assert torch.equal(advantages, torch.zeros(1, 2, 3))
+@given(st.floats(-1e30, 1e30), st.integers(1, 20), st.booleans())
+def test_equal_returns_give_exactly_zero(value, prompts, known):
+    """From the batch's statistics and from the prompt's own, with a baseline or without, for returns that differ from
+    step to step."""
+    rewards = torch.full((prompts, 2, 3), value, dtype=torch.float64)
+    returns = rewards * torch.tensor([2.9701, 1.99, 1.0], dtype=torch.float64)
+    normaliser = Normaliser()
+    for _ in range(9):
+        advantages = normaliser(["cat"] * prompts, returns, rewards if known else None)
+        assert torch.equal(advantages, torch.zeros(prompts, 2, 3, dtype=torch.float64))
+    assert normaliser.own_share == 1
+
+
+def test_size_and_minimum_of_the_buffers():
+    normaliser = Normaliser(buffer=4, min_count=3)
+    assert normaliser(["cat", "dog"], torch.randn(2, 2, 1)).shape == (2, 2, 1)
+    assert normaliser.own_share == 0
+    normaliser(["cat", "owl"], torch.randn(2, 2, 1))
+    assert normaliser.own_share == 0.5
+    normaliser(["cat", "dog"], torch.randn(2, 2, 1))
+    assert normaliser.own_share == 1
+    assert {prompt: len(rows) for prompt, rows in normaliser.buffers.items()} == {"cat": 4, "dog": 4, "owl": 2}
 
 
 def test_known_rewards_are_taken_out_by_regression():

@@ -123,3 +123,10 @@ def test_last_queried_reward_comes_from_no_later_step():
     values = torch.tensor([[[torch.nan, 1.0, torch.nan, 3.0], [5.0, torch.nan, torch.nan, 8.0]]])
     known = dense.last_queried(values, ~values.isnan())
     assert known.tolist() == [[[0, 1, 1, 3], [5, 5, 5, 8]]]
+
+
+@pytest.mark.parametrize("name", dense.PLANS)
+def test_equal_rewards_stay_equal_to_the_bit(name):
+    """Averages of equal rewards must not differ by rounding: the advantages' division would magnify it."""
+    filled = dense.provide(name, trajectory(5, 9), lambda latents, prompts: torch.full((len(prompts),), 12.7))
+    assert torch.equal(filled.values, torch.full((5, 2, 9), 12.7))

@@ -100,6 +100,41 @@ def test_sweeps_share_no_data_with_what_is_reported(name):
     assert set(map(tuple, rates.values())) == {experiments.SWEEP}, "the same sweep for every method"
 
 
+@pytest.mark.parametrize("steps", [20, 4])
+def test_the_papers_comparison_shares_its_rate_and_has_the_papers_length(steps):
+    configs = [config for config in build(f"paper_k{steps}") if config.epochs]
+    assert {config.learning_rate for config in configs} == {experiments.SHARED_RATE}
+    assert {2 * config.pairs * config.epochs for config in configs} == {29_184}  # results/paper: the curves' last point
+    assert {config.epochs // config.eval_every for config in configs} == {24}
+    assert {(config.steps, config.eval_steps) for config in configs} == {(steps, (1, 2, 4, 8, 16, 50))}
+    assert {config.label for config in configs[:20]} == {"SDPO", "DDPO", "REBEL", "D3PO"}
+    beside = [config for config in build(f"paper_k{steps}_rates") if config.epochs]
+    rates = {config.learning_rate for config in beside}
+    assert min(rates) < experiments.SHARED_RATE < max(rates)
+    assert {*rates, experiments.SHARED_RATE} <= {3e-6, *experiments.SWEEP}
+
+
+def test_the_pilot_shares_no_data_with_the_papers_comparison():
+    pilot = build("paper_pilot")
+    assert {(config.eval_splits, config.train_split) for config in pilot if config.epochs} == {(("tuning",), "tuning")}
+    assert experiments.SHARED_RATE in {config.learning_rate for config in pilot}
+    reported = build("paper_k20")
+    assert not {config.seed for config in pilot if config.epochs} & {config.seed for config in reported}
+    assert not {config.eval_seed for config in pilot} & {config.eval_seed for config in reported}
+
+
+def test_evaluations_on_the_way_may_take_fewer_noises():
+    config = RunConfig(epochs=10, eval_every=5, eval_noises=4, eval_start=False)
+    each = experiments.images_each(config)
+    assert experiments.evaluated_images(config) == 2 * each
+    few = RunConfig(epochs=10, eval_every=5, eval_noises=4, eval_start=False, eval_interim_noises=1)
+    assert experiments.evaluated_images(few) == each // 4 + each
+    with pytest.raises(UserError, match="--eval-interim-noises is 5; expected 1 to --eval-noises"):
+        RunConfig(eval_interim_noises=5)
+    with pytest.raises(UserError, match="--prompt-stats-min-count is 40; expected 1 to --prompt-stats-buffer"):
+        RunConfig(prompt_stats_min_count=40)
+
+
 def test_learning_rates_are_of_the_sweep():
     for methods in (experiments.LEARNING_RATES, *experiments.REWARD_RATES.values()):
         for rates in methods.values():
@@ -122,7 +157,7 @@ def test_narrowing_and_widening():
         ("DDPO (per step)", 4, 7), ("SDPO", 4, 7), ("DDPO (per step)", 20, 7), ("SDPO", 20, 7),
     ]  # fmt: skip
     assert configs[1].updates == "step"
-    with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, quick"):
+    with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20, .*, quick, sd_turbo"):
         build("quik")
     with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
         build("quick", ["ppo"])

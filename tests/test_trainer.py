@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sdpo_bench import dense
+from sdpo_bench.advantages import Normaliser
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, pictures
@@ -19,7 +20,7 @@ from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
 from sdpo_bench.probe import BUDGETS
 from sdpo_bench.records import RecordError, load_run, run_id
-from sdpo_bench.rewards import load_reward
+from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.sampler import derive_seeds, sample
 from sdpo_bench.trainer import Trainer, TrainingDiverged, train
 
@@ -81,6 +82,49 @@ def test_every_method_trains(config, name, finetune):
     assert all(value >= 0 for value in row["seconds"].values())
 
 
+class Constant(Reward):
+    """A saturated grader: every picture gets the same value, which no binary fraction equals."""
+
+    name, revision, scale = "constant", "1", "none"
+
+    def __call__(self, images, prompts):
+        return torch.full((len(prompts),), 12.7)
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_constant_reward_leaves_the_weights_as_they_were(config, name, steps):
+    """From the whole batch's statistics in the first epoch to the prompts' own in the later ones."""
+    config = dataclasses.replace(config, method=name, label="", finetune="full", steps=steps, learning_rate=1e-4,
+                                 prompts=None, unseen_prompts=None, prompt_stats_min_count=2)  # fmt: skip
+    trainer = Trainer(config, load_policy(config), Constant())
+    before = weights(trainer.policy)
+    for epoch in (1, 2):
+        row = trainer.epoch(epoch)
+        assert row["reward_mean"] == pytest.approx(12.7)
+        assert row["log_ratio_max"] == row["grad_norm"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
+
+
+def test_the_log_says_how_many_advantages_have_statistics_of_their_prompt(config):
+    trainer = trainer_of(dataclasses.replace(config, prompt_stats_min_count=6))
+    shares = [trainer.epoch(epoch)["prompt_stats_share"] for epoch in (1, 2, 3)]
+    drawn, expected = {}, []
+    for epoch in (1, 2, 3):
+        prompts = trainer.drawn_prompts(epoch)
+        for prompt in prompts:
+            drawn[prompt] = drawn.get(prompt, 0) + 2
+        expected.append(sum(drawn[prompt] >= 6 for prompt in prompts) / len(prompts))
+    assert shares == expected
+    assert shares[0] < shares[-1]
+
+
+def test_a_compiled_model_is_not_trained_on_a_cpu(config):
+    compiled = dataclasses.replace(config, compile=True)
+    with pytest.raises(UserError, match=r"--compile.*round differently.*leave --compile out"):
+        Trainer(compiled, load_policy(config), load_reward(config.reward))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_accumulation_gives_the_gradient_of_the_batch(config, name):
     """One pair at a time, or all at once; whole-trajectory methods too, whose loss is no sum over steps."""
@@ -95,7 +139,9 @@ def test_accumulation_gives_the_gradient_of_the_batch(config, name):
         advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
         reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
         (group,) = trainer.groups(1)
-        assert len(group) == 3 * (1 if rows == 64 else 4)
+        # 4 pairs at 3 steps: micro-batches may hold several steps, and never more latents than --rows.
+        assert [len(steps) for _, steps in group] == ([12] if rows == 64 else [1] * 12)
+        assert len({tuple(entry) for part in group for entry in torch.stack(part, 1).tolist()}) == 12
         trainer.update(group, trajectory, advantages, reference)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters]))
     difference = (gradients[0] - gradients[1]).abs()
@@ -222,16 +268,33 @@ def test_a_probe_changes_nothing(config, tmp_path):
     assert not any(torch.equal(a, b) for a in trainer.sample(1).predicted_clean.flatten(0, 2) for b in seen[0])
 
 
+def test_evaluations_on_the_way_may_take_fewer_noises(config, tmp_path):
+    few = dataclasses.replace(config, eval_noises=3, eval_interim_noises=1)
+    full = dataclasses.replace(config, eval_noises=3)
+    runs = []
+    for c in (few, full):
+        folder = folder_of(tmp_path, c)
+        train(c, folder)
+        runs.append(load_run(folder))
+    assert [(row["epoch"], row["noise_seeds"]) for row in runs[0].eval] == [
+        (epoch, seeds) for epoch, seeds in ((2, [0]), (3, [0, 1, 2])) for _ in (1, 3)
+    ]
+    for row, other in zip(*(run.eval for run in runs), strict=True):  # the same noises, and the same training
+        for split, prompts in row["values"].items():
+            for prompt, values in prompts.items():
+                assert other["values"][split][prompt][: len(values)] == values
+
+
 @pytest.mark.parametrize(("method", "baseline"), [("ddpo_dense", True), ("ddpo", False), ("sdpo_causal", False)])
-def test_baselines_are_rewards_from_before_the_action(config, method, baseline):
+def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, method, baseline):
     trainer = trainer_of(dataclasses.replace(config, method=method, label="", steps=4))
-    seen = []
-    normalise = trainer.normaliser
-    trainer.normaliser = lambda *args: (seen.append(args), normalise(*args))[1]
+    seen, normalise = [], Normaliser.__call__
+    monkeypatch.setattr(Normaliser, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args))
     own = dense.provide("anchored", trainer.sample(1), trainer.score)
     trainer.epoch(1)
     ((_, returns, known),) = seen
-    assert torch.allclose(returns, trainer.method.returns(own.values if method != "ddpo" else own.values[..., -1:]))
+    rewards = own.values if method != "ddpo" else own.values[..., -1:]
+    assert torch.allclose(returns.float(), trainer.method.returns(rewards))
     assert (known is not None) == baseline
     if baseline:
         first, between, last = own.values[..., 0], own.values, own.values[..., -1]

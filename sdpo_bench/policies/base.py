@@ -19,6 +19,7 @@ from torch import Tensor
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import gathered, spread
 from sdpo_bench.errors import UserError
+from sdpo_bench.policies.upsampling import fuse_upsampling
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -95,6 +96,8 @@ class Policy:
         _ = self.latent_shape  # refuses a resolution that the model can't have
         if config.vae_slicing:
             pipeline.vae.enable_slicing()
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            fuse_upsampling(pipeline.vae.decoder)
         if config.channels_last:
             if self.component != "unet":
                 raise UserError(f"--channels-last is for convolutions; a {type(pipeline).__name__} has a transformer")

@@ -72,3 +72,16 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert torch.equal(Scorer.load(tmp_path).rank(images), scorer.rank(images))
     with pytest.raises(ValueError, match="unknown encoder"):
         Scorer("mlp", ["cat"])
+
+
+@pytest.mark.parametrize("name", ["alignment", "alignment_heldout"])
+def test_scores_do_not_depend_on_how_many_pictures_are_scored_together(name):
+    """Pictures are scored in chunks for speed alone: the same bits as all in one forward pass."""
+    from sdpo_bench.rewards.alignment import SCORERS
+    from sdpo_bench.testbed.scorer import CHUNK
+
+    scorer = Scorer.load(SCORERS / name)
+    images = torch.rand(2 * CHUNK + 17, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(scorer.rank(images), scorer.similarities(prepare(images)))
+    assert scorer.rank(images[:0]).shape == (0, len(scorer.prompts))
