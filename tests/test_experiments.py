@@ -157,7 +157,7 @@ def test_narrowing_and_widening():
         ("DDPO (per step)", 4, 7), ("SDPO", 4, 7), ("DDPO (per step)", 20, 7), ("SDPO", 20, 7),
     ]  # fmt: skip
     assert configs[1].updates == "step"
-    with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20, .*, quick, sd_turbo"):
+    with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20"):
         build("quik")
     with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
         build("quick", ["ppo"])
