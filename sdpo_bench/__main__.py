@@ -103,10 +103,10 @@ class Evaluate:
     """Decode pictures one by one: less memory."""
     weights: Path | None = None
     """A run's `adapter` or `model` folder."""
-    lora_rank: int = 4
-    """Of the adapter in --weights."""
-    lora_alpha: float = 4.0
-    """Of the adapter in --weights."""
+    lora_rank: int | None = None
+    """Refuse an adapter in --weights of another rank; the rank itself is read from the file."""
+    lora_alpha: float | None = None
+    """Refuse an adapter in --weights of another alpha; read from the file too."""
     rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards to report; `sdpo-bench train --help` lists them."""
     reward_dtype: Literal["float32", "float16"] = "float32"
@@ -141,12 +141,12 @@ class Evaluate:
 
         quiet_libraries()
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        weights, rewards, out = given.pop("weights"), given.pop("rewards"), given.pop("out")
+        weights, rewards, out, rank, alpha = map(given.pop, ("weights", "rewards", "out", "lora_rank", "lora_alpha"))
         full = weights is not None and (weights / "model_index.json").is_file()
         config = RunConfig(
             **given, reward=rewards[0], eval_rewards=rewards, finetune="full" if full else "lora", epochs=0
         )
-        rows = evaluate_model(config, weights)
+        rows = evaluate_model(config, weights, rank, alpha)
         print(evaluation_table(rows))
         if out is not None:
             write_atomic(out, (json.dumps(rows, indent=1) + "\n").encode())

@@ -50,14 +50,15 @@ def _rewards() -> str:
 
 
 def _results() -> str:
-    from sdpo_bench.records import load_profile
     from sdpo_bench.reproduce import reference_results, shown
     from sdpo_bench.tables import build_tables, load_groups
 
+    # The tables of all take a minute: here only those that the first command is compared with.
+    quick = reference_results() / "quick"
+    if quick.is_dir():
+        build_tables(load_groups(quick))
     folders = sorted(path.parent for path in reference_results().glob("*/raw"))
-    for folder in folders:
-        build_tables(load_groups(folder))
-    found = [f"{shown(folder)} ({len(load_profile(folder))} runs)" for folder in folders]
+    found = [f"{shown(folder)} ({len([*folder.glob('raw/*/done.json')])} runs)" for folder in folders]
     return f"{', '.join(found) or 'none committed'}; `sdpo-bench tables --check` compares every file with its records"
 
 
@@ -86,9 +87,11 @@ def examine() -> int:
 
 def fits(config: Any, memory: float | None = None) -> int:
     """Prints what a run of `config` needs, part by part, and whether that fits its device, or one of `memory` GiB; exit
-    code 1 if it does not."""
+    code 1 if it does not. UserError for a folder that can't be trained at all."""
     from sdpo_bench.memory import SHARE, estimate, largest_rows, measure
+    from sdpo_bench.policies.loading import check_files
 
+    check_files(config.model, config.revision)
     costs = measure(config)
     name, total = device_memory(config.device) if memory is None else (f"a device of {memory:g} GiB", memory * GIB)
     allowed = SHARE * total

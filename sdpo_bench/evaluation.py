@@ -129,12 +129,15 @@ def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True)
     write_atomic(path, buffer.getvalue())
 
 
-def evaluate_model(config: RunConfig, adapter: Path | None = None) -> list[dict[str, Any]]:
-    """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given."""
+def evaluate_model(
+    config: RunConfig, adapter: Path | None = None, rank: int | None = None, alpha: float | None = None
+) -> list[dict[str, Any]]:
+    """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given; `rank` and `alpha`
+    are what a LoRA there must have."""
     rewards = evaluation_rewards(config)
     policy = load_policy(config)
     if adapter is not None:
         if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():
             raise UserError(f"{adapter} holds no saved weights; expected a run's `adapter` or `model` folder")
-        policy.load(adapter)
+        policy.load(adapter, rank, alpha)
     return evaluate(policy, config, rewards)

@@ -53,16 +53,27 @@ def test_pictures_differ_by_prompt_noise_and_steps(config):
     assert torch.equal(first, pictures(policy, ["cat", "dog"], [0, 1], 2, config))
 
 
-def test_adapter_of_another_rank_is_refused(config, tmp_path):
-    load_policy(replace(config, lora_rank=2)).save(tmp_path)
-    with pytest.raises(UserError, match=r"rank \[2\].*--lora-rank"):
-        load_policy(config).load(tmp_path)
+def test_rank_and_alpha_are_the_files(config, tmp_path):
+    """Whatever the policy's own are; given ones only have to agree."""
+    saved = load_policy(replace(config, lora_rank=2, lora_alpha=8))
+    with torch.no_grad():
+        for p in saved.parameters:
+            p += 0.1
+    saved.save(tmp_path)
+    policy = load_policy(config)
+    policy.load(tmp_path, rank=2, alpha=8)
+    assert policy.denoiser.peft_config["default"].lora_alpha == 8
+    arguments = (policy.encode(["cat"]), torch.ones(1, *policy.latent_shape), torch.tensor([500]))
+    outputs = [p.predict(*arguments[1:], arguments[0]) for p in (policy, saved)]
+    assert torch.equal(*outputs)
+    for given, message in (((4, None), "--lora-rank is 4, but .* holds an adapter with 2"),
+                           ((None, 4.0), "--lora-alpha is 4, but .* with 8; leave it out")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load_policy(config).load(tmp_path, *given)
 
 
-def test_adapter_of_another_alpha_and_damaged_weights_are_refused(config, tmp_path):
-    load_policy(replace(config, lora_alpha=8)).save(tmp_path)
-    with pytest.raises(UserError, match="--lora-alpha 8"):
-        load_policy(config).load(tmp_path)
+def test_damaged_weights_are_refused(config, tmp_path):
+    load_policy(config).save(tmp_path)
     next(tmp_path.glob("*.safetensors")).write_bytes(b"no weights")
     with pytest.raises(UserError, match="damaged or another model's"):
         load_policy(config).load(tmp_path)

@@ -20,6 +20,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import gathered, spread
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.upsampling import fuse_upsampling
+from sdpo_bench.policies.networks import first_line, load_lora, load_network
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -335,22 +336,35 @@ class Policy:
                 self.pipeline.save_pretrained(folder)
                 setattr(self.pipeline, self.component, self.denoiser)
 
-    def load(self, folder: Path) -> None:
-        """Weights that `save` wrote; UserError for damaged ones, another model's, or another rank or alpha."""
+    def load(self, folder: Path, rank: int | None = None, alpha: float | None = None) -> None:
+        """Weights that `save` wrote, or a LoRA in another form that diffusers converts, in place of the policy's own;
+        rank and alpha are the file's. UserError for damaged weights, another model's, or where `rank` or `alpha` is
+        given and not the file's."""
         try:
             if self.finetune == "full":
-                state = type(self.denoiser).from_pretrained(folder, subfolder=self.component).state_dict()
+                state = load_network(folder / self.component, type(self.denoiser), torch.float32).state_dict()
+                shapes, ours = ({k: list(v.shape) for k, v in x.items()} for x in (state, self.denoiser.state_dict()))
+                for name in sorted(shapes.keys() | ours.keys()):
+                    if shapes.get(name) != ours.get(name):
+                        raise ValueError(f"{name} is {shapes.get(name)} there, and {ours.get(name)} in this model")
                 self.denoiser.load_state_dict(state)
                 return
-            state, *_, metadata = type(self.pipeline).lora_state_dict(folder, return_lora_metadata=True)
+            self.denoiser.unload_lora()
+            load_lora(self.pipeline, self.component, folder, "default")
         except Exception as error:  # safetensors, diffusers and torch raise a dozen kinds
-            raise UserError(f"the weights in {folder} are damaged or another model's ({str(error)[:120]})") from error
-        state = {k.removeprefix(f"{self.component}."): v for k, v in state.items()}
-        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.state_dict().items()}:
-            ranks = sorted({min(v.shape) for v in state.values()})
-            raise UserError(f"{folder} holds an adapter of another shape (rank {ranks}); give its --lora-rank")
-        alpha = (metadata or {}).get(f"{self.component}.lora_alpha")
-        ours = self.denoiser.peft_config["default"].lora_alpha
-        if alpha is not None and alpha != ours:
-            raise UserError(f"{folder} holds an adapter with alpha {alpha}, not {ours}; give --lora-alpha {alpha}")
-        self.load_state_dict(state)
+            raise UserError(f"the weights in {folder} are damaged or another model's ({first_line(error)})") from error
+        for name, p in self.denoiser.named_parameters():
+            p.requires_grad_(".lora_" in name)
+            if p.requires_grad:
+                p.data = p.data.float()
+        self._conditions.clear()  # a LoRA may be one of the text encoders too
+        self._null = ()
+        found = self.denoiser.peft_config["default"]
+        for option, given, value, others in (
+            ("--lora-rank", rank, found.r, found.rank_pattern), ("--lora-alpha", alpha, found.lora_alpha,
+                                                                 found.alpha_pattern),
+        ):  # fmt: skip
+            values = sorted({value, *others.values()})
+            if given is not None and values != [given]:
+                held = " and ".join(f"{x:g}" for x in values)
+                raise UserError(f"{option} is {given:g}, but {folder} holds an adapter with {held}; leave it out")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from huggingface_hub import hf_hub_download
 
@@ -14,6 +18,7 @@ from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.base import DTYPES, Policy
 from sdpo_bench.policies.flux import FluxPolicy
+from sdpo_bench.policies.networks import first_line, load_lora, load_network, network_class, weight_files
 from sdpo_bench.policies.stable_diffusion import StableDiffusionPolicy
 from sdpo_bench.policies.stable_diffusion_3 import StableDiffusion3Policy
 from sdpo_bench.policies.stable_diffusion_xl import StableDiffusionXLPolicy
@@ -26,9 +31,21 @@ FAMILIES: dict[str, type[Policy]] = {
 }
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
 def is_local(name: str) -> bool:
-    """Whether a model's or an adapter's name is a path, rather than a hub id."""
-    return Path(name).is_absolute() or Path(name).exists() or name.startswith((".", "~"))
+    """Whether a model's name is a path. A hub id is OWNER/NAME, and nothing that is in the file system."""
+    return not HUB_ID.fullmatch(name) or Path(name).exists()
+
+
+def is_local_adapter(name: str) -> bool:
+    """Whether an adapter's name is a path, rather than OWNER/NAME[/FILE][@REVISION]."""
+    owner, _, rest = name.partition("@")[0].partition("/")
+    repository, _, file = rest.partition("/")
+    on_hub = HUB_ID.fullmatch(f"{owner}/{repository}") and (not file or Path(file).suffix in (".safetensors", ".bin"))
+    # A file in a folder that is here, mistyped, would otherwise be asked of the hub.
+    return not on_hub or Path(name).exists() or bool(file and Path(owner).is_dir())
 
 
 def source_of(model: str) -> str | Path:
@@ -39,13 +56,9 @@ def source_of(model: str) -> str | Path:
     if not (folder / INDEX).is_file():
         raise UserError(
             f"--model {model}: {folder / INDEX} does not exist; expected a folder that a diffusers pipeline's "
-            f"save_pretrained wrote, a hub id, or {EMBEDDED!r}"
+            f"save_pretrained wrote, a hub id (OWNER/NAME), or {EMBEDDED!r}"
         )
     return folder
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def unusable(model: str, what: str, error: Exception) -> UserError:
@@ -55,17 +68,84 @@ def unusable(model: str, what: str, error: Exception) -> UserError:
     return UserError(f"--model {model} can't be loaded{what} ({first_line(error)}); {hint}")
 
 
-def find_family(model: str, revision: str | None = None) -> type[Policy]:
-    """The family of a folder, a hub id or the embedded model, by its index alone: nothing else is read."""
+def read_index(model: str, revision: str | None = None) -> dict[str, Any]:
+    """model_index.json of a folder, a hub id or the embedded model."""
     source = source_of(model)
     try:
         path = source / INDEX if isinstance(source, Path) else Path(hf_hub_download(source, INDEX, revision=revision))
-        name = json.loads(path.read_text())["_class_name"]
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError(f"{INDEX} holds no object")
     except Exception as error:  # a dozen kinds of wrong id, missing network, damaged file
         raise unusable(model, "", error) from error
+    return index
+
+
+def find_family(model: str, revision: str | None = None) -> type[Policy]:
+    """The family of a folder, a hub id or the embedded model, by its index alone: nothing else is read."""
+    name = read_index(model, revision).get("_class_name")
+    if not isinstance(name, str):
+        known = ", ".join(FAMILIES)
+        raise UserError(f"--model {model}: _class_name in {INDEX} is {json.dumps(name)}; expected one of {known}")
     if name not in FAMILIES:
         raise UserError(f"--model {model} is a {name}; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def without_checker(family: type[Policy]) -> dict[str, Any]:
+    """Arguments of a pipeline that leave out what judges its pictures."""
+    if family is not StableDiffusionPolicy:
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def network_classes(model: str, index: dict[str, Any], family: type[Policy]) -> dict[str, type]:
+    """The class of each network of a pipeline, by the name of its subfolder."""
+    classes = {name: network_class(entry) for name, entry in index.items()}
+    found = {name: kind for name, kind in classes.items() if kind is not None}
+    for name in (family.component, "vae", "text_encoder"):
+        if name not in found:
+            raise UserError(f"--model {model}: {INDEX} names no {name} of a class that diffusers or transformers has")
+    return found
+
+
+def fetch(source: str, revision: str | None, family: type[Policy], networks: Iterable[str]) -> Path:
+    """The folder in the hub's cache that a model is brought to; of networks without other weights the fp16 variant."""
+    download = partial(family.pipeline_class.download, source, revision=revision)  # type: ignore[attr-defined]
+    folder = Path(download(**without_checker(family)))
+    try:
+        for name in networks:
+            weight_files(folder / name)
+    except UserError:
+        return Path(download(variant="fp16", **without_checker(family)))
+    return folder
+
+
+def build_pipeline(model: str, revision: str | None, dtype: torch.dtype | None) -> Any:
+    """The pipeline of a model, its networks as `load_network` loads them. UserError says what is wrong with it."""
+    family, index, source = find_family(model, revision), read_index(model, revision), source_of(model)
+    classes = network_classes(model, index, family)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    try:
+        folder = source if isinstance(source, Path) else fetch(source, revision, family, classes)
+        networks = {name: load_network(folder / name, kind, dtype) for name, kind in classes.items()}
+        pipeline = family.pipeline_class.from_pretrained(  # type: ignore[attr-defined]
+            folder, **networks, **without_checker(family)
+        )
+    except UserError as error:
+        raise UserError(f"--model {model}: {error}; is the folder complete, and all of one model?") from error
+    except Exception as error:  # diffusers raises a dozen kinds here; each means that the model can't be used
+        raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
+    pipeline.register_to_config(_name_or_path=str(source))  # a hub id, where it is one, in place of the cache's folder
+    return pipeline
+
+
+def check_files(model: str, revision: str | None = None) -> None:
+    """UserError where `load_pipeline` would refuse a folder, found from its configuration and from the names and shapes
+    of its tensors: no weights are read. Of a hub id nothing is fetched, and so nothing checked."""
+    if isinstance(source_of(model), Path):
+        build_pipeline(model, revision, None)
 
 
 def load_pipeline(
@@ -73,19 +153,10 @@ def load_pipeline(
 ) -> Any:
     """The pipeline of a folder, a hub id or the embedded model, with an adapter fused into it if given. UserError says
     what is wrong with them."""
-    family = find_family(model, revision)
-    options: dict[str, Any] = {"revision": revision, "dtype": DTYPES[dtype]}
-    if family is StableDiffusionPolicy:
-        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    try:
-        pipeline = family.pipeline_class.from_pretrained(source_of(model), **options)  # type: ignore[attr-defined]
-    except Exception as error:  # diffusers raises a dozen kinds here; each means that the model can't be used
-        raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
+    pipeline = build_pipeline(model, revision, DTYPES[dtype])
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
-        fuse(pipeline, adapter, family.component)
+        fuse(pipeline, adapter, find_family(model, revision).component)
     return pipeline
 
 
@@ -95,8 +166,11 @@ def fuse(pipeline: Any, adapter: str, component: str) -> None:
     A folder, a file, or FILE or nothing in a hub's repository at a revision or not: OWNER/NAME[/FILE][@REVISION].
     """
     options: dict[str, Any] = {}
-    if is_local(adapter):
+    if is_local_adapter(adapter):
         path = Path(adapter).expanduser()
+        if not path.exists():
+            raise UserError(f"--adapter {adapter} does not exist; expected a folder, a file, or "
+                            f"OWNER/NAME[/FILE][@REVISION] on the hub")  # fmt: skip
         source = str(path)
         if path.is_file():
             source, options["weight_name"] = str(path.parent), path.name
@@ -106,13 +180,12 @@ def fuse(pipeline: Any, adapter: str, component: str) -> None:
         source = "/".join([owner, *rest[:1]])
         options = {"revision": revision or None} | ({"weight_name": rest[1]} if len(rest) > 1 else {})
     try:
-        pipeline.load_lora_weights(source, **options)
-        if not getattr(getattr(pipeline, component), "peft_config", None):
-            raise ValueError(f"it holds no weights for the {component}")
+        load_lora(pipeline, component, source, "frozen", **options)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     except Exception as error:  # as above
-        hint = "another model's?" if is_local(adapter) else "check id, file, revision and network, or give a local file"
+        hint = "is it whole, and for this model?" if is_local_adapter(adapter) else (
+            "check id, file, revision and network, or give a local file")  # fmt: skip
         raise UserError(f"--adapter {adapter} can't be loaded ({first_line(error)}); {hint}") from error
 
 

@@ -1,0 +1,293 @@
+"""What is wrong with the files of a model or an adapter is said in one line, by every command that would use them. Other
+forms of the same weights are read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import SIZES, write_model
+from transformers import T5EncoderModel
+
+from sdpo_bench.__main__ import main
+from sdpo_bench.config import RunConfig
+from sdpo_bench.policies import load_policy, loading
+from sdpo_bench.policies.loading import check_files, is_local, is_local_adapter, load_pipeline
+
+COMPONENTS = {
+    "sd": ("unet", "vae", "text_encoder"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    "sd3": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+}
+PARTS = [(name, part) for name, parts in COMPONENTS.items() for part in parts]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("loading")
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """A model's folder that may be changed."""
+
+    def of(name):
+        return shutil.copytree(write_model(root, name), tmp_path / name)
+
+    return of
+
+
+def configuration(folder, name, **changes):
+    return RunConfig(model=str(folder), resolution=SIZES.get(name), reward="colourfulness", eval_rewards=(),
+                     device="cpu", **changes)  # fmt: skip
+
+
+def weights_of(folder):
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def rewrite(file, change):
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def pipeline_weights(folder, **options):
+    networks = {k: v for k, v in load_pipeline(str(folder), **options).components.items()
+                if isinstance(v, torch.nn.Module)}  # fmt: skip
+    return {f"{name}.{key}": value for name, module in networks.items() for key, value in module.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def refused(arguments, capsys):
+    """The line of a command that is refused."""
+    capsys.readouterr()  # what making the model printed
+    code = main([str(x) for x in arguments])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    return err
+
+
+# Damaged models
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "missing", "misshapen", "surplus"])
+@pytest.mark.parametrize(("name", "part"), PARTS)
+def test_damaged_parts_are_named(copy, tmp_path, monkeypatch, capsys, name, part, damage):
+    """By `train`, which would else run on random numbers, and by `doctor`, which would else say that it fits."""
+    folder = copy(name)
+    file = weights_of(folder / part)
+    key = sorted(load_file(file))[-1]
+    if damage == "deleted":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "missing":
+        rewrite(file, lambda state: {k: v for k, v in state.items() if k != key})
+    elif damage == "misshapen":
+        rewrite(file, lambda state: state | {key: torch.zeros(3, 5, 7)})
+    else:
+        rewrite(file, lambda state: state | {"spare.weight": torch.zeros(3)})
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    reward = ["--reward", "colourfulness", "--eval-rewards", "colourfulness", "--device", "cpu"]
+    for command in (["train", "--model", folder, *reward], ["doctor", "--model", folder, "--device", "cpu"]):
+        error = refused(command, capsys)
+        assert str(folder) in error
+        assert f"{part}/" in error
+        if damage == "missing":
+            assert f"{part}/{file.name} lacks the tensor " in error
+        elif damage == "misshapen":
+            assert f"{file.name} has {key} of shape [3, 5, 7], not [" in error
+        elif damage == "surplus":
+            assert f"{file.name} has the tensor spare.weight, which a " in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("index", "message"), [
+    ({"_class_name": ["custom", "StableDiffusionPipeline"]}, '_class_name in model_index.json is ["custom", "Stable'),
+    ({"_class_name": None}, "_class_name in model_index.json is null; expected Stable"),
+    ({"_class_name": 3}, "_class_name in model_index.json is 3"),
+    ({"_class_name": {}}, "_class_name in model_index.json is {}"),
+    ({}, "_class_name in model_index.json is null"),
+    ([], "holds no object"),
+    ({"_class_name": "StableDiffusionPipeline"}, "names no unet"),
+    ({"unet": "UNet2DConditionModel"}, "names no unet"),
+    ({"vae": [None, None]}, "names no vae"),
+    ({"text_encoder": ["transformers", "NoSuchModel"]}, "names no text_encoder"),
+    ({"scheduler": [1]}, "can't be loaded as a StableDiffusionPipeline"),
+])  # fmt: skip
+def test_indices_that_name_no_pipeline(copy, capsys, index, message):
+    path = copy("sd") / "model_index.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | index if index and "_class_name" not in index else index))
+    for command in ("train", "doctor", "evaluate"):
+        reward = {"train": ["--reward", "colourfulness", "--eval-rewards"], "evaluate": ["--rewards", "colourfulness"]}
+        assert message in refused([command, "--model", path.parent, *reward.get(command, [])], capsys)
+
+
+# Other forms of sound models
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_check_reads_no_weights_and_passes_sound_models(root, name):
+    check_files(str(write_model(root, name)))
+    check_files("owner/name")  # nothing is fetched
+
+
+def test_older_names_of_published_files_are_read(copy, root):
+    """CLIP's prefix and its positions as a buffer, the rest of a whole CLIP or T5, T5's embedding under both names, the
+    VAE's attention before diffusers 0.17."""
+    folder = copy("sd3")
+    expected = pipeline_weights(write_model(root, "sd3"))
+    spare = {"text_model.embeddings.position_ids": torch.arange(16)[None], "logit_scale": torch.ones(1)}
+    rewrite(weights_of(folder / "text_encoder"), lambda state: state | spare | {"vision_model.x": torch.ones(1)})
+    twice, head = "encoder.embed_tokens.weight", {"lm_head.weight": torch.ones(1)}
+    rewrite(weights_of(folder / "text_encoder_3"), lambda state: state | {twice: state["shared.weight"].clone()} | head)
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+    def older(state):
+        out = {}
+        for key, value in state.items():
+            for new, old in names.items():
+                key = key.replace(new, old) if "attentions" in key else key
+            out[key] = value
+        assert out.keys() != state.keys()
+        return out
+
+    rewrite(weights_of(folder / "vae"), older)
+    assert_same(pipeline_weights(folder), expected)
+    plain = copy("sd")
+    rewrite(weights_of(plain / "text_encoder"), lambda state: {f"text_model.{k}": v for k, v in state.items()})
+    assert_same(pipeline_weights(plain), pipeline_weights(write_model(root, "sd")))
+
+
+def shard(folder, variant=None):
+    """Saves a network in shards, as published ones are, in place of its file."""
+    kind = T5EncoderModel if "text" in folder.name else SD3Transformer2DModel
+    network = kind.from_pretrained(folder)
+    weights_of(folder).unlink()
+    network.save_pretrained(folder, max_shard_size="20KB", variant=variant)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards(copy, root, capsys, variant):
+    folder = copy("sd3")
+    files = shard(folder / "transformer", variant)
+    shard(folder / "text_encoder_3", variant)
+    assert_same(pipeline_weights(folder), pipeline_weights(write_model(root, "sd3")))
+    with safe_open(files[-1], "pt") as content:
+        key = next(iter(content.keys()))
+    rewrite(files[-1], lambda state: {k: v for k, v in state.items() if k != key})
+    error = refused(["doctor", "--model", folder, "--device", "cpu"], capsys)
+    assert f"transformer/{files[0].name} and {len(files) - 1} more lacks the tensor {key}" in error
+    files[1].unlink()
+    assert "transformer/" in refused(["doctor", "--model", folder, "--device", "cpu"], capsys)
+
+
+def halve(folder):
+    """Leaves the fp16 variant alone."""
+    file = weights_of(folder)
+    halves = {k: v.half() for k, v in load_file(file).items()}
+    save_file(halves, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+    file.unlink()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_folders_with_the_fp16_variant_only(copy, root, name, dtype):
+    """The numbers are those of float16, in the dtype that was asked for."""
+    folder = copy(name)
+    for part in COMPONENTS[name]:
+        halve(folder / part)
+    check_files(str(folder))
+    whole = pipeline_weights(write_model(root, name), dtype=dtype)
+    found = pipeline_weights(folder, dtype=dtype)
+    assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in whole.items()}
+    exact = pipeline_weights(write_model(root, name))
+    for key, value in found.items():
+        assert torch.equal(value, exact[key].half().to(value.dtype)), key
+    policy = load_policy(configuration(folder, name, dtype=dtype))
+    assert policy.encode(["cat"])[0].isfinite().all()
+
+
+def test_whole_weights_are_preferred_to_the_variant(copy, root):
+    folder = copy("sd")
+    for part in COMPONENTS["sd"]:
+        file = weights_of(folder / part)
+        state = load_file(file)
+        halve(folder / part)
+        if part != "vae":  # the VAE has the variant only
+            save_file(state, file, {"format": "pt"})
+    found, exact = pipeline_weights(folder), pipeline_weights(write_model(root, "sd"))
+    for key, value in found.items():
+        assert torch.equal(value, exact[key].half().float() if key.startswith("vae.") else exact[key]), key
+
+
+def test_a_hub_model_with_the_variant_only_is_asked_for_again(copy, monkeypatch):
+    """What is downloaded without naming a variant has no weights then."""
+    folder, asked = copy("sd"), []
+    hidden = {}
+    for part in COMPONENTS["sd"]:
+        halve(folder / part)
+        file = weights_of(folder / part)
+        hidden[file] = file.read_bytes()
+        file.unlink()
+
+    def download(source, revision=None, variant=None, **_):
+        asked.append((source, revision, variant))
+        for file, content in hidden.items() if variant else ():
+            file.write_bytes(content)
+        return str(folder)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    monkeypatch.setattr(loading, "hf_hub_download", lambda source, name, revision: folder / name)
+    pipeline = load_pipeline("owner/name", "abc")
+    assert asked == [("owner/name", "abc", None), ("owner/name", "abc", "fp16")]
+    assert pipeline.config._name_or_path == "owner/name"
+    load_pipeline("owner/name", "abc")
+    assert len(asked) == 3
+
+
+# Names
+
+
+@pytest.mark.parametrize(("name", "local"), [
+    ("stabilityai/sd-turbo", True), ("./foo", True), ("runs/foo/bar", True), ("/no/such", True), ("foo", True),
+    ("~/x/y", True), ("runs/", True), ("a/b/", True), ("../a", True), ("a//b", True), ("runs\\foo", True),
+])  # fmt: skip
+def test_only_owner_and_name_are_a_hub_id(tmp_path, monkeypatch, capsys, name, local):
+    """A mistyped path is refused at once; nothing is asked of the hub."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*_, **__):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(loading, "hf_hub_download", ask)
+    if name == "stabilityai/sd-turbo":
+        assert not is_local(name)
+        (tmp_path / name).mkdir(parents=True)
+    assert is_local(name) == local
+    assert "model_index.json does not exist; expected a folder" in refused(["doctor", "--model", name], capsys)
+
+
+def test_names_of_adapters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("owner/name", "owner/name@abc", "owner/name/file.safetensors", "owner/name/sub/file.bin@abc"):
+        assert not is_local_adapter(name)
+    (tmp_path / "runs").mkdir()
+    for name in ("./adapter", "runs/x/adapter", "runs/x/file.safetensors", "adapter", "runs/x/y/adapter/", "~/a/b"):
+        assert is_local_adapter(name)
