@@ -502,9 +502,10 @@ def unboxed(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Of the libraries' messages only errors concern a user; set before they are imported, for workers too.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # What concerns a user comes as an exception too, and then in one line; set before the libraries are imported, for
+    # workers too.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW)
         return 0 if arguments else 2

@@ -74,7 +74,7 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype | None) -> Any:
     it lacks, that the network does not know, or that has another shape.
     """
     variant, files = weight_files(folder)
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if variant is not None:
         options["variant"] = variant
     part = f"{folder.name}/{files[0].name}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
@@ -124,7 +124,7 @@ def load_lora(pipeline: Any, component: str, source: Any, name: str, **options: 
     if not any("lora_A" in key for key in state):
         state = convert_unet_state_dict_to_peft(state)
     if problems := list(misfits(network, state)):
-        raise ValueError(f"another model's: {listed(problems)}")
+        raise ValueError(listed(problems))
     pipeline.load_lora_weights(source, adapter_name=name, **options)
     loaded = get_peft_model_state_dict(network, adapter_name=name)
     if different := sorted(loaded.keys() ^ state.keys()):
@@ -140,9 +140,12 @@ def misfits(network: Any, state: dict[str, Tensor]) -> Iterator[str]:
         if not part:
             yield f"it has {key}, which is no LoRA's"
         elif weight is None:
-            yield f"it has {key}, and this model no layer {path}"
+            yield f"another model's: it has {key}, and this one no layer {path}"
         elif part in ("A.weight", "B.weight"):
             # A is [rank, in, ...] and B [out, rank, ...], for a weight [out, in, ...].
             a, b, w = list(value.shape), list(weight.shape), slice(1, None) if part[0] == "A" else slice(0, 1)
+            other = state.get(f"{path}.lora_{'B' if part[0] == 'A' else 'A'}.weight")
             if len(a) != len(b) or a[w] != b[w]:
-                yield f"{key} is of shape {a}, for a layer of shape {b}"
+                yield f"another model's: {key} is of shape {a}, for a layer of shape {b}"
+            elif other is None or other.ndim != len(a) or (part[0] == "A" and other.shape[1] != a[0]):
+                yield f"{key} is of shape {a}, and its other half {'missing' if other is None else list(other.shape)}"

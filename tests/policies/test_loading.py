@@ -1,5 +1,5 @@
-"""What is wrong with the files of a model or an adapter is said in one line, by every command that would use them. Other
-forms of the same weights are read."""
+"""What is wrong with the files of a model or an adapter is said in one line, by every command that would use them.
+Other forms of the same weights are read."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import T5EncoderModel
 
 from sdpo_bench.__main__ import main
 from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
 from sdpo_bench.policies import load_policy, loading
 from sdpo_bench.policies.loading import check_files, is_local, is_local_adapter, load_pipeline
 
@@ -291,3 +292,126 @@ def test_names_of_adapters(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     for name in ("./adapter", "runs/x/adapter", "runs/x/file.safetensors", "adapter", "runs/x/y/adapter/", "~/a/b"):
         assert is_local_adapter(name)
+
+
+# Adapters
+
+
+def adapter_of(folder, name, tmp_path, **changes):
+    """A policy whose LoRA is not 0, its adapter's file and the file's tensors."""
+    policy = load_policy(configuration(folder, name, **changes))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in policy.parameters:
+            p += 0.3 * torch.randn(p.shape, generator=generator)
+    policy.save(tmp_path / "adapter")
+    file = weights_of(tmp_path / "adapter")
+    return policy, file, load_file(file)
+
+
+def output(policy):
+    """The denoiser's for one latent and prompt."""
+    latents = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return policy.predict(latents, torch.tensor([500]), policy.encode(["cat"]))
+
+
+def kohya(key):
+    """kohya's name of a layer of the UNet."""
+    path, part = key.removeprefix("unet.").split(".lora_")
+    return f"lora_unet_{path.replace('.', '_')}", {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[part]
+
+
+OLDER = {
+    "without metadata": lambda k: k,
+    "lora.down": lambda k: k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
+    "to_q_lora": lambda k: re.sub(r"\.(to_q|to_k|to_v|to_out)(\.0)?\.lora_([AB])", lambda m: (
+        f".processor.{m[1]}_lora.{'down' if m[3] == 'A' else 'up'}"), k),
+    "denoiser alone": lambda k: re.sub(r"^unet\.|^transformer\.", "", k),
+    "kohya": lambda k: ".".join(kohya(k)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OLDER)
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_adapters_in_older_forms(root, tmp_path, name, form):
+    """Rank 3, and alpha = rank where the file says none: `evaluate --weights` and `--adapter` both apply what diffusers
+    would, without being told a rank."""
+    folder = write_model(root, name)
+    policy, file, state = adapter_of(folder, name, tmp_path, lora_rank=3, lora_alpha=3)
+    expected = output(policy)
+    renamed = {OLDER[form](key): value for key, value in state.items()}
+    assert len(renamed) == len(state)
+    if form == "kohya":
+        # Half of the alphas' effect is in the weights: alpha 6 for rank 3 doubles it.
+        renamed = {k: v / 2 if "lora_up" in k else v for k, v in renamed.items()}
+        renamed |= {f"{kohya(key)[0]}.alpha": torch.tensor(6.0) for key in state}
+    save_file({k: v.contiguous() for k, v in renamed.items()}, file)
+    loaded = load_policy(configuration(folder, name))
+    assert not torch.allclose(output(loaded), expected, atol=1e-3)
+    loaded.load(file.parent)
+    assert torch.allclose(output(loaded), expected, atol=1e-6)
+    found = loaded.denoiser.peft_config["default"]
+    assert (found.r, found.lora_alpha) == (3, 6 if form == "kohya" else 3)
+    fused = load_policy(configuration(folder, name, adapter=str(file)))
+    assert torch.allclose(output(fused), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_adapters_of_transformers_without_metadata(root, tmp_path, name):
+    folder = write_model(root, name)
+    policy, file, state = adapter_of(folder, name, tmp_path, lora_rank=8, lora_alpha=8)
+    save_file(state, file)
+    loaded = load_policy(configuration(folder, name))
+    loaded.load(file.parent)
+    assert torch.allclose(output(loaded), output(policy), atol=1e-6)
+
+
+def test_an_adapter_with_another_rank_in_each_layer(root, tmp_path):
+    folder = write_model(root, "sd")
+    policy, file, state = adapter_of(folder, "sd", tmp_path, lora_rank=4)
+    key = next(k for k in sorted(state) if "lora_A" in k)
+    other = key.replace("lora_A", "lora_B")
+    padded = {key: torch.cat([state[key], torch.zeros(2, state[key].shape[1])]),
+              other: torch.cat([state[other], torch.ones(len(state[other]), 2)], 1)}  # fmt: skip
+    save_file(state | padded, file)  # rank 6, the same product
+    loaded = load_policy(configuration(folder, "sd"))
+    loaded.load(file.parent)
+    assert torch.allclose(output(loaded), output(policy), atol=1e-6)
+    with pytest.raises(UserError, match=r"--lora-rank is 4, but .* holds an adapter with 4 and 6; leave it out"):
+        load_policy(configuration(folder, "sd")).load(file.parent, rank=4)
+
+
+def test_adapters_that_do_not_fit_say_where(root, tmp_path, capsys):
+    """Another model's, by its first layer that this one lacks or has in another shape; damaged ones; none at all."""
+    sd = write_model(root, "sd")
+    _, of_xl, _ = adapter_of(write_model(root, "sdxl"), "sdxl", tmp_path / "xl")
+    _, of_sd3, _ = adapter_of(write_model(root, "sd3"), "sd3", tmp_path / "sd3")
+    _, of_sd, own = adapter_of(sd, "sd", tmp_path / "sd")
+    cases = [(of_xl, "another model's: .*attn2.*is of shape .* for a layer of shape"),
+             (of_sd3, "another model's: it has .*transformer.* and this one no layer")]  # fmt: skip
+    key = sorted(own)[0]
+    for label, changed, message in (
+        ("missing", {k: v for k, v in own.items() if k != key}, "and its other half missing"),
+        ("renamed", {k.replace("attn1", "attn7"): v for k, v in own.items()}, "attn7"),
+        ("rank", own | {key: own[key][:1].contiguous()}, "and its other half"),
+        ("foreign", own | {"unet.conv_in.weight": torch.ones(1)}, "conv_in.weight, which is no LoRA's"),
+        ("encoder", {"text_encoder.x.lora_A.weight": torch.ones(1, 1)}, "no weights for the unet"),
+    ):
+        path = tmp_path / label / of_sd.name
+        path.parent.mkdir()
+        save_file(changed, path)
+        cases.append((path, message))
+    torn = tmp_path / "torn" / of_sd.name
+    torn.parent.mkdir()
+    torn.write_bytes(of_sd.read_bytes()[:-9])
+    cases.append((torn, "can't be loaded|damaged"))
+    for path, message in cases:
+        train = ["train", "--reward", "colourfulness", "--eval-rewards", "--device", "cpu", "--adapter", path]
+        evaluate = ["evaluate", "--rewards", "colourfulness", "--device", "cpu", "--weights", path.parent]
+        for command in (train, evaluate):
+            error = refused([*command, "--model", sd], capsys)
+            assert re.search(message, error), error
+            assert str(path.parent) in error
+    error = refused([*evaluate, "--model", sd, "--weights", tmp_path / "sd" / "adapter", "--lora-rank", 8], capsys)
+    assert "--lora-rank is 8, but" in error
