@@ -66,6 +66,8 @@ TINY_ARGUMENTS = [
         (["train", "--options", "gama", "1"], "unknown option 'gama' of sdpo; it has: gamma, scale, step_discount"),
         (["train", "--options", "gamma", "nan"], "option gamma of sdpo is nan; expected a finite number"),
         (["train", "--options", "gamma"], "--options"),
+        (["train", "--options", "gamma", "-1"], "option gamma of sdpo is -1.0; expected 0 to 1"),
+        (["train", "--options", "step_discount", "-1"], "option step_discount of sdpo is -1.0; expected a number > 0"),
         (["train", "--stepz", "3"], "Unrecognized options: --stepz, 3; perhaps you meant --steps INT; see"),
         (["train", "--steps", "four"], "invalid literal for int() with base 10: 'four'; expected --steps INT; see"),
         (["train", "--steps", "0"], "--steps is 0; expected at least 2"),

@@ -1,5 +1,6 @@
 """Invariants that every method in sdpo_bench/methods must pass; those that need a model are in test_trainer."""
 
+import dataclasses
 import math
 
 import pytest
@@ -212,3 +213,22 @@ def test_bad_names_and_options():
         build_method("sdpo", {"lambda": 0.9})
     with pytest.raises(UserError, match="finite number"):
         build_method("sdpo", {"gamma": float("nan")})
+
+
+OUTSIDE = {
+    "gamma": (-1, -0.01, 1.01), "step_discount": (-1, 0, 1.01), "scale": (-1, 0), "beta": (-0.1, 0),
+    "ratio_clip": (-0.1, 0, 1), "control": (-1, 0.5, 2),
+}  # fmt: skip
+EDGES = {"gamma": (0, 1), "step_discount": (0.01, 1), "control": (0, 1), "ratio_clip": (0.01, 0.99)}
+
+
+@every_method
+def test_options_outside_their_range_are_refused(name):
+    """Every option of every method has a range: one that nobody gave a range fails here."""
+    for field in dataclasses.fields(METHODS[name]):
+        for value in OUTSIDE[field.name]:
+            message = rf"^option {field.name} of {name} is {value}; expected "
+            with pytest.raises(UserError, match=message):
+                build_method(name, {field.name: value})
+        for value in EDGES.get(field.name, (1e-3, 1e3)):
+            assert getattr(build_method(name, {field.name: value}), field.name) == value

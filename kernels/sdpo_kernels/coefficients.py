@@ -47,9 +47,11 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
 
     A step's previous timestep is the next one of the schedule, and 0 for the last step. The first
     `stochastic_steps` of the steps (default: all) need sigma > 0, since their log-prob is wanted.
-    Raises ValueError where the schedule leaves sigma = 0 there, or where a coefficient is not finite.
+    Raises ValueError where the schedule leaves sigma = 0 there, for a scheduler that clips (no linear step), and where
+    a coefficient is not finite.
     """
     prediction = _prediction_type(scheduler, PREDICTION_TYPES)
+    _refuse_clipping(scheduler)
     abar = scheduler.alphas_cumprod.double().cpu()
     timesteps = trailing_timesteps(steps, len(abar))
     abar_t = abar[timesteps]
@@ -75,11 +77,12 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
     The latent is x = x0 + sigma z with sigma^2 = (1 - abar) / abar, not DDIM's: it starts at `initial_scale` and the
     model sees `input_scale` of it. The timesteps have the scheduler's own spacing. The last step goes to sigma = 0
     without noise, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
-    Raises TypeError for another scheduler; ValueError for an unknown prediction type or spacing, for sigma = 0 where a
-    log-prob is wanted, and for a coefficient that is not finite.
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type or spacing, for one that clips (no
+    linear step), for sigma = 0 where a log-prob is wanted, and for a coefficient that is not finite.
     """
     _require(scheduler, "EulerAncestralDiscreteScheduler")
     prediction = _prediction_type(scheduler, ("epsilon", "v_prediction"))
+    _refuse_clipping(scheduler)
     abar = scheduler.alphas_cumprod.double().cpu()
     timesteps = _spaced_timesteps(scheduler, steps, len(abar))
     levels = ((1 - abar) / abar).sqrt()
@@ -116,9 +119,7 @@ def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     _require(scheduler, "LCMScheduler")
     config = scheduler.config
     prediction = _prediction_type(scheduler, PREDICTION_TYPES)
-    for option in ("clip_sample", "thresholding"):
-        if getattr(config, option):
-            raise ValueError(f"the scheduler's {option} is on, but a clipped step is not linear; turn it off")
+    _refuse_clipping(scheduler)
     abar = scheduler.alphas_cumprod.double().cpu()
     original = config.original_inference_steps
     if not 1 <= steps <= original <= len(abar):
@@ -222,6 +223,13 @@ def _prediction_type(scheduler: Any, known: tuple[str, ...]) -> str:
     if prediction not in known:
         raise ValueError(f"the scheduler's prediction_type is {prediction!r}; expected one of {known}")
     return str(prediction)
+
+
+def _refuse_clipping(scheduler: Any) -> None:
+    """Also where the scheduler's own class does not read the option: its file asks for it, whatever the sampler is."""
+    for option in ("clip_sample", "thresholding"):
+        if getattr(scheduler.config, option, False):
+            raise ValueError(f"the scheduler's {option} is on, but a clipped step is not linear; turn it off")
 
 
 def _predicted_clean(prediction: str, A: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:

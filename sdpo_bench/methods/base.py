@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from sdpo_bench.errors import UserError
 
 
 class StepLoss(NamedTuple):
@@ -17,9 +20,30 @@ class StepLoss(NamedTuple):
     clipped: Tensor
 
 
+def option(default: float, expected: str, valid: Callable[[float], bool]) -> Any:
+    """A field of a method: an option with its default, its valid values in words, and a test of them."""
+    return field(default=default, metadata={"expected": expected, "valid": valid})
+
+
+def discount(default: float) -> Any:
+    """An option of which powers weigh later rewards."""
+    return option(default, "0 to 1", lambda value: 0 <= value <= 1)
+
+
+def positive(default: float) -> Any:
+    """An option that scales a loss or divides: below 0 a method would learn the opposite."""
+    return option(default, "a number > 0", lambda value: value > 0)
+
+
 @dataclass(frozen=True)
 class Method:
     """See the package's docstring. By default a method takes the final reward, the same for every step."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "valid" in f.metadata and not f.metadata["valid"](value):
+                raise UserError(f"option {f.name} of {self.name} is {value}; expected {f.metadata['expected']}")
 
     title: ClassVar[str]
     name: ClassVar[str]

@@ -9,8 +9,7 @@ import sdpo_kernels
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_bench.errors import UserError
-from sdpo_bench.methods.base import Method, StepLoss
+from sdpo_bench.methods.base import Method, StepLoss, option, positive
 from sdpo_bench.types import StepBatch
 
 
@@ -26,12 +25,8 @@ class D3PO(Method):
     title = "D3PO"
     reference = True
 
-    beta: float = 0.1
-    ratio_clip: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio_clip < 1:
-            raise UserError(f"option ratio_clip of d3po is {self.ratio_clip}; expected a number between 0 and 1")
+    beta: float = positive(0.1)
+    ratio_clip: float = option(0.1, "a number between 0 and 1", lambda value: 0 < value < 1)
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         assert batch.reference_log_prob is not None

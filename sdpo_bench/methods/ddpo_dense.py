@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdpo_bench.methods.base import discount, option
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.methods.sdpo_causal import SDPOCausal
 
@@ -25,8 +26,8 @@ class DDPODense(DDPO):
     title = "DDPO-dense"
     dense = True
 
-    gamma: float = 0.99
-    control: float = 1.0
+    gamma: float = discount(0.99)
+    control: float = option(1.0, "0 (no baseline) or 1", lambda value: value in (0, 1))
 
     @property
     def baseline(self) -> bool:

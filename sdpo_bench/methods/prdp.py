@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo_bench.errors import UserError
-from sdpo_bench.methods.base import Method, StepLoss, pair_difference
+from sdpo_bench.methods.base import Method, StepLoss, pair_difference, positive
 from sdpo_bench.types import TrajectoryBatch
 
 
@@ -26,11 +25,7 @@ class PRDP(Method):
     whole_trajectory = True
     reference = True
 
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.beta == 0:
-            raise UserError("option beta of prdp is 0; expected another number, since it divides")
+    beta: float = positive(1.0)
 
     def loss(self, output: Tensor, batch: TrajectoryBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         assert batch.reference_log_prob is not None

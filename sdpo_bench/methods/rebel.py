@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo_bench.methods.base import Method, StepLoss, pair_difference
+from sdpo_bench.methods.base import Method, StepLoss, pair_difference, positive
 from sdpo_bench.types import TrajectoryBatch
 
 
@@ -22,7 +22,7 @@ class REBEL(Method):
     title = "REBEL"
     whole_trajectory = True
 
-    scale: float = 1.0
+    scale: float = positive(1.0)
 
     def loss(self, output: Tensor, batch: TrajectoryBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         log_ratio = (output - batch.old_log_prob).sum(-1)

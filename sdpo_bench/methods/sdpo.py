@@ -9,8 +9,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench.errors import UserError
-from sdpo_bench.methods.base import Method, StepLoss
+from sdpo_bench.methods.base import Method, StepLoss, discount, option, positive
 from sdpo_bench.types import StepBatch
 
 
@@ -27,13 +26,9 @@ class SDPO(Method):
     dense = True
     updates = "step"
 
-    gamma: float = 0.99
-    step_discount: float = 0.99
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.scale == 0:
-            raise UserError("option scale of sdpo is 0; expected another number, since it divides")
+    gamma: float = discount(0.99)
+    step_discount: float = option(0.99, "a number > 0, at most 1", lambda value: 0 < value <= 1)
+    scale: float = positive(1.0)
 
     def returns(self, rewards: Tensor) -> Tensor:
         """G[k] = R[k] + gamma G[k+1]."""

@@ -170,8 +170,7 @@ class Policy:
             return Schedule(timesteps, table, torch.ones(steps), 1.0)
         kind = getattr(diffusers, SCHEDULERS[self.sampler])
         if not isinstance(scheduler, kind):
-            # A file may ask to clip, which its own scheduler's class need not read; a clipped step is not linear.
-            scheduler = kind.from_config(scheduler.config, clip_sample=False, thresholding=False)
+            scheduler = kind.from_config(scheduler.config)
         return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
 
     # What the trainer uses

@@ -7,6 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.policies.base import Conditions, Policy
 
 T5_TOKENS = 256  # the pipeline's own default, as for SD3.5 Large Turbo
@@ -51,6 +52,17 @@ class StableDiffusion3Policy(FlowPolicy):
     @property
     def patch(self) -> int:
         return self.denoiser.config.patch_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        shape = super().latent_shape
+        grid = self.denoiser.config.pos_embed_max_size  # of the positions that it was trained with, cropped to the size
+        if max(shape[1:]) > grid * self.patch:
+            raise UserError(
+                f"--resolution is {self.resolution}; this model's position grid allows at most "
+                f"{grid * self.patch * self.pipeline.vae_scale_factor}"
+            )
+        return shape
 
     @property
     def condition_shapes(self) -> list[tuple[int, ...]]:

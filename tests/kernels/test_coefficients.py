@@ -465,6 +465,8 @@ def test_flow_without_noise_has_no_log_prob():
         ("euler_ancestral", euler_ancestral("sample"), {}, "prediction_type is 'sample'; expected one of .*v_pred"),
         ("euler_ancestral", euler_ancestral(spacing="even"), {}, "timestep_spacing is 'even'; expected linspace"),
         ("lcm", LCMScheduler(prediction_type="flow"), {}, "prediction_type is 'flow'; expected one of .*sample"),
+        ("ddim", DDIMScheduler(), {}, "clip_sample is on"),
+        ("ddim", DDIMScheduler(clip_sample=False, thresholding=True), {}, "thresholding is on"),
         ("lcm", LCMScheduler(clip_sample=True), {}, "clip_sample is on"),
         ("lcm", LCMScheduler(thresholding=True), {}, "thresholding is on"),
         ("lcm", LCMScheduler(rescale_betas_zero_snr=True), {}, r"step 0 \(timestep 999\) .*not finite"),

@@ -211,12 +211,16 @@ def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
         assert (policy.schedule(4, eta=1.0).input_scale < 1).all()
 
 
-def test_a_file_that_asks_to_clip_is_no_obstacle(config):
-    """DDIM's own class would clip unless told otherwise; LCM's would then refuse to be linear."""
-    policy = load_policy(config("sd", sampler="lcm"))
-    expected = policy.schedule(4, eta=1.0)
-    policy.pipeline.scheduler = DDIMScheduler.from_config(policy.pipeline.scheduler.config, clip_sample=True)
-    assert torch.equal(policy.schedule(4, eta=1.0).table, expected.table)
+@pytest.mark.parametrize("option", ["clip_sample", "thresholding"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "lcm"])
+def test_a_file_that_asks_to_clip_is_refused_with_every_sampler(config, sampler, option):
+    """A clipped step is not linear. Whatever class the file names, also one that does not read the option."""
+    policy = load_policy(config("sd", sampler=sampler))
+    own = policy.pipeline.scheduler
+    for kind in (DDIMScheduler, type(own), LCMScheduler):
+        policy.pipeline.scheduler = kind.from_config({**own.config, "clip_sample": False, option: True})
+        with pytest.raises(UserError, match=f"the scheduler's {option} is on, but a clipped step is not linear"):
+            policy.schedule(4, eta=1.0)
 
 
 def test_last_steps_without_noise_are_refused_where_trained(config):
@@ -387,6 +391,7 @@ def test_samplers_and_sizes_that_do_not_fit_are_refused(config):
         ("flux", {"sampler": "ddim"}, "expected flow_sde"),
         ("flux", {"resolution": 18}, "multiple of 4"),
         ("sd", {"resolution": 18}, "multiple of 4"),
+        ("sd3", {"resolution": 36}, "--resolution is 36; this model's position grid allows at most 32"),
     ):
         with pytest.raises(UserError, match=message):
             load_policy(config(name, **change))
