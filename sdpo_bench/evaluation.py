@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,12 @@ def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
     return chosen
 
 
+def warn_of_long_prompts(policy: Policy, prompts: Iterable[str]) -> None:
+    """A line on stderr where text encoders do not read prompts to their ends: two may then have the same picture."""
+    if found := policy.too_long(prompts):
+        print(f"warning: {found}", file=sys.stderr)
+
+
 def evaluation_rewards(config: RunConfig, device: torch.device | None = None) -> dict[str, Reward]:
     """The optimised reward first, then the others that the evaluation reports, on `device`, by default the run's."""
     return load_rewards(
@@ -140,4 +149,5 @@ def evaluate_model(
         if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():
             raise UserError(f"{adapter} holds no saved weights; expected a run's `adapter` or `model` folder")
         policy.load(adapter, rank, alpha)
+    warn_of_long_prompts(policy, chain(*evaluated_prompts(config).values()))
     return evaluate(policy, config, rewards)

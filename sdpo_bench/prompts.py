@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from sdpo_bench.errors import UserError
@@ -11,15 +12,35 @@ ALL = "animals"  # the name of that file on every machine: a path would be part 
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines are skipped. "animals" are the paper's 45."""
+    """The prompts of a text file in UTF-8, one a line; "animals" are the paper's 45.
+
+    Only a line feed, with or without a carriage return, ends a line. Blank lines are skipped, byte order marks and
+    white space around a prompt dropped; UserError for a control character within one, but for tabs: no text encoder
+    has a use for it, and it may mean that the file is something else.
+    """
     file = ANIMALS if path == ALL else Path(path)
     try:
-        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = file.read_bytes().decode("utf-8").replace("\ufeff", "")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts file {path} can't be read ({error}); expected text, one prompt a line") from error
+    prompts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        prompt = line.strip()
+        for character in prompt:
+            if unicodedata.category(character) == "Cc" and character != "\t":
+                raise UserError(
+                    f"prompts file {path}, line {number} has the control character U+{ord(character):04X}; take it out"
+                )
+        if prompt:
+            prompts.append(prompt)
     if not prompts:
         raise UserError(f"prompts file {path} is empty; expected one prompt a line")
     return prompts
+
+
+def compared(prompt: str) -> str:
+    """What two prompts have in common that differ in white space or in the form of their accents only."""
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
 
 
 def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list[str]]:
@@ -37,7 +58,8 @@ def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list
     if seen is None and unseen is None:
         return default
     out = {"seen": read_prompts(seen) if seen else default["seen"], "unseen": read_prompts(unseen) if unseen else []}
-    both = sorted(set(out["seen"]) & set(out["unseen"]))
+    seen_forms = {compared(prompt) for prompt in out["seen"]}
+    both = sorted({prompt for prompt in out["unseen"] if compared(prompt) in seen_forms})
     if both:
         raise UserError(f"prompts {both[:5]} are both trained on and held out; take them out of one file")
     return out | {"tuning": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -23,7 +24,13 @@ from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ALONE, World, gathered, own, spread, whole
 from sdpo_bench.errors import UserError
-from sdpo_bench.evaluation import evaluate, evaluated_prompts, evaluation_rewards, save_grid
+from sdpo_bench.evaluation import (
+    evaluate,
+    evaluated_prompts,
+    evaluation_rewards,
+    save_grid,
+    warn_of_long_prompts,
+)
 from sdpo_bench.methods import build_method
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.prompts import splits
@@ -514,6 +521,8 @@ def train(
         for reward in rewards.values():
             for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
                 reward.check_prompts(prompts)
+        if world.first:
+            warn_of_long_prompts(policy, itertools.chain(trainer.prompts, *evaluated_prompts(config).values()))
         return trainer
 
     rewards, policy = world.together(load)

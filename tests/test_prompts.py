@@ -35,3 +35,39 @@ def test_own_files(tmp_path):
         splits(str(seen))
     with pytest.raises(UserError, match="can't be read"):
         splits(str(tmp_path / "none"))
+
+
+def write(path, text):
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    """Not the other characters that str.splitlines takes; a byte order mark is no part of a prompt, wherever files were
+    put together."""
+    text = "\ufeffa red car\r\n a\u2028blue\u2029car\u00a0\n\n\ufeff\ufeffa\tgreen car\x0c\n\x0c\n\ufeff"
+    assert read_prompts(write(tmp_path / "file", text)) == ["a red car", "a\u2028blue\u2029car", "a\tgreen car"]
+    assert read_prompts(write(tmp_path / "twice", "cat\ncat\n")) == ["cat", "cat"]
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x0c", "\x0b", "\x1b", "\x1c", "\x7f", "\x85", "\r"])
+def test_control_characters_within_a_prompt_are_refused(tmp_path, character):
+    path = write(tmp_path / "file", f"cat\na red{character}car\n")
+    with pytest.raises(UserError, match=rf"file, line 2 has the control character U\+{ord(character):04X}; take it"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(("seen", "unseen"), [
+    ("\ufeffa red car\n", "a red car\n"), ("a red car\n", "a  red\u00a0car\n"), ("a red car\n", "a\u2028red car\n"),
+    ("caf\u00e9\n", "cafe\u0301\n"), ("a\tred car\r\n", "a red car"),
+])  # fmt: skip
+def test_other_spellings_do_not_hide_a_prompt_in_both_lists(tmp_path, seen, unseen):
+    seen, unseen = write(tmp_path / "seen", seen), write(tmp_path / "unseen", unseen)
+    with pytest.raises(UserError, match="both trained on and held out"):
+        splits(seen, unseen)
+
+
+def test_files_in_another_encoding_are_refused(tmp_path):
+    (tmp_path / "file").write_bytes("a red car\n".encode("utf-16"))
+    with pytest.raises(UserError, match="can't be read"):
+        read_prompts(tmp_path / "file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,6 +151,13 @@ class Policy:
         return self.denoiser.config.in_channels
 
     @property
+    def token_limits(self) -> dict[str, int]:
+        """The tokens of a prompt that each tokenizer of the pipeline keeps, by its name."""
+        names = sorted(name for name in self.pipeline.components if name.startswith("tokenizer"))
+        found = {name: getattr(self.pipeline, name) for name in names}
+        return {name: tokenizer.model_max_length for name, tokenizer in found.items() if tokenizer is not None}
+
+    @property
     def condition_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of a prompt's conditions, without encoding one."""
         raise NotImplementedError
@@ -165,6 +172,8 @@ class Policy:
 
     def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
         scheduler = self.pipeline.scheduler
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
         if self.sampler == "ddim":
             timesteps, table = sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
             return Schedule(timesteps, table, torch.ones(steps), 1.0)
@@ -206,6 +215,16 @@ class Policy:
         timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
         table, scale = schedule.table.float().to(self.device), schedule.input_scale.float().to(self.device)
         return Schedule(timesteps.to(self.device), table, scale, schedule.initial_scale)
+
+    def too_long(self, prompts: Iterable[str]) -> str:
+        """What is cut off of prompts that are longer than the text encoders take, in words; "" for none."""
+        prompts, found = list(dict.fromkeys(prompts)), []
+        for name, limit in self.token_limits.items():
+            tokenizer = getattr(self.pipeline, name)
+            lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
+            if count := sum(length > limit for length in lengths):
+                found.append(f"{count} of {len(prompts)} at {limit} tokens by the {name}")
+        return f"prompts are cut: {', '.join(found)}; what follows there has no effect on the picture" if found else ""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditions:

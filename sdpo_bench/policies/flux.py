@@ -48,6 +48,10 @@ class FluxPolicy(FlowPolicy):
         return 512 if self.takes_guidance else 256
 
     @property
+    def token_limits(self) -> dict[str, int]:
+        return super().token_limits | {"tokenizer_2": self.t5_tokens}
+
+    @property
     def condition_shapes(self) -> list[tuple[int, ...]]:
         config = self.denoiser.config
         return [(self.t5_tokens, config.joint_attention_dim), (config.pooled_projection_dim,)]

@@ -31,7 +31,7 @@ class FlowPolicy(Policy):
 
     def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
         config, mu = self.pipeline.scheduler.config, None
-        if config.use_dynamic_shifting:  # the shift's logarithm, linear in the number of tokens
+        if getattr(config, "use_dynamic_shifting", False):  # the shift's logarithm, linear in the number of tokens
             few, many = config.base_image_seq_len, config.max_image_seq_len
             mu = config.base_shift + (config.max_shift - config.base_shift) * (self.tokens - few) / (many - few)
         return sdpo_kernels.coefficients.flow_sde(
@@ -63,6 +63,11 @@ class StableDiffusion3Policy(FlowPolicy):
                 f"{grid * self.patch * self.pipeline.vae_scale_factor}"
             )
         return shape
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        found = super().token_limits
+        return found | {"tokenizer_3": T5_TOKENS} if "tokenizer_3" in found else found
 
     @property
     def condition_shapes(self) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ from diffusers import (
 )
 from tiny import MODELS, SIZES, write_model
 
+from sdpo_bench.__main__ import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import FAMILIES, load_policy
@@ -223,6 +224,15 @@ def test_a_file_that_asks_to_clip_is_refused_with_every_sampler(config, sampler,
             policy.schedule(4, eta=1.0)
 
 
+def test_schedulers_of_another_kind_of_model_are_refused(config):
+    flow, betas = (load_policy(config(name)).pipeline.scheduler for name in ("sd3", "sd"))
+    for name, scheduler, sampler in (("sd", flow, "ddim"), ("sd", flow, "euler_ancestral"), ("sd3", betas, "auto")):
+        policy = load_policy(config(name, sampler=sampler))
+        policy.pipeline.scheduler = scheduler
+        with pytest.raises(UserError, match=f"the scheduler is a {type(scheduler).__name__}"):
+            policy.schedule(4, eta=1.0)
+
+
 def test_last_steps_without_noise_are_refused_where_trained(config):
     for sampler in ("euler_ancestral", "lcm"):
         c = config("sd", sampler=sampler)
@@ -237,6 +247,46 @@ def test_pack_and_unpack_are_inverse():
     x = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
     assert torch.equal(unpack(pack(x), 4, 6), x)
     assert pack(x).shape == (2, 6, 12)
+
+
+@pytest.mark.parametrize(("name", "limits"), [
+    ("sd", {"tokenizer": 16}), ("sdxl", {"tokenizer": 16, "tokenizer_2": 16}),
+    ("sd3", {"tokenizer": 16, "tokenizer_2": 16, "tokenizer_3": 256}), ("flux", {"tokenizer": 16, "tokenizer_2": 256}),
+    ("flux-dev", {"tokenizer": 16, "tokenizer_2": 512}),
+])  # fmt: skip
+def test_prompts_beyond_a_text_encoders_length_are_counted(config, name, limits):
+    """The limits are those at which the conditions stop to change, letter by letter."""
+    policy = load_policy(config(name))
+    assert policy.token_limits == limits
+    assert policy.too_long(["cat", "a dog"]) == ""
+    fits = "abcdefghijklmn"  # two tokens more begin and end it
+    assert policy.too_long([fits]) == ""
+    found = policy.too_long([fits + "o", fits + "op", fits, fits + "o"])
+    both = ", ".join(f"2 of 3 at 16 tokens by the {key}" for key in limits if limits[key] == 16)
+    assert found == f"prompts are cut: {both}; what follows there has no effect on the picture"
+    assert "3 of 3 at 16 tokens" in policy.too_long(["x" * n for n in (255, 511, 512)])
+    if max(limits.values()) > 16:
+        last = max(limits)
+        n = limits[last]
+        (kept, cut) = ("a" * (n - 2), "a" * (n - 1))  # a beginning and an end
+        assert last not in policy.too_long([kept])
+        assert f"1 of 2 at {n} tokens by the {last};" in policy.too_long([cut, kept])
+        a, b, c = (policy.encode([prompt])[0] for prompt in (cut + "a", cut + "b", kept[:-1] + "b"))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_line_says_that_prompts_are_cut(config, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seen").write_text("cat\n" + "long " * 20 + "red\n" + "long " * 20 + "blue\n")
+    common = ["--model", config("sd").model, "--prompts", "seen", "--device", "cpu", "--eval-noises", "1"]
+    rest = {"train": ["--reward", "colourfulness", "--eval-rewards", "--epochs", "0", "--eval-steps", "1"],
+            "evaluate": ["--rewards", "colourfulness", "--eval-steps", "1"]}  # fmt: skip
+    assert main([command, *common, *rest[command]]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: prompts are cut: 2 of 3 at 16 tokens by the tokenizer; what follows")
 
 
 # Half precision
