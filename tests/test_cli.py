@@ -132,7 +132,7 @@ def test_a_damaged_model_is_refused(run, tmp_path, tiny_model, tmp_path_factory)
     (weights,) = (broken / "unet").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
     error = refused(run("train", "--model", broken, *TINY_ARGUMENTS), tmp_path)
-    assert "can't be loaded as a StableDiffusionPipeline" in error
+    assert "unet/diffusion_pytorch_model.safetensors can't be loaded" in error
 
 
 def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
@@ -274,6 +274,17 @@ def test_doctor(run, monkeypatch):
     assert "ok      device: cpu: " in out
     assert "FAILED  rewards: FileNotFoundError: config.json\n        restore it" in out
     assert "1 of 3 checks failed" in out
+
+
+def test_doctor_reads_the_records_of_one_profile(monkeypatch):
+    """Those that the first command is compared with; all of them would take a minute of a core."""
+    from sdpo_bench import doctor, records
+
+    read, original = [], records.load_run
+    monkeypatch.setattr(records, "load_run", lambda folder: read.append(folder.parts[-3]) or original(folder))
+    text = doctor._results()
+    assert set(read) == {"quick"}
+    assert re.search(r"results/full \(\d{3,} runs\), results/quick \(15 runs\)", text)
 
 
 def test_the_real_command(tmp_path):

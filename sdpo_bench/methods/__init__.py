@@ -1,6 +1,7 @@
 """The methods: one file each, found by looking through this folder.
 
-A method is a frozen dataclass of its options with
+A method is a frozen dataclass of its options, each a field with a range (base.py: `option`, `positive`, `discount`),
+with
 
 - `name`, `title`; `dense`: takes a reward at every step; `reference`: needs the pretrained model's log-probs;
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
