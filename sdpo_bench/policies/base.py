@@ -19,8 +19,8 @@ from torch import Tensor
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import gathered, spread
 from sdpo_bench.errors import UserError
-from sdpo_bench.policies.upsampling import fuse_upsampling
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
+from sdpo_bench.policies.upsampling import fuse_upsampling
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
