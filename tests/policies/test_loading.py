@@ -415,3 +415,15 @@ def test_adapters_that_do_not_fit_say_where(root, tmp_path, capsys):
             assert str(path.parent) in error
     error = refused([*evaluate, "--model", sd, "--weights", tmp_path / "sd" / "adapter", "--lora-rank", 8], capsys)
     assert "--lora-rank is 8, but" in error
+
+
+def test_damaged_weights_of_full_finetuning_are_refused(copy, root, tmp_path, capsys):
+    sd, trained = write_model(root, "sd"), copy("sd")
+    evaluate = ["evaluate", "--rewards", "colourfulness", "--device", "cpu", "--model", sd, "--weights", trained]
+    file = weights_of(trained / "unet")
+    whole = load_file(file)
+    save_file({k: v for k, v in whole.items() if k != "conv_in.bias"}, file, {"format": "pt"})
+    assert "unet/diffusion_pytorch_model.safetensors lacks the tensor conv_in.bias" in refused(evaluate, capsys)
+    shutil.rmtree(trained)
+    copy("sdxl").rename(trained)
+    assert "another model's (add_embedding.linear_1.bias is [" in refused(evaluate, capsys)
