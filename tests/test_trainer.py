@@ -548,7 +548,7 @@ def test_damaged_model_folder_is_named(config, tmp_path, tiny_model):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"broken can't be loaded.*is the folder complete"):
+    with pytest.raises(UserError, match=r"broken: unet/.* can't be loaded.*is the folder complete"):
         load_policy(dataclasses.replace(config, model=str(broken)))
     assert isinstance(load_policy(config).denoiser, UNet2DConditionModel)
 
