@@ -50,7 +50,7 @@ def pictures(
         eta=config.eta,
         keep=False,
     )
-    return policy.decode(trajectory.predicted_clean[:, 0, -1])
+    return policy.pictures(trajectory.predicted_clean[:, 0, -1])
 
 
 def evaluate(
@@ -72,13 +72,16 @@ def evaluate(
     noises = list(range(config.eval_noises if last else config.eval_interim_noises or config.eval_noises))
 
     def own(steps: int) -> dict[str, dict[str, list[float]]]:
-        """The values of this process's prompts, by reward."""
-        if not prompts:
-            return {}
-        images, values = pictures(policy, prompts, noises, steps, config), {}
-        for name, reward in rewards.items():
-            found = score(reward, images, [p for p in prompts for _ in noises]).reshape(len(prompts), len(noises))
-            values[name] = dict(zip(prompts, found.tolist(), strict=True))
+        """The values of this process's prompts, by reward. Some prompts at a time, each with all of its pictures (a
+        reward may compare them), so that memory does not depend on the number of prompts."""
+        values: dict[str, dict[str, list[float]]] = {name: {} for name in rewards}
+        at_a_time = max(1, policy.rows // len(noises))
+        for chunk in (prompts[i : i + at_a_time] for i in range(0, len(prompts), at_a_time)):
+            images = pictures(policy, chunk, noises, steps, config)
+            for name, reward in rewards.items():
+                # A copy: what one reward does to its pictures must not reach the next.
+                found = score(reward, images.clone(), [p for p in chunk for _ in noises])
+                values[name] |= dict(zip(chunk, found.reshape(len(chunk), len(noises)).tolist(), strict=True))
         return values
 
     rows = []
@@ -144,6 +147,9 @@ def evaluate_model(
     """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given; `rank` and `alpha`
     are what a LoRA there must have."""
     rewards = evaluation_rewards(config)
+    for reward in rewards.values():  # before anything is sampled
+        for prompts in evaluated_prompts(config).values():
+            reward.check_prompts(prompts)
     policy = load_policy(config)
     if adapter is not None:
         if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():

@@ -227,7 +227,8 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     trajectories = samples * (2 * config.steps + 1) * costs.latent
     in_step = GROUP * min(max(1, rows // GROUP), config.pairs_per_update)
     queries = pictures_of_an_epoch(config)
-    shown = max(queries, config.eval_noises * sum(map(len, evaluated_prompts(config).values())))
+    shown = max(queries, min(max(rows, config.eval_noises),
+                             config.eval_noises * sum(map(len, evaluated_prompts(config).values()))))  # fmt: skip
     staying = {name: size for name, (_, size) in costs.networks.items()}
     found = network_bytes((config.reward, *config.eval_rewards), DTYPES[config.reward_dtype])
     staying |= {f"reward {name}": size for name, size in found.items()}

@@ -221,7 +221,7 @@ class Trainer:
         )
 
     def score(self, latents: Tensor, prompts: list[str]) -> Tensor:
-        return score(self.reward, self.policy.decode(latents), prompts).to(latents.device)
+        return score(self.reward, self.policy.pictures(latents), prompts).to(latents.device)
 
     def probe(self, epoch: int) -> list[dict[str, Any]]:
         """Rows for dense.jsonl after `epoch`: see `probe.compare`. Of samples that no epoch trains on, and that enter

@@ -23,6 +23,7 @@ from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.upsampling import fuse_upsampling
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
+CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
 
@@ -228,10 +229,14 @@ class Policy:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditions:
-        """Conditions, a row for each prompt. No text encoder is trained, so each prompt is encoded once."""
-        for prompt in set(prompts) - self._conditions.keys():
-            self._conditions[prompt] = self._encode(prompt)
-        return tuple(torch.stack(x) for x in zip(*(self._conditions[prompt] for prompt in prompts), strict=True))
+        """Conditions, a row for each prompt. No text encoder is trained, so those of the last prompts are kept, in
+        CONDITIONS_BYTES."""
+        found = {p: self._conditions.pop(p, ()) or self._encode(p) for p in dict.fromkeys(prompts)}
+        self._conditions |= found  # the last used come last
+        each = sum(c.numel() * c.itemsize for c in next(iter(found.values())))
+        for prompt in [*self._conditions][: -max(CONDITIONS_BYTES // each, 1)]:
+            del self._conditions[prompt]
+        return tuple(torch.stack(x) for x in zip(*(found[prompt] for prompt in prompts), strict=True))
 
     @torch.no_grad()
     def _null_conditions(self) -> Conditions:
@@ -260,16 +265,32 @@ class Policy:
         out = self._in_chunks(output, latents, timesteps, *conditions)
         return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """`decode`, but UserError where a picture is not finite: no reward should see it, since a file of 8 bits would
+        make a sound picture of it."""
+        pictures = self.decode(latents)
+        broken = int((~pictures.isfinite()).flatten(1).any(1).sum())
+        if broken:
+            cause = (
+                "the weights have diverged, or the model's files are damaged"
+                if self.dtype == torch.float32
+                else f"{str(self.dtype).removeprefix('torch.')} overflows in many autoencoders: try --dtype "
+                + ("bfloat16 or float32" if self.dtype == torch.float16 else "float32")
+            )
+            raise UserError(f"{broken} of {len(pictures)} pictures hold values that are not finite; {cause}")
+        return pictures
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]."""
+        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]; NaN for what is not finite."""
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0
 
         def pictures(x: Tensor) -> Tensor:
             x = x.to(vae.dtype) / vae.config.scaling_factor
             x = x + shift if shift else x
-            return (vae.decode(x, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+            out = vae.decode(x, return_dict=False)[0].float() / 2 + 0.5
+            return torch.where(out.isfinite(), out.clamp(0, 1), torch.nan)  # clamp alone would hide infinities
 
         return self._in_chunks(pictures, latents)
 

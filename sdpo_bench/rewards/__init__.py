@@ -16,6 +16,7 @@ import torch
 
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards._spec import Term, parse
+from sdpo_bench.rewards._torch_state import unchanged_torch
 from sdpo_bench.rewards._weights import MissingWeights
 from sdpo_bench.rewards.base import Pretrained, Reward, WeightedSum
 
@@ -63,6 +64,13 @@ def load_rewards(
     batch_size: int = 32,
 ) -> dict[str, Reward]:
     """`load_reward` of each spec, by its canonical name; a network that several of them need is loaded once."""
+    with unchanged_torch():
+        return _load(specs, device, dtype, batch_size)
+
+
+def _load(
+    specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, batch_size: int
+) -> dict[str, Reward]:
     chosen = {canonical(spec): _terms(spec) for spec in specs}
     loaded: dict[str, Reward] = {}
     for term in [term for terms in chosen.values() for term in terms]:

@@ -14,7 +14,10 @@ FRACTION = 2**22  # Pillow's weights are integers in units of 1 / 2^22
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures as a file would hold them: float [N, 3, H, W] in 0..1 to uint8."""
+    """Pictures as a file would hold them: float [N, 3, H, W] in 0..1 to uint8. ValueError for what is not finite, which
+    8 bits can't hold: NaN would become black."""
+    if not bool(images.isfinite().all()):
+        raise ValueError("pictures hold values that are not finite")
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 

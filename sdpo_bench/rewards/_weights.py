@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -100,11 +103,27 @@ def read(source: Source, name: str) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"{path} has SHA-256 {digest}, not {expected}: damaged or another file; delete and fetch anew")
     if path.suffix == ".safetensors":
         return _load(path), digest
-    # Pickled files are read once and kept as safetensors, under their digest: another file gets another name.
+    # Pickled files are read once and kept as safetensors, under their digest: another file gets another name. The
+    # digest of what was made is kept beside it, so that a damaged or exchanged copy is made anew.
     converted = cache_folder() / f"{digest}.safetensors"
-    if not converted.is_file():
+    if not _intact(converted):
         _convert(path, converted)
     return _load(converted), digest
+
+
+def _digest_file(converted: Path) -> Path:
+    return converted.with_suffix(".sha256")
+
+
+def _intact(converted: Path) -> bool:
+    """Whether the converted file is there, with the digest that it had when it was made."""
+    if not converted.is_file():
+        return False
+    with contextlib.suppress(OSError), open(converted, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == _digest_file(converted).read_text().strip():
+            return True
+    print(f"warning: {converted} is not as it was made; it is converted anew", file=sys.stderr)
+    return False
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -133,12 +152,13 @@ def _convert(path: Path, converted: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is refused: it does not hold tensors by name")
     converted.parent.mkdir(parents=True, exist_ok=True)
-    temporary = converted.with_name(f".{converted.name}.{os.getpid()}")
-    try:
+    with tempfile.TemporaryDirectory(dir=converted.parent, prefix=".convert-") as folder:
+        temporary = Path(folder) / converted.name
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+        with open(temporary, "rb") as file:
+            (Path(folder) / "digest").write_text(hashlib.file_digest(file, "sha256").hexdigest() + "\n")
         os.replace(temporary, converted)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(Path(folder) / "digest", _digest_file(converted))
 
 
 def build(

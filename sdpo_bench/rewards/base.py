@@ -112,9 +112,8 @@ class Pretrained(Reward):
         scores = [torch.zeros(0)]
         for i in range(0, len(prompts), self.batch_size):
             chunk = images[i : i + self.batch_size].to(self.device)
-            score = self.score(preprocess(chunk).to(self.dtype), prompts[i : i + self.batch_size]).float()
-            # 8 bits can't hold NaN: without this a diverged model's pictures would get the score of a black one.
-            scores.append(torch.where(chunk.isnan().flatten(1).any(1), torch.nan, score).cpu())
+            score = self.score(preprocess(chunk).to(self.dtype), prompts[i : i + self.batch_size])
+            scores.append(score.float().cpu())
         score = torch.cat(scores)
         return self.publish(score) if self.published else score
 
@@ -199,4 +198,5 @@ class WeightedSum(Reward):
             reward.check_prompts(prompts)
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.stack([weight * reward(images, prompts) for weight, reward in self.terms]).sum(0)
+        # A copy for each: what one reward does to its pictures must not reach the next.
+        return torch.stack([weight * reward(images.clone(), prompts) for weight, reward in self.terms]).sum(0)

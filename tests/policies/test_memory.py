@@ -130,7 +130,7 @@ def test_estimate_by_hand(config):
 
 
 def test_largest_rows(config):
-    c = config("sd", rows=12)
+    c = config("sd", rows=12, offload_trajectories=True)
     memory = estimate(COSTS, RunConfig(**vars(c) | {"rows": 7})).peak
     assert largest_rows(COSTS, c, memory) == 7
     assert largest_rows(COSTS, c, 1e9) == 12

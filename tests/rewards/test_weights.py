@@ -53,7 +53,7 @@ def test_pickles_are_converted_once(folder, monkeypatch, content):
     state, digest = read(SOURCE, "model.pt")
     assert same(state)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert cached(folder) == [f"{digest}.safetensors"]
+    assert cached(folder) == [f"{digest}.safetensors", f"{digest}.sha256"]
     assert same(load_file(folder.parents[2] / "cache" / f"{digest}.safetensors"))
 
     loaded = []
@@ -67,7 +67,27 @@ def test_another_file_of_the_same_name_is_converted_anew(folder):
     read(SOURCE, "model.pt")
     torch.save({"other": torch.zeros(3)}, folder / "model.pt")
     assert read(SOURCE, "model.pt")[0].keys() == {"other"}
-    assert len(cached(folder)) == 2
+    assert len(cached(folder)) == 4
+
+
+@pytest.mark.parametrize("damage", ["weights", "truncated", "digest", "no digest"])
+def test_a_converted_file_that_was_changed_is_made_anew(folder, damage, capsys):
+    torch.save(STATE, folder / "model.pt")
+    digest = read(SOURCE, "model.pt")[1]
+    converted = folder.parents[2] / "cache" / f"{digest}.safetensors"
+    if damage == "weights":  # sound in its form, other numbers
+        save_file({key: value + 1 for key, value in load_file(converted).items()}, converted)
+    elif damage == "truncated":
+        converted.write_bytes(converted.read_bytes()[:-3])
+    elif damage == "digest":
+        converted.with_suffix(".sha256").write_text("0\n")
+    else:
+        converted.with_suffix(".sha256").unlink()
+    assert same(read(SOURCE, "model.pt")[0])
+    assert "is not as it was made; it is converted anew" in capsys.readouterr().err
+    assert same(load_file(converted))
+    assert same(read(SOURCE, "model.pt")[0])
+    assert capsys.readouterr().err == ""
 
 
 def test_safetensors_are_read_in_place(folder):
