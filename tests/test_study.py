@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_records import make_config, provenance, train_row
+from study_records import group_of, record
 
 from sdpo_bench.groups import Group, at_equal_queries, query_budget
-from sdpo_bench.records import RunRecord, mean_frame
 from sdpo_bench.study import (
     ablation_table,
     cost_to_reach,
@@ -28,30 +26,8 @@ from sdpo_bench.study import (
 )
 from sdpo_bench.tables import Table, build_tables, order_table, ranking
 
-QUERIES = {"SDPO": 3, "SDPO-causal": 3}  # of a sample; others 1
-EPOCH = {"samples": 100, "optimiser_steps": 2, "model_evaluations": 400}
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
 HALF = stats.t.ppf(0.975, 4) * np.std(WOBBLE, ddof=1) / np.sqrt(5)
-
-
-def record(label: str, seed: int, curves: dict[int, dict[tuple[str, int], float]], dense: list[dict[str, Any]],
-           steps: int = 4, split: str = "seen", **changes: Any) -> RunRecord:
-    """A finished run with `curves`: epoch to the values of (reward, sampling steps)."""
-    config = make_config(label, seed, steps=steps, epochs=max(curves), **changes)
-    rows = []
-    for epoch, values in curves.items():
-        counts = {name: amount * epoch for name, amount in EPOCH.items()}
-        counts["reward_queries"] = counts["samples"] * QUERIES.get(label, 1)
-        rows += [{"epoch": epoch, **counts, "reward": reward, "steps": k, "values": {split: {"cat": [value]}},
-                  "noise_seeds": [0]} for (reward, k), value in values.items()]
-    train = [train_row(epoch, config) | {"seconds": {"sample": 1.0, "reward": 0.5, "train": 2.5}}
-             for epoch in range(1, max(curves) + 1)]
-    return RunRecord(Path(config["run_id"]), config, provenance(), train, rows, dense, {})
-
-
-def group_of(runs: list[RunRecord], steps: int = 4) -> Group:
-    return Group("full", "cpu: Test Processor", "embedded", "alignment", steps, f"_alignment_k{steps}", tuple(runs),
-                 mean_frame(runs), ())
 
 
 def ends(finals: dict[str, float], wobble: bool = True, steps: int = 4, k: tuple[int, ...] = (1, 2)) -> Group:
