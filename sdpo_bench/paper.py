@@ -23,6 +23,8 @@ METHODS = ("SDPO", "DDPO", "REBEL", "D3PO")
 LAST = 10  # epochs behind a "final" value: single epochs scatter by some 0.05
 SMOOTH = 5  # epochs, centred, of SDPO's curve where it is compared with a final value
 SETTING = ("sd-turbo", "aesthetic", 50)  # the curves' model (the last part of its hub id), reward and training K
+SAMPLES = 29_184  # of a run in the figure: 114 epochs of 256
+SDPO_STEPS = 11_400  # SDPO's AdamW steps in them: 50 for each of an epoch's 2 updates (settings.csv)
 QUERIES = {"SDPO": 3, "DDPO": 1, "REBEL": 1, "D3PO": 1}  # reward queries per trajectory, by the paper's method
 
 
@@ -75,8 +77,33 @@ def samples_to_reach(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def samples_to_part(curves: pd.DataFrame) -> pd.DataFrame:
+    """Samples from which on, up to the figure's end, SDPO lies above a baseline: its line above the baseline's line
+    (column `line`), the lower edge of its band above the upper edge of the baseline's (`band`).
+
+    0 if that is so from the start, NaN if not even at the end. Neither is smoothed: a line may touch another again for
+    an epoch, bands that are apart are told apart in the figure.
+    """
+    rows = []
+    for steps, group in curves.groupby("steps"):
+        wide = group.pivot(index="samples", columns="method", values=["mean", "low", "high"])
+        for baseline in METHODS[1:]:
+            gaps = {"line": wide["mean", "SDPO"] - wide["mean", baseline],
+                    "band": wide["low", "SDPO"] - wide["high", baseline]}
+            rows.append({"steps": steps, "baseline": baseline,
+                         **{name: _positive_from(gap) for name, gap in gaps.items()}})
+    return pd.DataFrame(rows)
+
+
+def _positive_from(gap: pd.Series) -> float:
+    """The first index from which on all values are above 0; NaN if the last is not."""
+    below = np.flatnonzero(gap.to_numpy() <= 0)
+    first = below[-1] + 1 if below.size else 0
+    return float(gap.index[first]) if first < len(gap) else np.nan
+
+
 def build_tables(curves: pd.DataFrame) -> list[Table]:
-    """The two tables: final values, and samples to a baseline's final value."""
+    """The three tables: final values, samples to a baseline's final value, samples until SDPO parts from a baseline."""
     final, reach = final_values(curves), samples_to_reach(curves)
     starts = final[final["method"] == "SDPO"].set_index("steps")["start"]
     cells = final.set_index(["steps", "method"])
@@ -95,7 +122,17 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
     second = Table("samples_to_final", "Samples from which SDPO stays above a baseline's final value", note,
                    ("sampling steps", *METHODS[1:]),
                    (("", tuple((str(k), *(reached[k, b] for b in METHODS[1:])) for k in starts.index)),), reach)
-    return [first, second]
+    parting = samples_to_part(curves)
+    parted = {(row["steps"], row["baseline"]): " / ".join(DASH if np.isnan(row[name]) else f"{row[name]:,.0f}"
+                                                          for name in ("line", "band"))
+              for row in parting.to_dict("records")}
+    note = (f"Of {SAMPLES:,} samples. First: from there to the end SDPO's line lies above the baseline's; second: the "
+            "lower edge of its band above the upper edge of the baseline's (the authors do not say what the bands "
+            "are). Not smoothed; evaluations are 256 samples apart. 0: from the start. A dash: not at the end either.")
+    third = Table("samples_to_part", "Samples from which SDPO stays above a baseline at the same number of samples",
+                  note, ("sampling steps", *METHODS[1:]),
+                  (("", tuple((str(k), *(parted[k, b] for b in METHODS[1:])) for k in starts.index)),), parting)
+    return [first, second, third]
 
 
 def write_paper_tables(folder: str | os.PathLike[str] = FOLDER) -> list[Path]:

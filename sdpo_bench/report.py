@@ -21,7 +21,7 @@ from .tables import RERUN, Table, build_tables, joined, markdown
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page
     "Which method is best, and does the paper's order appear?":
-        ("order", "paper_order", "main", "equal_queries", "differences", "claims", "paper"),
+        ("protocol", "order", "paper_order", "main", "equal_queries", "differences", "claims", "paper"),
     "Where does SDPO's lead come from?": ("ablation",),
     "Are the predicted dense rewards accurate?": ("dense_budgets", "dense"),
     "What does it cost?": ("reach", "cost"),

@@ -6,12 +6,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from synthetic_records import GAIN, eval_row, make_config, provenance, train_row
 
-from sdpo_bench.records import RunWriter
+from sdpo_bench.groups import Group
+from sdpo_bench.records import RunRecord, RunWriter, mean_frame
 
 QUANTITIES = ("alignment", "alignment_heldout", "jpeg_compressibility", "colourfulness", "diversity",
               "diversity_heldout")
@@ -72,3 +74,27 @@ def copy_raw(profile: Path, target: Path) -> Path:
     """The profile's records alone, elsewhere."""
     shutil.copytree(profile / "raw", target / "raw")
     return target
+
+
+QUERIES = {"SDPO": 3, "SDPO-causal": 3}  # of a sample; others 1
+EPOCH = {"samples": 100, "optimiser_steps": 2, "model_evaluations": 400}
+
+
+def record(label: str, seed: int, curves: dict[int, dict[tuple[str, int], float]], dense: list[dict[str, Any]],
+           steps: int = 4, split: str = "seen", **changes: Any) -> RunRecord:
+    """A finished run with `curves`: epoch to the values of (reward, sampling steps)."""
+    config = make_config(label, seed, steps=steps, epochs=max(curves), **changes)
+    rows = []
+    for epoch, values in curves.items():
+        counts = {name: amount * epoch for name, amount in EPOCH.items()}
+        counts["reward_queries"] = counts["samples"] * QUERIES.get(label, 1)
+        rows += [{"epoch": epoch, **counts, "reward": reward, "steps": k, "values": {split: {"cat": [value]}},
+                  "noise_seeds": [0]} for (reward, k), value in values.items()]
+    train = [train_row(epoch, config) | {"seconds": {"sample": 1.0, "reward": 0.5, "train": 2.5}}
+             for epoch in range(1, max(curves) + 1)]
+    return RunRecord(Path(config["run_id"]), config, provenance(), train, rows, dense, {})
+
+
+def group_of(runs: list[RunRecord], steps: int = 4) -> Group:
+    return Group("full", "cpu: Test Processor", "embedded", "alignment", steps, f"_alignment_k{steps}", tuple(runs),
+                 mean_frame(runs), ())

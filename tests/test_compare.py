@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from study_records import group_of, record
 from synthetic_records import make_config, write_profile, write_run
 
 from sdpo_bench import __main__ as cli
-from sdpo_bench.compare import compare
+from sdpo_bench.compare import compare, compare_with_reference
 from sdpo_bench.errors import UserError
 from sdpo_bench.groups import load_groups
 from sdpo_bench.records import load_profile
@@ -167,3 +168,42 @@ def test_it_needs_no_torch(results):
             "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1],
                    stdout=subprocess.DEVNULL)
+
+
+def runs_of(values: dict[str, list[tuple[float, float]]]):
+    """A group of runs that end at these values with 1 and 2 sampling steps, by label and seed."""
+    return group_of([record(label, seed, {10: {("alignment", 1): one, ("alignment", 2): two}}, [])
+                     for label, runs in values.items() for seed, (one, two) in enumerate(runs)])
+
+
+def test_tolerances_and_verdicts_by_hand(monkeypatch):
+    """With 1 step the reference's runs of SDPO deviate by -1 and 1 from their mean, of DDPO by -1, 0, 1, of REBEL there
+    is one: squares 2 + 2 + 0, degrees of freedom 1 + 2 + 0, so the pooled standard deviation is sqrt(4 / 3) = 1.154701.
+    Student's t of 3 degrees at 0.975 is 3.182446; their product is 3.674772. It is multiplied by the root of
+      SDPO, 2 runs and 2: 1/2 + 1/2 = 1    ->  3.675
+      DDPO, 1 run and 3:  1/1 + 1/3 = 4/3  ->  4.243
+      REBEL, 1 run and 1: 1 + 1 = 2        ->  5.197
+    The start's is 1 % of the reference's value, 0.5: 0.005. With 2 steps all deviations are a tenth: 0.367, 0.424 and
+    0.520.
+    """
+    reference = {"start": [(0.5, 0.5)], "SDPO": [(1.0, 0.1), (3.0, 0.3)], "DDPO": [(4.0, 0.4), (5.0, 0.5), (6.0, 0.6)],
+                 "REBEL": [(7.0, 0.7)], "D3PO": [(1.0, 1.0)]}
+    mine = {"start": [(0.504, 0.506)], "SDPO": [(5.6, 0.5), (5.7, 0.64)], "DDPO": [(9.25, 0.92)],
+            "REBEL": [(1.9, 1.23)], "PRDP": [(1.0, 1.0)]}
+    folders = {"mine": [runs_of(mine)], "reference": [runs_of(reference)]}
+    monkeypatch.setattr("sdpo_bench.compare.load_groups", folders.__getitem__)
+    lines = compare_with_reference("mine", "reference").splitlines()
+    assert [line.split() for line in lines if line.startswith("seen")] == [
+        ["seen", "start", "1", "0.504", "(n=1)", "0.500", "(n=1)", "0.005", "within"],
+        ["seen", "SDPO", "1", "5.650", "(n=2)", "2.000", "(n=2)", "3.675", "within"],  # by 3.65
+        ["seen", "DDPO", "1", "9.250", "(n=1)", "5.000", "(n=3)", "4.243", "OUTSIDE"],  # by 4.25
+        ["seen", "REBEL", "1", "1.900", "(n=1)", "7.000", "(n=1)", "5.197", "within"],  # by 5.1
+        ["seen", "PRDP", "1", "1.000", "(n=1)", "–", "–", "not", "in", "both"],
+        ["seen", "D3PO", "1", "–", "1.000", "(n=1)", "–", "not", "in", "both"],
+        ["seen", "start", "2", "0.506", "(n=1)", "0.500", "(n=1)", "0.005", "OUTSIDE"],
+        ["seen", "SDPO", "2", "0.570", "(n=2)", "0.200", "(n=2)", "0.367", "OUTSIDE"],  # by 0.37
+        ["seen", "DDPO", "2", "0.920", "(n=1)", "0.500", "(n=3)", "0.424", "within"],  # by 0.42
+        ["seen", "REBEL", "2", "1.230", "(n=1)", "0.700", "(n=1)", "0.520", "OUTSIDE"],  # by 0.53
+        ["seen", "PRDP", "2", "1.000", "(n=1)", "–", "–", "not", "in", "both"],
+        ["seen", "D3PO", "2", "–", "1.000", "(n=1)", "–", "not", "in", "both"]]
+    assert lines[-1] == ("4 of 8 values within tolerance; about 1 in 20 falls outside by chance; 4 not compared.")

@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sdpo_bench.paper import CURVES, FOLDER, final_values, load_curves, samples_to_reach, write_paper_tables
+from sdpo_bench.paper import (
+    CURVES,
+    FOLDER,
+    SAMPLES,
+    SDPO_STEPS,
+    final_values,
+    load_curves,
+    samples_to_part,
+    samples_to_reach,
+    write_paper_tables,
+)
 from sdpo_bench.records import RecordError
 
 
@@ -50,6 +60,35 @@ def test_samples_to_reach_by_hand():
     assert found["DDPO"] == 1536  # the first above 0.5 on a straight line
     assert np.isnan(found["REBEL"])  # above from the start
     assert np.isnan(found["D3PO"])  # never
+
+
+def test_samples_to_part(curves):
+    ddpo = samples_to_part(curves).set_index(["baseline", "steps"]).loc["DDPO"]
+    assert dict(ddpo["band"]) == {1: 17920, 2: 12288, 4: 7680, 8: 7168, 16: 6912, 50: 6912}
+    assert ddpo.loc[1, "line"] == 8704
+    at = curves[(curves["steps"] == 1) & (curves["samples"] == 8448)].set_index("method")["mean"]
+    assert at["SDPO"] <= at["DDPO"]  # the last such sample count
+
+
+def test_samples_to_part_by_hand():
+    samples = (0, 256, 512, 768)
+    sdpo = [(4, "SDPO", s, mean, mean - 1, mean + 1) for s, mean in zip(samples, (5, 6, 9, 10), strict=True)]
+    others = {"DDPO": (5, 7, 7, 7), "REBEL": (4, 4, 4, 4), "D3PO": (9, 9, 9, 10)}
+    rows = [(4, name, s, mean, mean - 1, mean + 0.5) for name, means in others.items()
+            for s, mean in zip(samples, means, strict=True)]
+    table = samples_to_part(pd.DataFrame([*sdpo, *rows], columns=["steps", "method", "samples", "mean", "low", "high"]))
+    found = table.set_index("baseline")[["line", "band"]].to_dict("index")
+    assert found["DDPO"] == {"line": 512, "band": 512}  # equal at 0, below at 256; 9 - 1 is above 7 + 0.5
+    assert found["REBEL"] == {"line": 0, "band": 256}  # 5 - 1 is not above 4 + 0.5, 6 - 1 is
+    assert np.isnan(list(found["D3PO"].values())).all()  # level at the end is not above
+
+
+def test_the_papers_totals_are_those_of_the_curves_and_the_settings(curves):
+    settings = pd.read_csv(FOLDER / "settings.csv").set_index("reward").loc["aesthetic"]
+    pairs = settings["batch_size"] * settings["gradient_accumulation_steps"] * settings["gpus"]
+    epochs = SAMPLES / (2 * settings["pairs_per_epoch"])
+    assert curves["samples"].max() == SAMPLES
+    assert epochs * settings["pairs_per_epoch"] / pairs * settings["sampling_steps"] == SDPO_STEPS
 
 
 def test_committed_tables_are_what_the_curves_give(tmp_path):

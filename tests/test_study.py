@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_records import make_config, provenance, train_row
+from study_records import group_of, record
 
 from sdpo_bench.groups import Group, at_equal_queries, query_budget
-from sdpo_bench.records import RunRecord, mean_frame
 from sdpo_bench.study import (
     ablation_table,
     cost_to_reach,
@@ -21,35 +19,15 @@ from sdpo_bench.study import (
     dense_steps_table,
     hacking_table,
     paper_order_table,
+    protocol_table,
+    rate_order_table,
     reach_table,
     step_ranges,
 )
 from sdpo_bench.tables import Table, build_tables, order_table, ranking
 
-QUERIES = {"SDPO": 3, "SDPO-causal": 3}  # of a sample; others 1
-EPOCH = {"samples": 100, "optimiser_steps": 2, "model_evaluations": 400}
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
 HALF = stats.t.ppf(0.975, 4) * np.std(WOBBLE, ddof=1) / np.sqrt(5)
-
-
-def record(label: str, seed: int, curves: dict[int, dict[tuple[str, int], float]], dense: list[dict[str, Any]],
-           steps: int = 4, split: str = "seen") -> RunRecord:
-    """A finished run with `curves`: epoch to the values of (reward, sampling steps)."""
-    config = make_config(label, seed, steps=steps, epochs=max(curves))
-    rows = []
-    for epoch, values in curves.items():
-        counts = {name: amount * epoch for name, amount in EPOCH.items()}
-        counts["reward_queries"] = counts["samples"] * QUERIES.get(label, 1)
-        rows += [{"epoch": epoch, **counts, "reward": reward, "steps": k, "values": {split: {"cat": [value]}},
-                  "noise_seeds": [0]} for (reward, k), value in values.items()]
-    train = [train_row(epoch, config) | {"seconds": {"sample": 1.0, "reward": 0.5, "train": 2.5}}
-             for epoch in range(1, max(curves) + 1)]
-    return RunRecord(Path(config["run_id"]), config, provenance(), train, rows, dense, {})
-
-
-def group_of(runs: list[RunRecord], steps: int = 4) -> Group:
-    return Group("full", "cpu: Test Processor", "embedded", "alignment", steps, f"_alignment_k{steps}", tuple(runs),
-                 mean_frame(runs), ())
 
 
 def ends(finals: dict[str, float], wobble: bool = True, steps: int = 4, k: tuple[int, ...] = (1, 2)) -> Group:
@@ -77,10 +55,10 @@ def test_the_papers_order_by_k():
     assert row(table, "SDPO above DDPO, seen prompts", "alignment, K = 20")[1].startswith("supported: +0.100 [")
     assert row(table, "REBEL above D3PO, seen prompts", "alignment, K = 4")[0].startswith("not decided: +0.0")
     assert table.answer == (
-        "The paper's order at equal samples, seen prompts. SDPO above DDPO: of 4 cases 2 support it (all of alignment "
-        "at K = 20), 2 contradict it (all of alignment at K = 4). DDPO above REBEL: of 4 cases 4 support it (all of "
-        "alignment at K = 4 and 20), 0 contradict it. REBEL above D3PO: of 4 cases 0 support it, 0 contradict it. All "
-        "of it is supported nowhere throughout.")
+        "The paper's order at equal samples, seen prompts, at these runs' learning rates and lengths (table protocol). "
+        "SDPO above DDPO: of 4 cases 2 support it (all of alignment at K = 20), 2 contradict it (all of alignment at K "
+        "= 4). DDPO above REBEL: of 4 cases 4 support it (all of alignment at K = 4 and 20), 0 contradict it. REBEL "
+        "above D3PO: of 4 cases 0 support it, 0 contradict it. All of it is supported nowhere throughout.")
     whole = paper_order_table([four, ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4}, steps=20)])
     assert whole.answer.endswith("All of it is supported throughout for alignment at K = 20.")
     part = paper_order_table([ends({"SDPO": 0.7, "DDPO": 0.6})])
@@ -96,6 +74,85 @@ def test_the_papers_order_by_k():
     assert paper_order_table([few]).answer.endswith(undecided)
     assert "intervals are shown" not in paper_order_table([few]).note
     assert paper_order_table([ends({"SDPO": 0.5})]) is None
+
+
+def rated(rates: dict[str, float], steps: int = 4) -> Group:
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, [], steps),
+                     *(record(label, seed, {10: {("alignment", 1): 0.5}}, [], steps, learning_rate=rate)
+                       for label, rate in rates.items() for seed in range(2))], steps)
+
+
+def test_protocol_and_length_of_an_order():
+    """Ten epochs, each of 64 samples and 4 optimiser steps by the synthetic training rows."""
+    own = rated({"SDPO": 1e-5, "DDPO": 1e-4, "PRDP": 3e-4}, steps=20)
+    table = protocol_table([rated({"SDPO": 1e-4, "D3PO": 1e-4}), own])
+    assert [row for _, rows in table.blocks for row in rows] == [
+        ("alignment, K = 4", "0.0001", "not run", "not run", "0.0001",
+         "640 (2.2 %)", "40 (0.4 %)", "not run", "not run", "40"),
+        ("alignment, K = 20", "1e-05", "0.0001", "not run", "not run",
+         "640 (2.2 %)", "40 (0.4 %)", "40", "not run", "not run")]
+    assert table.answer == (
+        "What is said about the order of the methods holds for this protocol and length: learning rates of their own "
+        "on alignment at K = 20; one learning rate for all on alignment at K = 4; 2.2 % of the 29,184 samples of a run "
+        "in the paper's figure and 0.4 % of the 11,400 optimiser steps that SDPO takes there. Orders at one rate for "
+        "all methods are in the table order_rate of the profiles that sweep learning rates.")
+    assert "order_rate" not in protocol_table([rated({"SDPO": 1e-4, "DDPO": 1e-4})]).answer
+    assert protocol_table([rated({"SDPO": 1e-5, "PRDP": 1e-4})]) is None
+
+
+def sweep_of(points: dict[float, dict[str, tuple[float, float]]], steps: int = 4, seeds: tuple[int, ...] = (100,)
+             ) -> Group:
+    """A sweep's runs that end at these values with 1 and 2 sampling steps, by learning rate and label."""
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4, ("alignment", 2): 0.4}}, [], steps, "tuning"),
+                     *(record(f"{label} {rate:g}", seed, {10: {("alignment", 1): one, ("alignment", 2): two}}, [],
+                              steps, "tuning", learning_rate=rate)
+                       for rate, methods in points.items() for label, (one, two) in methods.items()
+                       for seed in seeds)], steps)
+
+
+RATES = {
+    3e-5: {"SDPO": (0.8, 0.7), "DDPO": (0.7, 0.75), "REBEL": (0.6, 0.6), "D3PO": (0.5, 0.6), "PRDP": (0.9, 0.9)},
+    1e-5: {"SDPO": (0.8, 0.81), "DDPO": (0.7, 0.71), "REBEL": (0.6, 0.61), "D3PO": (0.5, 0.51),
+           "DDPO (per step)": (0.9, 0.8), "REBEL (per step)": (0.7, 0.9), "SDPO (per trajectory)": (0.4, 0.4)},
+    1e-4: {"SDPO": (0.8, 0.8), "DDPO": (0.9, 0.9), "REBEL": (0.6, 0.6)},
+}
+
+
+def test_order_by_shared_rate():
+    table = rate_order_table([sweep_of(RATES), sweep_of({1e-5: RATES[3e-5]}, steps=20)])
+    assert table.header[-2:] == ("SDPO above DDPO", "whole order")
+    blocks = dict(table.blocks)
+    assert blocks["tuning prompts: the paper's methods"] == (
+        ("alignment, K = 4", "1e-05", "SDPO 0.800, DDPO 0.700, REBEL 0.600, D3PO 0.500",
+         "SDPO 0.810, DDPO 0.710, REBEL 0.610, D3PO 0.510", "2 of 2", "2 of 2"),
+        ("alignment, K = 4", "3e-05", "SDPO 0.800, DDPO 0.700, REBEL 0.600, D3PO 0.500",
+         "DDPO 0.750, SDPO 0.700, REBEL 0.600, D3PO 0.600", "1 of 2", "1 of 2"),
+        ("alignment, K = 20", "1e-05", "SDPO 0.800, DDPO 0.700, REBEL 0.600, D3PO 0.500",
+         "DDPO 0.750, SDPO 0.700, REBEL 0.600, D3PO 0.600", "1 of 2", "1 of 2")), "without D3PO no row"
+    assert blocks["tuning prompts: with an optimiser step for each denoising step"] == ((
+        "alignment, K = 4", "1e-05", "DDPO (per step) 0.900, SDPO 0.800, REBEL (per step) 0.700",
+        "REBEL (per step) 0.900, SDPO 0.810, DDPO (per step) 0.800", "1 of 2", "0 of 2"),)
+    assert table.answer == (
+        "One learning rate for all methods, one tuning seed, no interval and no verdict: the paper's whole order, SDPO "
+        "> DDPO > REBEL > D3PO, stands at every number of sampling steps on alignment at K = 4 at 1e-05. Of the "
+        "paper's methods, SDPO is above DDPO in 4 of 6 cases; with an optimiser step for each denoising step, SDPO is "
+        "above DDPO (per step) in 1 of 2 cases; with an optimiser step for each batch of trajectories, SDPO (per "
+        "trajectory) is above DDPO in 0 of 2 cases.")
+    assert table.note.startswith("One tuning seed: no interval, no verdict.")
+    found = table.frame.set_index(["compared", "training_steps", "learning_rate", "steps"])
+    found = found.loc[[("the paper's methods", 4, 3e-5, 2)]].set_index("label")
+    assert found["rank"].to_dict() == {"DDPO": 1, "SDPO": 2, "REBEL": 3, "D3PO": 4}
+    assert not found["whole_order"].any()
+    assert found.loc["SDPO", "run_ids"].startswith("sdpo-3e-05-alignment-k4-s100-")
+
+
+def test_a_tie_is_no_order_and_several_seeds_are_counted():
+    level = {1e-5: RATES[1e-5] | {"D3PO": (0.6, 0.5)}}
+    table = rate_order_table([sweep_of(level, seeds=(100, 101))])
+    assert table.blocks[0][1][0][-2:] == ("2 of 2", "1 of 2")
+    assert "2 tuning seeds, no interval" in table.answer
+    assert "stands at every number of sampling steps at no rate." in table.answer
+    assert rate_order_table([ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4})]) is None, "no sweep"
 
 
 def test_ablations_stand_apart_from_methods():
