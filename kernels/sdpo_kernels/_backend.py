@@ -28,9 +28,13 @@ def _checked(name: str) -> str:
 _current = os.environ.get("SDPO_KERNELS_BACKEND", "auto")
 
 
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1), which takes tensors on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's interpreter takes tensors on the CPU. Triton looks once too, where a kernel is defined.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def settings() -> tuple[str, bool, bool]:
+    """What `resolve_backend` reads beside its arguments."""
+    return _current, HAVE_TRITON, INTERPRETED
 
 
 def resolve_backend(
@@ -51,7 +55,7 @@ def resolve_backend(
             "Triton is not installed, which CUDA tensors use: pip install triton, or choose backend='torch' "
             "(SDPO_KERNELS_BACKEND=torch in the environment)"
         )
-    if device.type != "cuda" and not interpreted():
+    if device.type != "cuda" and not INTERPRETED:
         raise ValueError(
             f"backend='triton' needs CUDA tensors, and the device is {device}; choose 'auto' or 'torch' (as an "
             f"argument, or in the environment as SDPO_KERNELS_BACKEND)"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo_kernels import _backend, _checks
+from sdpo_kernels import _backend, _checks, _dispatch
 from sdpo_kernels.transition import log_prob_grad, log_prob_reference, sum_dtype
 
 LOG_RATIO_BOUND = 20.0  # exp(20) = 5e8: beyond it the ratio is held, so that neither loss nor gradient overflows
@@ -88,9 +88,10 @@ def sdpo_loss(
     is `sdpo_reference`'s. Differentiable in `model_output`.
     """
     tensors = (model_output, sample, prev_sample, coefficients, old_log_prob, advantages, weight)
-    _check_pairs(*tensors, clip_range, advantage_clip)
-    chosen = _backend.of(backend, *tensors[:3])
-    return SDPOLoss(*_sdpo_loss(*tensors, clip_range, advantage_clip, chosen)[:3])
+    chosen, direct = _dispatch.prepare(_check_pairs, backend, *tensors)
+    _check_ranges(clip_range, advantage_clip)
+    operation = _sdpo_loss.direct if direct else _sdpo_loss
+    return SDPOLoss(*operation(*tensors, clip_range, advantage_clip, chosen)[:3])
 
 
 def sdpo_loss_and_grad(
@@ -112,13 +113,14 @@ def sdpo_loss_and_grad(
     For `torch.autograd.backward(model_output, grad)`: exact, and one pass over the latents less than autograd's.
     """
     tensors = (model_output.detach(), sample, prev_sample, coefficients, old_log_prob, advantages, weight)
-    _check_pairs(*tensors, clip_range, advantage_clip)
-    chosen = _backend.of(backend, *tensors[:3])
-    *loss, grad = _sdpo_loss_and_grad(*tensors, clip_range, advantage_clip, grad_scale, chosen)
+    chosen, direct = _dispatch.prepare(_check_pairs, backend, *tensors)
+    _check_ranges(clip_range, advantage_clip)
+    operation = _sdpo_loss_and_grad.direct if direct else _sdpo_loss_and_grad
+    *loss, grad = operation(*tensors, clip_range, advantage_clip, grad_scale, chosen)
     return SDPOLoss(*loss), grad
 
 
-def _check_pairs(m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_clip) -> None:
+def _check_pairs(backend: str | None, m, x, prev, coefficients, old, advantages, weight) -> str:
     shape = _checks.latents(2, model_output=m, sample=x, prev_sample=prev)
     if shape[1] != 2:
         raise ValueError(f"model_output has shape {tuple(shape)}; expected [P, 2, ...], the two samples of a pair")
@@ -126,17 +128,21 @@ def _check_pairs(m, x, prev, coefficients, old, advantages, weight, clip_range, 
     _checks.rows("old_log_prob", old, shape[:2], x.device)
     _checks.rows("advantages", advantages, shape[:2], x.device)
     _checks.rows("weight", weight, shape[:1], x.device)
-    _check_common(x, prev, coefficients, old, advantages, clip_range, advantage_clip)
+    _check_constants(x, prev, coefficients, old, advantages)
     _checks.constants(weight=weight)
+    return _backend.of(backend, m, x, prev)
 
 
-def _check_common(x, prev, coefficients, old, advantages, clip_range, advantage_clip) -> None:
+def _check_constants(x, prev, coefficients, old, advantages) -> None:
     _checks.constants(sample=x, prev_sample=prev, coefficients=coefficients, old_log_prob=old, advantages=advantages)
+
+
+def _check_ranges(clip_range: float, advantage_clip: float) -> None:
     _checks.positive("clip_range", clip_range)
     _checks.positive("advantage_clip", advantage_clip)
 
 
-@torch.library.custom_op("sdpo_kernels::sdpo_loss", mutates_args=())
+@_dispatch.operation("sdpo_loss")
 def _sdpo_loss(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor, weight: Tensor,
     clip_range: float, advantage_clip: float, backend: str,
@@ -160,7 +166,7 @@ def _(m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_c
     return log_prob.new_empty(m.shape[0]), log_prob, m.new_empty(m.shape[0], dtype=torch.bool), log_prob.clone()
 
 
-@torch.library.custom_op("sdpo_kernels::sdpo_loss_and_grad", mutates_args=())
+@_dispatch.operation("sdpo_loss_and_grad")
 def _sdpo_loss_and_grad(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor, weight: Tensor,
     clip_range: float, advantage_clip: float, grad_scale: float, backend: str,
@@ -172,8 +178,8 @@ def _sdpo_loss_and_grad(
 
         _checks.coefficient_values(coefficients, stochastic=True)
         return kernels.sdpo_loss_and_grad(*arguments, grad_scale)
-    loss, log_prob, clipped, slope = _sdpo_loss(*arguments, backend)
-    return loss, log_prob, clipped, log_prob_grad(grad_scale * slope, m, x, prev, coefficients, backend)
+    loss, log_prob, clipped, slope = _sdpo_loss.direct(*arguments, backend)
+    return loss, log_prob, clipped, log_prob_grad.direct(grad_scale * slope, m, x, prev, coefficients, backend)
 
 
 @_sdpo_loss_and_grad.register_fake
@@ -204,9 +210,10 @@ def ppo_clip_loss(
     Differentiable in `model_output`.
     """
     tensors = (model_output, sample, prev_sample, coefficients, old_log_prob, advantages)
-    _check_samples(*tensors, clip_range, advantage_clip)
-    chosen = _backend.of(backend, *tensors[:3])
-    return SDPOLoss(*_ppo_clip_loss(*tensors, clip_range, advantage_clip, chosen)[:3])
+    chosen, direct = _dispatch.prepare(_check_samples, backend, *tensors)
+    _check_ranges(clip_range, advantage_clip)
+    operation = _ppo_clip_loss.direct if direct else _ppo_clip_loss
+    return SDPOLoss(*operation(*tensors, clip_range, advantage_clip, chosen)[:3])
 
 
 def ppo_clip_loss_and_grad(
@@ -224,21 +231,23 @@ def ppo_clip_loss_and_grad(
 ) -> tuple[SDPOLoss, Tensor]:
     """`ppo_clip_loss` and d sum(grad_scale * loss) / d model_output, scaled before it is rounded."""
     tensors = (model_output.detach(), sample, prev_sample, coefficients, old_log_prob, advantages)
-    _check_samples(*tensors, clip_range, advantage_clip)
-    chosen = _backend.of(backend, *tensors[:3])
-    *loss, grad = _ppo_clip_loss_and_grad(*tensors, clip_range, advantage_clip, grad_scale, chosen)
+    chosen, direct = _dispatch.prepare(_check_samples, backend, *tensors)
+    _check_ranges(clip_range, advantage_clip)
+    operation = _ppo_clip_loss_and_grad.direct if direct else _ppo_clip_loss_and_grad
+    *loss, grad = operation(*tensors, clip_range, advantage_clip, grad_scale, chosen)
     return SDPOLoss(*loss), grad
 
 
-def _check_samples(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip) -> None:
+def _check_samples(backend: str | None, m, x, prev, coefficients, old, advantages) -> str:
     shape = _checks.latents(1, model_output=m, sample=x, prev_sample=prev)
     _checks.coefficients(coefficients, shape[0], x, m, prev)
     _checks.rows("old_log_prob", old, shape[:1], x.device)
     _checks.rows("advantages", advantages, shape[:1], x.device)
-    _check_common(x, prev, coefficients, old, advantages, clip_range, advantage_clip)
+    _check_constants(x, prev, coefficients, old, advantages)
+    return _backend.of(backend, m, x, prev)
 
 
-@torch.library.custom_op("sdpo_kernels::ppo_clip_loss", mutates_args=())
+@_dispatch.operation("ppo_clip_loss")
 def _ppo_clip_loss(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor,
     clip_range: float, advantage_clip: float, backend: str,
@@ -260,7 +269,7 @@ def _(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip, bac
     return loss, loss.clone(), m.new_empty(m.shape[0], dtype=torch.bool), loss.clone()
 
 
-@torch.library.custom_op("sdpo_kernels::ppo_clip_loss_and_grad", mutates_args=())
+@_dispatch.operation("ppo_clip_loss_and_grad")
 def _ppo_clip_loss_and_grad(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor,
     clip_range: float, advantage_clip: float, grad_scale: float, backend: str,
@@ -272,8 +281,8 @@ def _ppo_clip_loss_and_grad(
 
         _checks.coefficient_values(coefficients, stochastic=True)
         return kernels.ppo_clip_loss_and_grad(*arguments, grad_scale)
-    loss, log_prob, clipped, slope = _ppo_clip_loss(*arguments, backend)
-    return loss, log_prob, clipped, log_prob_grad(grad_scale * slope, m, x, prev, coefficients, backend)
+    loss, log_prob, clipped, slope = _ppo_clip_loss.direct(*arguments, backend)
+    return loss, log_prob, clipped, log_prob_grad.direct(grad_scale * slope, m, x, prev, coefficients, backend)
 
 
 @_ppo_clip_loss_and_grad.register_fake

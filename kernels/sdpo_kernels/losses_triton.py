@@ -19,7 +19,6 @@ from sdpo_kernels.transition_triton import (
     log_prob,
     log_prob_grad,
     residual,
-    strides,
     sum_of_tiles,
     table,
     tile_sums,
@@ -89,7 +88,8 @@ def sdpo_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     GRAD: tl.constexpr,
 ):  # fmt: skip
-    """A program a pair. Several tiles: from their sums. One tile: from the latents; with GRAD the gradient too."""
+    """A program a pair. Several tiles: from their sums. One tile: from the latents; with GRAD the gradient in place of
+    the slopes."""
     pair = tl.program_id(0).to(tl.int64)
     coefficients = coefficients_ptr + pair * coefficients_stride
     sigma = tl.load(coefficients + 4)
@@ -113,9 +113,10 @@ def sdpo_kernel(
     tl.store(clipped_ptr + pair, clipped)
     tl.store(log_prob_ptr + 2 * pair, rho1)
     tl.store(log_prob_ptr + 2 * pair + 1, rho2)
-    tl.store(slope_ptr + 2 * pair, slope1)
-    tl.store(slope_ptr + 2 * pair + 1, slope2)
-    if GRAD and BLOCKS == 1:
+    if not GRAD:
+        tl.store(slope_ptr + 2 * pair, slope1)
+        tl.store(slope_ptr + 2 * pair + 1, slope2)
+    else:  # of one tile
         store_grad(grad_ptr, 2 * pair, grad_factor(scale * slope1, coefficients, E), first, offsets, E)
         store_grad(grad_ptr, 2 * pair + 1, grad_factor(scale * slope2, coefficients, E), second, offsets, E)
 
@@ -143,36 +144,39 @@ def ppo_kernel(
     tl.store(loss_ptr + row, loss)
     tl.store(clipped_ptr + row, clipped)
     tl.store(log_prob_ptr + row, rho)
-    tl.store(slope_ptr + row, slope)
-    if GRAD and BLOCKS == 1:
+    if not GRAD:
+        tl.store(slope_ptr + row, slope)
+    else:  # of one tile
         store_grad(grad_ptr, row, grad_factor(scale * slope, coefficients, E), r, offsets, E)
 
 
 def run(kernel, tensors, scalars, per_loss, grad_scale: float | None):
     """Both losses' launches. `per_loss` are the rows that one loss has: 2 (a pair) or 1.
 
-    Returns loss, log_prob, clipped, slope and, with a `grad_scale`, the gradient (else None).
+    Returns loss, log_prob, clipped, slope (None where the gradient is made with it, in one launch) and, with a
+    `grad_scale`, the gradient (else None).
     """
     m, x, prev, coefficients, *vectors = tensors
     coefficients, lead = table(coefficients), per_loss
     vectors = [v.float().contiguous() for v in vectors]
-    tiling = tiles(m[(0,) * lead].numel())
-    m, x, prev = (aligned(t, lead, tiling) for t in (m, x, prev))
+    tiling = tiles(m.shape[lead:].numel())
+    m, x, prev = aligned(m, lead, tiling), aligned(x, lead, tiling), aligned(prev, lead, tiling)
     single = tiling["BLOCKS"] == 1
-    log_prob = m.new_empty(m.shape[:lead], dtype=torch.float32)
-    slope, loss = torch.empty_like(log_prob), log_prob.new_empty(len(m))
+    log_prob = torch.empty_like(vectors[0])
+    loss = log_prob.new_empty(len(m))
     clipped = torch.empty_like(loss, dtype=torch.bool)
     want_here = grad_scale is not None and single
     grad = torch.empty_like(m, memory_format=torch.contiguous_format) if want_here else None
+    slope = None if want_here else torch.empty_like(log_prob)
     sums = None if single else tile_sums(m, x, prev, coefficients, log_prob, tiling)
-    places = [s for t in (m, x, prev) for s in strides(t, lead)[:lead]]
+    places = (*m.stride()[:lead], *x.stride()[:lead], *prev.stride()[:lead])
     launch(
         kernel, len(m), m.device,
         m, x, prev, coefficients, sums, *vectors, loss, log_prob, clipped, slope, grad,
-        *scalars, 1.0 if grad_scale is None else grad_scale, *places, coefficients.stride(0), 1,
+        *map(float, scalars), 1.0 if grad_scale is None else float(grad_scale), *places, coefficients.stride(0), 1,
         GRAD=want_here, **(tiling if single else tiling | {"num_warps": 1}),
     )  # fmt: skip
-    if grad_scale is not None and not single:
+    if grad_scale is not None and slope is not None:
         grad = log_prob_grad(slope, m, x, prev, coefficients, grad_scale)
     return loss, log_prob, clipped, slope, grad
 

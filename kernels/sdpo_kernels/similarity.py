@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_kernels import _backend, _checks
+from sdpo_kernels import _backend, _checks, _dispatch
 from sdpo_kernels.transition import sum_dtype
 
 
@@ -27,9 +27,14 @@ def anchor_similarity(predicted_clean: Tensor, *, backend: str | None = None) ->
     The anchor is the step least similar to the first and the last together. For K > 2 it lies within 1..K-2, so
     that three different steps are queried; for K <= 2 it is the last step. Not differentiable.
     """
-    _checks.latents(2, predicted_clean=predicted_clean)
-    chosen = _backend.of(backend, predicted_clean)
-    return AnchorSimilarity(*_anchor_similarity(predicted_clean, chosen))
+    chosen, direct = _dispatch.prepare(_check, backend, predicted_clean)
+    operation = _anchor_similarity.direct if direct else _anchor_similarity
+    return AnchorSimilarity(*operation(predicted_clean, chosen))
+
+
+def _check(backend: str | None, clean: Tensor) -> str:
+    _checks.latents(2, predicted_clean=clean)
+    return _backend.of(backend, clean)
 
 
 def anchor_similarity_reference(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,7 +51,7 @@ def anchor_similarity_reference(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     return first.clone(), anchor, last.clone(), index
 
 
-@torch.library.custom_op("sdpo_kernels::anchor_similarity", mutates_args=())
+@_dispatch.operation("anchor_similarity")
 def _anchor_similarity(clean: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if backend == "triton":
         import sdpo_kernels.similarity_triton as kernels

@@ -102,7 +102,7 @@ def anchor_similarity(clean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, steps = clean.shape[:2]
     if steps > MOST_STEPS:
         raise ValueError(f"predicted_clean has {steps} steps; backend='triton' takes {MOST_STEPS}, 'torch' any number")
-    elements = clean[0, 0].numel()
+    elements = clean.shape[2:].numel()
     s = shape(elements, steps, clean.element_size())
     gram = clean.new_empty(n, s["PARTS"], s["ROWS"], s["ROWS"], dtype=torch.float32)
     first, anchor, last = (gram.new_empty(n, steps) for _ in range(3))

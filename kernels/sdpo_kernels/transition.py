@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo_kernels import _backend, _checks
+from sdpo_kernels import _backend, _checks, _dispatch
 from sdpo_kernels.philox import normal
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -52,21 +52,26 @@ def ddim_step(
     is that of the stored next latent, after rounding to its dtype, by the arithmetic that training uses; it is
     not finite where sigma = 0. Not differentiable.
     """
-    shape = _checks.latents(1, model_output=model_output, sample=sample)
-    _checks.coefficients(coefficients, shape[0], sample, model_output)
+    chosen, direct = _dispatch.prepare(_check_step, backend, model_output, sample, coefficients, seeds, noise)
+    if not 0 <= step < 2**31:
+        raise ValueError(f"step is {step}; expected 0 to 2^31 - 1")
+    operation = _ddim_step.direct if direct and type(step) is int else _ddim_step
+    return DDIMStep(*operation(model_output, sample, coefficients, seeds, step, noise, chosen))
+
+
+def _check_step(backend: str | None, m, x, coefficients, seeds, noise) -> str:
+    shape = _checks.latents(1, model_output=m, sample=x)
+    _checks.coefficients(coefficients, shape[0], x, m)
     if (seeds is None) == (noise is None):
         raise ValueError("give exactly one of seeds and noise")
     if seeds is not None:
-        _checks.rows("seeds", seeds, shape[:1], sample.device, torch.int64)
+        _checks.rows("seeds", seeds, shape[:1], x.device, torch.int64)
     if noise is not None:
-        _checks.latents(1, sample=sample, noise=noise)
-    if not 0 <= step < 2**31:
-        raise ValueError(f"step is {step}; expected 0 to 2^31 - 1")
-    chosen = _backend.of(backend, sample, model_output)
-    return DDIMStep(*_ddim_step(model_output, sample, coefficients, seeds, step, noise, chosen))
+        _checks.latents(1, sample=x, noise=noise)
+    return _backend.of(backend, x, m)
 
 
-@torch.library.custom_op("sdpo_kernels::ddim_step", mutates_args=())
+@_dispatch.operation("ddim_step")
 def _ddim_step(
     m: Tensor, x: Tensor, coefficients: Tensor, seeds: Tensor | None, step: int, noise: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,14 +133,19 @@ def gaussian_log_prob(
 
     All latents [N, ...], `coefficients` float32 [N, 5] with sigma > 0; differentiable in `model_output`.
     """
-    shape = _checks.latents(1, model_output=model_output, sample=sample, prev_sample=prev_sample)
-    _checks.coefficients(coefficients, shape[0], sample, model_output, prev_sample)
-    _checks.constants(sample=sample, prev_sample=prev_sample, coefficients=coefficients)
-    chosen = _backend.of(backend, model_output, sample, prev_sample)
-    return _gaussian_log_prob(model_output, sample, prev_sample, coefficients, chosen)
+    tensors = (model_output, sample, prev_sample, coefficients)
+    chosen, direct = _dispatch.prepare(_check_log_prob, backend, *tensors)
+    return (_gaussian_log_prob.direct if direct else _gaussian_log_prob)(*tensors, chosen)
 
 
-@torch.library.custom_op("sdpo_kernels::gaussian_log_prob", mutates_args=())
+def _check_log_prob(backend: str | None, m, x, prev, coefficients) -> str:
+    shape = _checks.latents(1, model_output=m, sample=x, prev_sample=prev)
+    _checks.coefficients(coefficients, shape[0], x, m, prev)
+    _checks.constants(sample=x, prev_sample=prev, coefficients=coefficients)
+    return _backend.of(backend, m, x, prev)
+
+
+@_dispatch.operation("gaussian_log_prob")
 def _gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
@@ -150,7 +160,7 @@ def _(m, x, prev, coefficients, backend):
     return x.new_empty(x.shape[0], dtype=sum_dtype(m, x, prev, coefficients))
 
 
-@torch.library.custom_op("sdpo_kernels::log_prob_grad", mutates_args=())
+@_dispatch.operation("log_prob_grad")
 def log_prob_grad(slope: Tensor, m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, backend: str) -> Tensor:
     """slope d rho / d m: latents [N, ...] with slope [N], or pairs [P, 2, ...] with slope [P, 2]."""
     if backend == "triton":

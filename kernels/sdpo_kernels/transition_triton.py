@@ -8,7 +8,6 @@ its sum, and a second, tiny kernel adds those in order. No atomics, no autotunin
 
 import functools
 import math
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -43,7 +42,8 @@ def tiles(elements: int) -> dict[str, int]:
 
 def aligned(t: Tensor, lead: int, tiling: dict[str, int]) -> Tensor:
     """`t`, or a copy of it where its samples could not be read 16 bytes at a time though their size would allow it."""
-    if not tiling["VECTOR"] or (t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:lead])):
+    places = t.stride()
+    if not tiling["VECTOR"] or (t.data_ptr() % 16 == 0 and places[0] % 16 == 0 and (lead == 1 or places[1] % 16 == 0)):
         return t
     return t.clone(memory_format=torch.contiguous_format)
 
@@ -217,8 +217,11 @@ def grad_factor(slope, coefficients, E: tl.constexpr):
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **options) -> None:
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    if device.type != "cuda" or device.index == torch.cuda.current_device():  # to change it takes a launch's time
         kernel[(programs,)](*arguments, **options)
+    else:
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **options)
 
 
 def table(coefficients: Tensor) -> Tensor:
@@ -243,7 +246,7 @@ def drawn_together(x: Tensor, tiling: dict[str, int]) -> int:
 def ddim_step(
     m: Tensor, x: Tensor, coefficients: Tensor, seeds: Tensor | None, step: int, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, tiling, coefficients = x.shape[0], tiles(x[0].numel()), table(coefficients)
+    n, tiling, coefficients = x.shape[0], tiles(x.shape[1:].numel()), table(coefficients)
     m, x = aligned(m, 1, tiling), aligned(x, 1, tiling)
     if noise is not None:
         # Narrower than both, it would be read in another layout, and decide that of the sums.
@@ -251,24 +254,24 @@ def ddim_step(
         noise = aligned(noise.float() if narrow else noise, 1, tiling)
     following = torch.empty_like(x, memory_format=torch.contiguous_format)
     clean, log_prob = torch.empty_like(following), x.new_empty(n, dtype=torch.float32)
-    sums = log_prob.new_empty(n, tiling["WIDTH"])
+    sums = None if tiling["BLOCKS"] == 1 else log_prob.new_empty(n, tiling["WIDTH"])
     launch(
         step_kernel, n * tiling["BLOCKS"], x.device,
         m, x, noise, None if seeds is None else seeds.contiguous(), coefficients, following, clean, log_prob, sums,
         m.stride(0), x.stride(0), 0 if noise is None else noise.stride(0), coefficients.stride(0), step, 1,
         DRAW=drawn_together(x, tiling) if noise is None else 0, **tiling,
     )  # fmt: skip
-    if tiling["BLOCKS"] > 1:
+    if sums is not None:
         finish(sums, coefficients, log_prob, tiling)
     return following, clean, log_prob
 
 
 def tile_sums(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, log_prob: Tensor, tiling: dict[str, int]
-) -> Tensor:
-    """The tiles' sums of squares [rows, WIDTH]; where a sample is one tile, its log-prob instead."""
+) -> Tensor | None:
+    """The tiles' sums of squares [rows, WIDTH]; where a sample is one tile, its log-prob instead, and None."""
     lead = log_prob.ndim
-    sums = log_prob.new_empty(log_prob.numel(), tiling["WIDTH"])
+    sums = None if tiling["BLOCKS"] == 1 else log_prob.new_empty(log_prob.numel(), tiling["WIDTH"])
     launch(
         log_prob_kernel, log_prob.numel() * tiling["BLOCKS"], x.device,
         m, x, prev, coefficients, log_prob, sums,
@@ -278,11 +281,11 @@ def tile_sums(
 
 
 def gaussian_log_prob(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> Tensor:
-    tiling, coefficients = tiles(x[0].numel()), table(coefficients)
-    m, x, prev = (aligned(t, 1, tiling) for t in (m, x, prev))
+    tiling, coefficients = tiles(x.shape[1:].numel()), table(coefficients)
+    m, x, prev = aligned(m, 1, tiling), aligned(x, 1, tiling), aligned(prev, 1, tiling)
     log_prob = x.new_empty(x.shape[0], dtype=torch.float32)
     sums = tile_sums(m, x, prev, coefficients, log_prob, tiling)
-    if tiling["BLOCKS"] > 1:
+    if sums is not None:
         finish(sums, coefficients, log_prob, tiling)
     return log_prob
 
@@ -291,8 +294,8 @@ def log_prob_grad(
     slope: Tensor, m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, scale: float = 1.0
 ) -> Tensor:
     lead, coefficients = slope.ndim, table(coefficients)
-    tiling = tiles(m[(0,) * lead].numel())
-    m, x, prev = (aligned(t, lead, tiling) for t in (m, x, prev))
+    tiling = tiles(m.shape[lead:].numel())
+    m, x, prev = aligned(m, lead, tiling), aligned(x, lead, tiling), aligned(prev, lead, tiling)
     grad = torch.empty_like(m, memory_format=torch.contiguous_format)
     launch(
         grad_kernel, slope.numel() * tiling["BLOCKS"], m.device,
