@@ -16,6 +16,7 @@ import torch
 
 from sdpo_bench import provenance
 from sdpo_bench.kernel_results import CPU_NOTE, STEP_CPU_NOTE, record_path, render, render_steps
+from sdpo_bench.precision import use_full_float32
 
 HERE = Path(__file__).parent
 FAILED: list[str] = []
@@ -68,6 +69,8 @@ def collect(config) -> dict[str, object]:
 
 
 def pytest_configure(config):
+    if torch.cuda.is_available():
+        use_full_float32()  # as `train` has it
     folder = config.getoption("kernel_results")
     if folder is not None:
         here = collect(config)

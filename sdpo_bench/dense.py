@@ -158,6 +158,8 @@ PLANS: dict[str, Callable[[Trajectory], Plan]] = {
     "queries4": partial(budget, queries=4),
     "adaptive": partial(budget, queries=None),
 }
+COMPARING = ("anchored", "linear")
+"""Those that compare latents by a kernel (sdpo_kernels.anchor_similarity), where the latents are stored."""
 QUERIES = {"anchored": 3, "terminal": 1, "linear": 3, "queries2": 2, "queries4": 4, "adaptive": MOST_QUERIES}
 
 

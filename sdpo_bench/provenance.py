@@ -115,9 +115,12 @@ def collect(device: Any, rewards: Mapping[str, Any] | None = None) -> dict[str, 
     import sdpo_kernels
     import torch
 
+    from sdpo_bench.precision import float32_precision
+
     return code_version() | {
         "versions": versions(),
         "device": device_name(device),
+        **({"float32": float32_precision()} if str(device).startswith("cuda") else {}),
         "threads": torch.get_num_threads(),
         "backend": sdpo_kernels.resolve_backend(None, device),
         "command": command(),

@@ -75,6 +75,15 @@ class Trainer:
                 "so that the unchanged policy's log-ratio is not 0; leave --compile out"
             )
         self.method = build_method(config.method, config.options)
+        self.provider = config.dense if self.method.dense else "terminal"
+        if self.provider in dense.COMPARING or config.probe_every:
+            try:
+                sdpo_kernels.resolve_backend(None, policy.storage)
+            except ValueError as error:  # SDPO_KERNELS_BACKEND can run on the policy's device, but not there
+                raise UserError(
+                    f"--offload-trajectories keeps latents on the {policy.storage}, where their similarities are "
+                    f"computed: {error}"
+                ) from error
         self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
@@ -181,7 +190,6 @@ class Trainer:
         JPEG's, then keeps no GPU waiting. Both put their work into one queue of the GPU's, so that neither can see
         what the other has not finished. It ends with this call, whatever fails.
         """
-        provider = self.config.dense if self.method.dense else "terminal"
         parts: list[Trajectory] = []
         scored: list[Future[DenseRewards]] = []
         with ThreadPoolExecutor(1) as thread:
@@ -193,7 +201,7 @@ class Trainer:
                         if failed.done() and not self.world.sharded:
                             failed.result()
                     parts.append(self.sample(epoch, pairs))
-                    scored.append(thread.submit(dense.provide, provider, parts[-1], self.score))
+                    scored.append(thread.submit(dense.provide, self.provider, parts[-1], self.score))
                 trajectory = joined(parts)
                 reference = self.reference_log_prob(trajectory) if self.method.reference else None
                 sampled = time.perf_counter()

@@ -544,6 +544,21 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, tm
             dataclasses.replace(config, **change)
 
 
+def test_a_forced_backend_is_refused_where_latents_are_offloaded(config):
+    """Here, and not by the first trajectory, in the thread that scores. As if the policy's device were a GPU: its own
+    check was passed."""
+    offloading = dataclasses.replace(config, offload_trajectories=True)
+    policy, reward = load_policy(offloading), load_reward(config.reward)
+    with sdpo_kernels.backend("triton"):
+        for changes in ({"dense": "anchored"}, {"dense": "linear"}, {"dense": "exact", "probe_every": 1}):
+            with pytest.raises(UserError, match=r"--offload-trajectories keeps latents on the cpu.*choose 'auto'"):
+                Trainer(dataclasses.replace(offloading, **changes), policy, reward)
+        # These compare no latents by a kernel.
+        for changes in ({"dense": "exact"}, {"method": "ddpo"}):
+            Trainer(dataclasses.replace(offloading, **changes), policy, reward)
+    Trainer(offloading, policy, reward)
+
+
 def test_damaged_model_folder_is_named(config, tmp_path, tiny_model):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)

@@ -21,6 +21,7 @@ from sdpo_bench.distributed import gathered, spread
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.upsampling import fuse_upsampling
+from sdpo_bench.precision import use_full_float32
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
@@ -72,6 +73,8 @@ class Policy:
             sdpo_kernels.resolve_backend(None, self.device)
         except (ValueError, RuntimeError) as error:  # SDPO_KERNELS_BACKEND can't run here, or Triton is missing
             raise UserError(str(error)) from error
+        if self.device.type == "cuda":
+            use_full_float32()
         self.pipeline = pipeline.to(self.device)
         self.finetune, self.noise_level = config.finetune, config.noise_level
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]

@@ -1,6 +1,8 @@
-"""Every kernel compiled ahead of time for three generations of GPUs, and its machine code read: no GPU is needed.
+"""Every kernel compiled for three generations of GPUs, and its machine code read: no GPU is needed.
 
-In a process of its own (tests/conftest.py): where Triton interprets, it does not compile.
+The launch code itself runs, on CPU tensors and with a driver that executes nothing (benchmarks/_stub_driver.py): so
+what is compiled is what a GPU would be given, specialised by the arguments' dtypes, alignment and values. In a process
+of its own (tests/conftest.py): where Triton interprets, it does not compile.
 """
 
 from __future__ import annotations
@@ -8,109 +10,139 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import triton
 from sdpo_kernels import losses_triton, similarity_triton, transition_triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
+
+from benchmarks._stub_driver import recorded, stub_gpu  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100)
-DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
-LATENT = {"m_ptr", "x_ptr", "prev_ptr", "noise_ptr", "next_ptr", "clean_ptr", "grad_ptr"}
-SCALAR = {"clip_range": "fp32", "advantage_clip": "fp32", "scale": "fp32", "step": "i32", "one": "i32"}
-POINTER = {"seeds_ptr": "*i64", "index_ptr": "*i64", "clipped_ptr": "*i1"}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL, LARGE = 4 * 64 * 64, 16 * 128 * 128
 ODD = (8, 128, 1000, 36864, 50001)  # elements; not all of them whole 16 bytes, or whole tiles
 STEPS = (4, 50, 128)
+PAIRS = 2
 
-Case = tuple[Any, dict[str, Any], dict[str, int]]
+
+class Inputs(NamedTuple):
+    """Latents of pairs [P, 2, size]: the model's output in one dtype, all others in another or the same."""
+
+    m: Tensor
+    x: Tensor
+    prev: Tensor
+
+    @property
+    def flat(self) -> list[Tensor]:
+        return [t.flatten(0, 1) for t in self]
+
+
+def inputs(size: int, dtype: str, others: str, views: bool) -> Inputs:
+    """`views`: as the trainer has them, the latents being steps of stored trajectories."""
+    m = torch.zeros(PAIRS, 2, size, dtype=DTYPES[dtype])
+    stored = torch.zeros(PAIRS, 2, 4, size, dtype=DTYPES[others])
+    x, prev = stored[:, :, 1], stored[:, :, 2]
+    return Inputs(m, x, prev) if views else Inputs(m, x.contiguous(), prev.contiguous())
+
+
+def rows(n: int) -> Tensor:
+    """Coefficients, their rows one: as sampling has them."""
+    return torch.ones(1, 5).expand(n, 5)
+
+
+def vectors(*shape: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(shape), torch.zeros(shape)
+
+
+N = 2 * PAIRS
+OPERATIONS: dict[str, Callable[[Inputs], object]] = {
+    "step, drawn": lambda t: transition_triton.ddim_step(*t.flat[:2], rows(N), torch.arange(N), 1, None),
+    "step, given": lambda t: transition_triton.ddim_step(*t.flat[:2], rows(N), None, 1, t.flat[2]),
+    "log-prob": lambda t: transition_triton.gaussian_log_prob(*t.flat, torch.ones(N, 5)),
+    "grad": lambda t: transition_triton.log_prob_grad(torch.zeros(PAIRS, 2), *t, torch.ones(PAIRS, 5)),
+    "sdpo": lambda t: losses_triton.sdpo_loss(
+        *t, torch.ones(PAIRS, 5), *vectors(PAIRS, 2), torch.zeros(PAIRS), 0.1, 5.0
+    ),
+    "sdpo, grad": lambda t: losses_triton.sdpo_loss_and_grad(
+        *t, torch.ones(PAIRS, 5), *vectors(PAIRS, 2), torch.zeros(PAIRS), 0.1, 5.0, 1.0
+    ),
+    "ppo": lambda t: losses_triton.ppo_clip_loss(*t.flat, torch.ones(N, 5), *vectors(N), 0.1, 5.0),
+    "ppo, grad": lambda t: losses_triton.ppo_clip_loss_and_grad(*t.flat, torch.ones(N, 5), *vectors(N), 0.1, 5.0, 1.0),
+}
+
+
+class Case(NamedTuple):
+    """A kernel that an operation launches, and its 16-byte loads and stores per latent tensor (none: it reads sums)."""
+
+    operation: str
+    kernel: str
+    size: int
+    accesses: dict[str, int]
+    steps: int = 0
 
 
 def cases(size: int) -> dict[str, Case]:
-    """Name to kernel, its compile-time arguments, and 16-byte loads and stores per latent tensor that it makes."""
-    tiling = transition_triton.tiles(size)
-    single = tiling["BLOCKS"] == 1
-    sums = tiling if single else tiling | {"num_warps": 1}
-    found: dict[str, Case] = {
-        "step, drawn": (transition_triton.step_kernel, tiling | {"DRAW": True}, {"loads": 2, "stores": 2}),
-        "step, given": (transition_triton.step_kernel, tiling | {"DRAW": 0}, {"loads": 3, "stores": 2}),
-        "log-prob": (transition_triton.log_prob_kernel, tiling | {"GROUP": 2}, {"loads": 3, "stores": 0}),
-        "grad": (transition_triton.grad_kernel, tiling | {"GROUP": 2}, {"loads": 3, "stores": 1}),
+    found = {
+        "step, drawn": Case("step, drawn", "step_kernel", size, {"loads": 2, "stores": 2}),
+        "step, given": Case("step, given", "step_kernel", size, {"loads": 3, "stores": 2}),
+        "log-prob": Case("log-prob", "log_prob_kernel", size, {"loads": 3, "stores": 0}),
+        "grad": Case("grad", "grad_kernel", size, {"loads": 3, "stores": 1}),
     }
-    for name, kernel, per_loss in (("sdpo", losses_triton.sdpo_kernel, 2), ("ppo", losses_triton.ppo_kernel, 1)):
+    single = size <= transition_triton.SINGLE
+    for name, per_loss in (("sdpo", 2), ("ppo", 1)):
         loads = {"loads": 3 * per_loss, "stores": 0} if single else {}
-        found[name] = (kernel, sums | {"GRAD": False}, loads)
+        found[name] = Case(name, f"{name}_kernel", size, loads)
         if single:
-            found[f"{name}, grad"] = (kernel, sums | {"GRAD": True}, loads | {"stores": per_loss})
+            found[f"{name}, grad"] = Case(f"{name}, grad", f"{name}_kernel", size, loads | {"stores": per_loss})
     if not single:
-        found["finish"] = (transition_triton.finish_kernel, sums, {})
+        found["finish"] = Case("log-prob", "finish_kernel", size, {})
+        found["log-prob of pairs"] = Case("sdpo", "log_prob_kernel", size, {"loads": 3, "stores": 0})
+        found["grad, after ppo"] = Case("ppo, grad", "grad_kernel", size, {"loads": 3, "stores": 1})
     return found
 
 
-CASES = {
-    f"{name}, {size} elements": (*case, size)
-    for size in (SMALL, LARGE, *ODD)
-    for name, case in cases(size).items()
-}
+CASES = {f"{name}, {size} elements": case for size in (SMALL, LARGE, *ODD) for name, case in cases(size).items()}
 for steps in STEPS:
-    CASES[f"gram, {steps} steps"] = (similarity_triton.gram_kernel, {"K": steps}, {}, SMALL)
-    CASES[f"cosines, {steps} steps"] = (similarity_triton.cosines_kernel, {"K": steps}, {}, SMALL)
+    for kernel in ("gram", "cosines"):
+        CASES[f"{kernel}, {steps} steps"] = Case("anchor", f"{kernel}_kernel", SMALL, {}, steps)
 # Kernels that read sums, not latents, are the same for every dtype of latents.
 MACHINE_CODE = [
     (name, dtype)
-    for name, (_, _, accesses, size) in CASES.items()
+    for name, case in CASES.items()
     for dtype in DTYPES
-    if size in (SMALL, LARGE) and (accesses or name.startswith("gram") or dtype == "fp32")
+    if case.size in (SMALL, LARGE) and (case.accesses or name.startswith("gram") or dtype == "fp32")
 ]
 
 
 @functools.cache
-def compiled(case: str, dtype: str, architecture: int, others: str | None = None) -> Any:
-    """The compiled kernel. `others`: the dtype of all latents but the model's output, if it is another one."""
-    kernel, constants, _, size = CASES[case]
-    if "K" in constants:
-        shape = similarity_triton.shape(size, constants["K"], DTYPES[dtype])
-        constants = {"E": size} | constants | shape | transition_triton.OPTIONS
-    if constants.get("DRAW") is True:
-        sample = torch.empty(1, dtype=torch.float16 if DTYPES[others or dtype] == 2 else torch.float32)
-        constants = constants | {"DRAW": transition_triton.drawn_together(sample, constants)}
-    options = {k: v for k, v in constants.items() if k in ("num_warps", "enable_fp_fusion")}
-    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    # The launches pass None for what a kernel does not need; Triton takes that as a constant.
-    absent = {"noise_ptr": constants.get("DRAW"), "seeds_ptr": constants.get("DRAW") == 0}
-    absent |= {"sums_ptr": constants.get("BLOCKS") == 1 and "GRAD" in constants}
-    absent |= {"grad_ptr": constants.get("GRAD") is False}
-    constants |= {name: None for name, missing in absent.items() if missing and name in kernel.arg_names}
+def launched(operation: str, size: int, steps: int, dtype: str, others: str, architecture: int, views: bool) -> Any:
+    """The kernels that an operation launches, by name, as compiled."""
+    with stub_gpu(architecture), recorded() as launches:
+        if operation == "anchor":
+            similarity_triton.anchor_similarity(torch.zeros(2, steps, size, dtype=DTYPES[dtype]))
+        else:
+            OPERATIONS[operation](inputs(size, dtype, others, views))
+    kernels = {launch.kernel.__name__: launch.compiled for launch in launches}
+    assert len(kernels) == len(launches)
+    return kernels
 
-    def kind(name: str) -> str:
-        if name in constants:
-            return "constexpr"
-        if name in LATENT:
-            return "*" + (others if others and name not in ("m_ptr", "grad_ptr") else dtype)
-        if name == "clean_ptr":
-            return "*" + dtype
-        return POINTER.get(name) or SCALAR.get(name) or ("*fp32" if name.endswith("_ptr") else "i32")
 
-    signature = {name: kind(name) for name in kernel.arg_names}
-
-    def multiple_of_16(name: str) -> bool:
-        """What Triton's launcher finds out: of pairs, the outer stride may be one where the inner is not."""
-        elements = 2 * size if name.endswith("_outer") else size
-        return name.endswith("_ptr") or (name.endswith(("_stride", "_outer", "_inner")) and elements % 16 == 0)
-
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind_) in enumerate(signature.items())
-        if kind_ != "constexpr" and multiple_of_16(name)
-    }
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+def compiled(name: str, dtype: str, architecture: int, others: str | None = None, views: bool = False) -> Any:
+    """The compiled kernel of a case. `others`: the dtype of all latents but the model's output, if another one."""
+    case = CASES[name]
+    kernels = launched(case.operation, case.size, case.steps, dtype, others or dtype, architecture, views)
+    return kernels[case.kernel]
 
 
 def tool(name: str, *arguments: str, cubin: bytes, folder: Path) -> str:
@@ -132,10 +164,10 @@ def test_machine_code(case, dtype, architecture, tmp_path):
     assert not [name for name in code if name.startswith(("LDL", "STL"))]
     narrow = [name for name in code if re.search(r"^(LDG|STG|LDGSTS).*\.[US](8|16)\b", name)]
     assert set(narrow) <= {"STG.E.U8"}, code  # the clip flag, a bool
-    accesses = CASES[case][2]
+    accesses = CASES[case].accesses
     wide = {name: sum(n for k, n in code.items() if k.startswith(name) and ".128" in k) for name in ("LDG", "STG")}
     if accesses:
-        per_tensor = transition_triton.PER_THREAD * DTYPES[dtype] // 16
+        per_tensor = transition_triton.PER_THREAD * DTYPES[dtype].itemsize // 16
         expected = {"LDG": accesses["loads"] * per_tensor, "STG": accesses["stores"] * per_tensor}
         assert wide == expected, code
     elif case.startswith("gram"):
@@ -162,7 +194,11 @@ def test_all_kernels_sum_in_the_same_order(size, architecture, dtype, others):
     """So the log-prob of the step is the losses' to the bit. The step's noise changes no layout on its way."""
 
     def layouts(*names):
-        kernels = {name: compiled(f"{name}, {size} elements", dtype, architecture, others) for name in names}
+        kernels = {
+            (name, views): compiled(f"{name}, {size} elements", dtype, architecture, others, views)
+            for name in names
+            for views in ((False, True) if name in strided else (False,))
+        }
         found = {name: reduction_layouts(kernel) for name, kernel in kernels.items()}
         assert all(len(each) == 1 for each in found.values()), found
         if others is None and size % 16 == 0:
@@ -170,11 +206,13 @@ def test_all_kernels_sum_in_the_same_order(size, architecture, dtype, others):
                 assert "convert_layout" not in kernel.asm["ttgir"], name
         return set.union(*found.values())
 
+    # Views have other strides, of which Triton may know less. One generation will do: it is the same code in all.
+    strided = ("log-prob", "log-prob of pairs", "sdpo", "ppo, grad") if architecture == 90 else ()
     tiles = ["step, drawn", "step, given", "log-prob"]
     if size <= transition_triton.SINGLE:
         assert len(layouts(*tiles, "sdpo", "sdpo, grad", "ppo", "ppo, grad")) == 1
     else:
-        assert len(layouts(*tiles)) == 1
+        assert len(layouts(*tiles, "log-prob of pairs")) == 1
         assert len(layouts("finish", "sdpo", "ppo")) == 1
 
 
