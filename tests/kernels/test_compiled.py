@@ -222,3 +222,33 @@ def test_no_multiplication_is_fused_behind_the_formulas_back(architecture):
     text = compiled(f"log-prob, {SMALL} elements", "fp32", architecture).asm["ptx"]
     fused = [2 if pair else 1 for pair in re.findall(r"\bfma\.rn\.f32(x2)?\b", text)]
     assert sum(fused) == transition_triton.PER_THREAD  # one an element: b m + (a x)
+
+
+def test_steps_batches_and_scales_share_a_kernel():
+    """None of a loop's numbers is compiled into a kernel: not even 1, or a multiple of 16, unlike strides."""
+    size = 128
+    with stub_gpu(90), recorded() as launches:
+        for n, step in ((4, 0), (4, 1), (4, 16), (2, 3)):
+            m, x = torch.zeros(2, n, size)
+            transition_triton.ddim_step(m, x, rows(n), torch.arange(n), step, None)
+    assert len({id(launch.compiled) for launch in launches}) == 1
+    with stub_gpu(90), recorded() as launches:
+        for pairs, clip_range, scale in ((2, 0.1, 1.0), (2, 1, 1), (3, 0.5, 16)):
+            t, weight = [torch.zeros(pairs, 2, size)] * 3, torch.zeros(pairs)
+            arguments = (*t, torch.ones(pairs, 5), *vectors(pairs, 2), weight, clip_range, 5, scale)
+            losses_triton.sdpo_loss_and_grad(*arguments)
+    assert len({id(launch.compiled) for launch in launches}) == 1
+
+
+def test_what_is_compiled_is_what_the_launch_passes():
+    """The arguments' own types, and the alignment that they have."""
+    kernel = compiled(f"sdpo, grad, {SMALL} elements", "fp16", 90, "fp32", views=True)
+    signature = kernel.src.signature
+    named = {name: signature[name] for name in ("m_ptr", "x_ptr", "grad_ptr", "loss_ptr", "clip_range", "sums_ptr")}
+    assert named == {"m_ptr": "*fp16", "x_ptr": "*fp32", "grad_ptr": "*fp16", "loss_ptr": "*fp32",
+                     "clip_range": "fp32", "sums_ptr": "constexpr"}  # fmt: skip
+    assert signature["clipped_ptr"] in ("*i1", "*u1")  # a bool, as this version of Triton calls it
+    names = list(signature)
+    aligned = {names[path[0]] for path, attributes in kernel.src.attrs.items() if ["tt.divisibility", 16] in attributes}
+    assert {"m_ptr", "x_ptr", "grad_ptr", "m_outer", "x_inner"} <= aligned
+    assert not {"coefficients_stride", "one", "scale"} & aligned  # 5, never told, and a float
