@@ -25,6 +25,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
 
+from benchmarks import test_host_time  # noqa: E402
 from benchmarks._stub_driver import recorded, stub_gpu  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -252,3 +253,16 @@ def test_what_is_compiled_is_what_the_launch_passes():
     aligned = {names[path[0]] for path, attributes in kernel.src.attrs.items() if ["tt.divisibility", 16] in attributes}
     assert {"m_ptr", "x_ptr", "grad_ptr", "m_outer", "x_inner"} <= aligned
     assert not {"coefficients_stride", "one", "scale"} & aligned  # 5, never told, and a float
+
+
+def test_the_benchmark_of_host_time_measures_every_operation():
+    """A few calls of each: that the benchmark works, and how many kernels a call launches."""
+    found = {}
+    for name, call in test_host_time.operations().items():
+        with test_host_time.launches_of_cpu_tensors():
+            found[name] = test_host_time.measure(call, rounds=2)
+    assert {name: each["launches"] for name, each in found.items()} == {
+        "ddim_step": 1, "gaussian_log_prob": 1, "sdpo_loss_and_grad": 1, "ppo_clip_loss_and_grad": 1,
+        "anchor_similarity": 2,
+    }  # fmt: skip
+    assert all(0 < each["bare_us"] < each["call_us"] for each in found.values())
