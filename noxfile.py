@@ -34,19 +34,21 @@ def install(session: nox.Session, extra: str = "") -> None:
         (ENVIRONMENT / f".installed-{extra}").write_text(state)
 
 
-def python(session: nox.Session, *arguments: str, threads: int | None = None, **env: str) -> None:
+def python(
+    session: nox.Session, *arguments: str, threads: int | None = None, program: str = PYTHON, **env: str
+) -> None:
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    session.run(PYTHON, *arguments, external=True, env=env)
+    session.run(program, *arguments, external=True, env=env)
 
 
-def run_kernel_tests(session: nox.Session, mode: str, *arguments: str) -> None:
+def run_kernel_tests(session: nox.Session, mode: str, *arguments: str, program: str = PYTHON) -> None:
     """The tests of one mode (tests/conftest.py), in a process of their own."""
     files = {"interpreter": ["test_kernels.py"], "compiler": ["test_compiled.py"]}
     paths = [f"tests/kernels/{name}" for name in files.get(mode, ["test_kernels.py", "test_gpu.py"])]
     env = {"SDPO_KERNELS_TESTS": mode, "TRITON_CACHE_DIR": str(ENVIRONMENT / "triton")}
     if mode == "interpreter":
         env["TRITON_INTERPRET"] = "1"
-    python(session, "-m", "pytest", *paths, *arguments, threads=1, **env)
+    python(session, "-m", "pytest", *paths, *arguments, threads=1, program=program, **env)
 
 
 @nox.session(venv_backend="none")
@@ -76,6 +78,20 @@ def kernels(session: nox.Session) -> None:
     arguments = [argument for argument in session.posargs if argument != "--gpu"]
     for mode in ["gpu"] if "--gpu" in session.posargs else ["interpreter", "compiler"]:
         run_kernel_tests(session, mode, *arguments)
+
+
+@nox.session(python="3.12")
+def tests_gpu_stack(session: nox.Session) -> None:
+    """All tests with Python 3.12, PyTorch 2.11 and Triton 3.6, in an environment of their own; no GPU is needed.
+
+    PyPI's PyTorch brings CUDA's libraries; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares them.
+    """
+    session.install("-e", ".[test,gpu]", "torch==2.11.0", "triton==3.6.0")
+    program = str(Path(session.bin) / "python")
+    python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile")), threads=1, program=program)
+    if not session.posargs and TRITON:
+        for mode in ("interpreter", "compiler"):
+            run_kernel_tests(session, mode, program=program)
 
 
 @nox.session(venv_backend="none")
