@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from sdpo_bench import RunConfig, Trainer, dense, load_policy, load_reward
+from sdpo_bench.testbed import scorer
 
 torch.set_num_threads(1)
 CONFIG = RunConfig(steps=4, pairs=32, train_last_step=False, learning_rate=1e-4)
@@ -86,3 +87,26 @@ def test_forward(benchmark, trainer, trajectory, form):
         for ours, theirs in zip(function(), separate(64), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
         benchmark.pedantic(function, rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("form", ["fused upsampling", "plain"])
+def test_decode(benchmark, trainer, monkeypatch, form):
+    """64 latents to pictures: with upsampling and convolution as one operation (a CPU's way), and as diffusers has
+    them."""
+    policy = trainer.policy
+    latents = torch.randn(64, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    if form == "plain":
+        for layer in policy.pipeline.vae.decoder.modules():
+            if "forward" in vars(layer):
+                monkeypatch.delitem(vars(layer), "forward")
+    benchmark.pedantic(policy.decode, args=(latents,), rounds=20, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("chunk", [64, 1248])
+def test_score(benchmark, monkeypatch, chunk):
+    """1,248 pictures, an epoch of DDPO-dense at K = 20, through the alignment scorer: 64 at a time, or all at once."""
+    monkeypatch.setattr(scorer, "CHUNK", chunk)
+    images = torch.rand(1248, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    reward = load_reward("alignment")
+    prompts = [reward.scorer.prompts[0]] * len(images)
+    benchmark.pedantic(reward, args=(images, prompts), rounds=5, warmup_rounds=1)
