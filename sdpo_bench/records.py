@@ -18,19 +18,21 @@ import json
 import math
 import os
 import re
+import secrets
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from . import schema
+
 SCHEMA = 1
-COUNTERS = ("samples", "reward_queries", "optimiser_steps", "model_evaluations")
-CONFIG_KEYS = ("schema", "run_id", "label", "method", "model", "reward", "steps", "seed")
-DENSE_KEYS = ("budget", "queries_per_sample", "mae", "bias", "std", "corr", "return_corr", "return_sign")
+COUNTERS = tuple(schema.COUNTS)
 EVAL_COLUMNS = ("run", "label", "method", "model", "reward_trained", "reward", "seed", *COUNTERS, "epoch",
                 "steps", "split", "prompt", "noise_seed", "value", "training_steps", "device")
 RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
@@ -67,6 +69,8 @@ def _dumps(value: Any, indent: int | None = None) -> str:
                           separators=(",", ": ") if indent else (",", ":"))
     except ValueError as error:
         raise RecordError(f"not written, a value is NaN or infinite ({error}): has it diverged?") from error
+    except RecursionError as error:
+        raise RecordError("not written, lists or objects lie too deep in each other") from error
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -93,11 +97,28 @@ def _difference(stored: Any, new: Any, path: str = "") -> str | None:
     return None if stored == new else f"{path} (stored {stored!r}, new {new!r})"
 
 
+def temporary_name(name: str) -> str:
+    return f".{name}.{secrets.token_hex(8)}.tmp"
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what `write_atomic` left in a folder where it was killed. Only for who writes there alone."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces a file's content wholly or not at all, also when the disk is full or the power goes."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Replaces a file's content wholly or not at all, also when the disk is full or the power goes.
+
+    A link is replaced, not followed. Until then the content lies in a file of this call's own, `temporary_name`: of
+    two writers at the same time the later one's stays.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    # O_EXCL: never a file, or a link to one, that somebody else has put there.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        with open(temporary, "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -112,14 +133,41 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _parsed(content: bytes, path: Path, line: int | None = None) -> Any:
+    """JSON, in which NaN and infinity are not numbers; RecordError where it is not."""
+    try:
+        value = _DECODER.decode(content.decode())
+        if b"\\ud" in content or b"\\uD" in content:  # half a character, which no file's text can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise _bad(path, f"not JSON ({error})", line or getattr(error, "lineno", 1)) from error
+    except RecursionError as error:
+        raise _bad(path, "not a record: lists or objects lie too deep in each other", line) from error
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _bad(path, f"cannot be read ({error.strerror})") from error
+
+
 def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
     """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
     packed = path.with_suffix(path.suffix + ".gz")
     if path.exists():
-        lines = path.read_bytes().split(b"\n")
+        lines = _read(path).split(b"\n")
     elif packed.exists():
         try:
-            lines = gzip.decompress(packed.read_bytes()).split(b"\n")
+            lines = gzip.decompress(_read(packed)).split(b"\n")
         except (OSError, EOFError, zlib.error) as error:
             raise _bad(packed, f"not gzip ({error})") from error
     else:
@@ -128,23 +176,15 @@ def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
     if lines.pop() and not torn_ok:
         raise _bad(path, "the last line is torn", len(lines) + 1)
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise _bad(path, f"not JSON ({error})", number) from error
-        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        row = _parsed(line, path, number)
+        if not isinstance(row, dict) or not schema.is_count(row.get("epoch")):
             raise _bad(path, "not a row with an integer 'epoch'", number)
         rows.append(row)
     return rows
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _bad(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise _bad(path, f"not JSON ({error})", getattr(error, "lineno", 1)) from error
+    value = _parsed(_read(path), path)
     if not isinstance(value, dict):
         raise _bad(path, "not a JSON object", 1)
     return value
@@ -176,6 +216,7 @@ class RunWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_path = self.folder / ".lock"
         self._lock: int | None = self._acquire()
+        remove_temporaries(self.folder)
 
     def _acquire(self) -> int:
         while True:
@@ -330,30 +371,26 @@ class RunRecord:
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
-    missing = [key for key in CONFIG_KEYS if key not in config]
-    if missing:
-        raise _bad(path, f"the configuration lacks {', '.join(missing)}")
-    if config["schema"] != SCHEMA:
-        raise RecordError(f"{path}: schema {config['schema']!r}, not {SCHEMA}; use the version that wrote it")
-    if not isinstance(config["method"], dict) or "name" not in config["method"]:
-        raise _bad(path, "'method' is not an object with a 'name'")
+    if "schema" in config and config["schema"] != SCHEMA:
+        raise RecordError(f"{path}: schema {schema.shortened(config['schema'])}, not {SCHEMA}; use the version that "
+                          "wrote it")
+    if found := schema.problem(config, {"schema": schema.COUNT} | schema.CONFIG, schema.CONFIG_OPTIONAL):
+        raise _bad(path, f"the configuration: {found}")
     if config["run_id"] != (expected := run_id(config)):
         raise _bad(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
     if config["run_id"] != path.parent.name:
         raise RecordError(f"{path}: the folder has another name; rename it to {config['run_id']}")
 
 
+def _config(path: Path) -> dict[str, Any]:
+    config = _object(path)
+    _check_config(config, path)
+    return config
+
+
 def _check_eval(row: Mapping[str, Any], where: str) -> None:
-    keys = (*COUNTERS, "reward", "steps", "values", "noise_seeds")
-    if missing := [key for key in keys if key not in row]:
-        raise _bad(where, f"lacks {', '.join(missing)}")
-    for split, prompts in row["values"].items():
-        for prompt, values in prompts.items():
-            if len(values) != len(row["noise_seeds"]):
-                raise _bad(where, f"{split} prompt {prompt!r} has {len(values)} values for "
-                                  f"{len(row['noise_seeds'])} noise seeds")
-            if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-                raise _bad(where, f"{split} prompt {prompt!r} has a value that is not a finite number")
+    if found := schema.evaluation_problem(row):
+        raise _bad(where, found)
 
 
 def load_run(folder: str | os.PathLike[str]) -> RunRecord:
@@ -364,16 +401,21 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
     """
     folder = Path(folder)
     done = _object(folder / "done.json") if (folder / "done.json").exists() else None
-    config = _object(folder / "config.json")
-    _check_config(config, folder / "config.json")
+    config = _config(folder / "config.json")
     provenance = _object(folder / "provenance.json")
-    if missing := [key for key in ("commit", "device", "versions") if key not in provenance]:
-        raise _bad(folder / "provenance.json", f"lacks {', '.join(missing)}")
+    earlier = provenance.get("earlier", [])
+    for part in (provenance, *earlier) if isinstance(earlier, list) else (None,):
+        if not isinstance(part, dict):
+            raise _bad(folder / "provenance.json", "'earlier' is not a list of objects")
+        if found := schema.problem(part, schema.PROVENANCE, schema.PROVENANCE_OPTIONAL):
+            raise _bad(folder / "provenance.json", found)
+    if done is not None and (found := schema.problem(done, {}, schema.DONE_OPTIONAL)):
+        raise _bad(folder / "done.json", found)
     train = _lines(folder / "train.jsonl", torn_ok=done is None)
     evaluations = _lines(folder / "eval.jsonl", torn_ok=done is None)
     for number, row in enumerate(train, 1):
-        if missing := [key for key in (*COUNTERS, "seconds") if key not in row]:
-            raise _bad(folder / "train.jsonl", f"lacks {', '.join(missing)}", number)
+        if found := schema.problem(row, schema.TRAIN):
+            raise _bad(folder / "train.jsonl", found, number)
         if number > 1 and row["epoch"] <= train[number - 2]["epoch"]:
             raise _bad(folder / "train.jsonl", f"epoch {row['epoch']} does not follow", number)
     keys = set()
@@ -385,9 +427,13 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
     if done is not None and not evaluations:
         raise _bad(folder / "eval.jsonl", "a finished run without an evaluation")
     dense = _lines(folder / "dense.jsonl", torn_ok=done is None)
+    keys = set()
     for number, row in enumerate(dense, 1):
-        if missing := [key for key in DENSE_KEYS if key not in row]:
-            raise _bad(folder / "dense.jsonl", f"lacks {', '.join(missing)}", number)
+        if found := schema.dense_problem(row, config["steps"]):
+            raise _bad(folder / "dense.jsonl", found, number)
+        if (row["epoch"], row["budget"]) in keys:
+            raise _bad(folder / "dense.jsonl", "this epoch and budget is there twice", number)
+        keys.add((row["epoch"], row["budget"]))
     return RunRecord(folder, config, provenance, train, evaluations, dense, done)
 
 
@@ -398,10 +444,21 @@ def _folders(profile: str | os.PathLike[str]) -> list[Path]:
     return sorted(path for path in raw.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def load_profile(folder: str | os.PathLike[str]) -> list[RunRecord]:
-    """The finished runs of `results/<profile>`, sorted by model, reward, training steps, label, seed and
-    id."""
-    runs = [load_run(path) for path in _folders(folder) if (path / "done.json").exists()]
+def load_profile(folder: str | os.PathLike[str], means: bool = False) -> list[RunRecord]:
+    """The finished runs of `results/<profile>`, sorted by model, reward, training steps, label, seed and id.
+
+    `means`: for tables, in a fraction of the memory: in place of an evaluation's `values` by split, prompt and noise
+    there are its `means` by split, and its `prompts`.
+    """
+    runs: list[RunRecord] = []
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # lists of prompts, each kept once
+    for path in _folders(folder):
+        if (path / "done.json").exists():
+            runs.append(run := load_run(path))
+            for row in run.eval if means else ():
+                row["means"] = evaluation_means(row)
+                prompts = {split: tuple(sorted(prompts)) for split, prompts in row.pop("values").items()}
+                row["prompts"] = {split: known.setdefault(names, names) for split, names in prompts.items()}
     return sorted(runs, key=lambda run: run.sort_key)
 
 
@@ -416,7 +473,7 @@ def pack(folder: str | os.PathLike[str]) -> int:
     return len(runs)
 
 
-PLAN_KEYS = ("run_id", "label", "model", "reward", "steps", "seed")
+PLAN_KEYS = tuple(schema.PLANNED)
 
 
 def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
@@ -432,12 +489,13 @@ def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, An
 def _plan(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    try:
-        rows = json.loads(path.read_bytes())
-        if any(row.keys() != {*PLAN_KEYS} for row in rows):
-            raise ValueError(f"its entries have not the keys {', '.join(PLAN_KEYS)}")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise _bad(path, f"not a list of planned runs ({error})") from error
+    rows = _parsed(_read(path), path)
+    if not isinstance(rows, list):
+        raise _bad(path, "not a list of planned runs")
+    for row in rows:
+        found = schema.problem(row, schema.PLANNED) if isinstance(row, dict) else "an entry is no object"
+        if found or row.keys() != {*PLAN_KEYS}:
+            raise _bad(path, f"not a list of planned runs ({found or f'keys other than {PLAN_KEYS}'})")
     return list(rows)
 
 
@@ -445,39 +503,47 @@ def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Configurations of the profile's runs without `done.json`, sorted by id: whole ones of those that were begun
     (only `run_id` where none was written yet), `PLAN_KEYS` of those in plan.json that were not."""
     paths = {path.name: path for path in _folders(folder)}
-    pending = {name: _object(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
+    pending = {name: _config(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
                for name, path in paths.items() if not (path / "done.json").exists()}
     planned = {row["run_id"]: row for row in _plan(Path(folder) / "plan.json") if row["run_id"] not in paths}
     return [config for _, config in sorted((planned | pending).items())]
 
 
-def _rows(runs: Iterable[RunRecord], means: bool) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
+def evaluation_means(row: Mapping[str, Any]) -> dict[str, float]:
+    """Means over prompts and noises of a row of eval.jsonl, by split."""
+    if "means" in row:
+        return dict(row["means"])
+    found = {}
+    for split, prompts in sorted(row["values"].items()):
+        values = list(chain.from_iterable(prompts.values()))
+        found[split] = math.fsum(values) / len(values)
+    return found
+
+
+def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any], tuple[Any, ...]]]:
+    """Each evaluation with the first columns of its rows in a frame."""
     for run in runs:
         c = run.config
         for e in run.eval:
-            head = (c["run_id"], c["label"], c["method"]["name"], c["model"], c["reward"], e["reward"],
-                    c["seed"], *(e[counter] for counter in COUNTERS), e["epoch"], e["steps"])
-            for split, prompts in sorted(e["values"].items()):
-                if means:
-                    values = [value for _, seeds in sorted(prompts.items()) for value in seeds]
-                    rows.append((*head, split, math.fsum(values) / len(values), c["steps"], run.device))
-                else:
-                    rows.extend((*head, split, prompt, seed, value, c["steps"], run.device)
-                                for prompt, seeds in sorted(prompts.items())
-                                for seed, value in zip(e["noise_seeds"], seeds, strict=True))
-    return rows
+            yield run, e, (c["run_id"], c["label"], c["method"]["name"], c["model"], c["reward"], e["reward"],
+                           c["seed"], *(e[counter] for counter in COUNTERS), e["epoch"], e["steps"])
 
 
 def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Every evaluated value, one row each: columns `EVAL_COLUMNS`; `steps` are sampling steps,
     `training_steps` the run's own K, `split` is seen or unseen prompts, the counters are cumulative at that
     evaluation."""
-    return pd.DataFrame(_rows(records, means=False), columns=list(EVAL_COLUMNS))
+    rows = [(*head, split, prompt, seed, value, run.config["steps"], run.device)
+            for run, e, head in _heads(records) for split, prompts in sorted(e["values"].items())
+            for prompt, seeds in sorted(prompts.items())
+            for seed, value in zip(e["noise_seeds"], seeds, strict=True)]
+    return pd.DataFrame(rows, columns=list(EVAL_COLUMNS))
 
 
 def mean_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """As `eval_frame`, but the mean over prompts and noises: a row per run, epoch, reward, step count and
     split."""
+    rows = [(*head, split, mean, run.config["steps"], run.device)
+            for run, e, head in _heads(records) for split, mean in evaluation_means(e).items()]
     columns = [column for column in EVAL_COLUMNS if column not in ("prompt", "noise_seed")]
-    return pd.DataFrame(_rows(records, means=True), columns=columns)
+    return pd.DataFrame(rows, columns=columns)
