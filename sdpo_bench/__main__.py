@@ -18,6 +18,7 @@ from typing import Any, Literal
 import tyro
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.terminal import echo
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,10 @@ class Evaluate:
             **given, reward=rewards[0], eval_rewards=rewards, finetune="full" if full else "lora", epochs=0
         )
         rows = evaluate_model(config, weights, rank, alpha)
-        print(evaluation_table(rows))
+        echo(evaluation_table(rows))
         if out is not None:
             write_atomic(out, (json.dumps(rows, indent=1) + "\n").encode())
-            print(f"every value: {out}")
+            echo(f"every value: {out}")
         return 0
 
 
@@ -174,7 +175,7 @@ class Tables:
 
     def __call__(self) -> int:
         from sdpo_bench.records import pack
-        from sdpo_bench.reproduce import reference_results, shown, write_all
+        from sdpo_bench.results import reference_results, shown, sources, write_all
 
         results = reference_results()
         present = [*results.glob("*"), *results.glob("kernels/*")]
@@ -188,12 +189,12 @@ class Tables:
             if self.check or not self.folders:
                 raise UserError("--pack changes records: name their folders, and leave out --check")
             for folder in folders:
-                print(f"{shown(folder)}: {pack(folder)} compressed")
+                echo(f"{shown(folder)}: {pack(folder)} compressed")
         if self.check:
             return check_tables(folders)
         for folder in folders:
             write_all(folder)
-            print(f"{shown(folder)}: tables, figures and report written")
+            echo(f"{shown(folder)}: tables, figures and report written")
         return 0
 
 
@@ -225,7 +226,7 @@ class Compare:
         from sdpo_bench.provenance import repository
 
         results = self.results or (repository() or Path()) / "results"
-        print(rendered(compare(self.a, self.b, results / self.profile.replace("-", "_")), self.format))
+        echo(rendered(compare(self.a, self.b, results / self.profile.replace("-", "_")), self.format))
         return 0
 
 
@@ -321,38 +322,14 @@ def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records and plan, the paper's curves, or a device's
-    benchmarks. None for a folder that holds none."""
-    from sdpo_bench.kernel_results import record_files
-    from sdpo_bench.paper import CURVES
-
-    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()] + record_files(folder)
-    return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
-
-
 def check_tables(folders: Sequence[Path]) -> int:
     """Compares generated files byte by byte with what the records give now."""
-    import tempfile
+    from sdpo_bench.generated import differences
+    from sdpo_bench.results import files, shown
 
-    from sdpo_bench.reproduce import shown, write_all
-
-    wrong = []
-    for folder in folders:
-        with tempfile.TemporaryDirectory() as temporary:
-            fresh = Path(temporary, *folder.resolve().parts[-2:])  # the names say what it is, and whose
-            fresh.mkdir(parents=True)
-            for path in sources(folder):
-                (fresh / path.name).symlink_to(path.resolve())
-            expected = {path.relative_to(fresh).as_posix(): path.read_bytes() for path in write_all(fresh)}
-            # Files that nothing gives any more are found where only generated ones lie.
-            kept = [folder / name for name in expected] + [*folder.glob("tables/*"), *folder.glob("figures/*")]
-            found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept if path.is_file()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                why = "missing" if name not in found else "not from these records" if name not in expected else "other"
-                wrong.append(f"{shown(folder / name)}: {why}")
-    print("\n".join(wrong) if wrong else f"{len(folders)} folders: all files are what their records give")
+    wrong = [f"{shown(folder / name)}: {why}" for folder in folders
+             for name, why in differences(folder, files(folder)).items()]  # fmt: skip
+    echo("\n".join(wrong) if wrong else f"{len(folders)} folders: all files are what their records give")
     if wrong:
         print(
             "error: the files above differ; `sdpo-bench tables` writes them anew. (Pictures are the same to the byte "
@@ -412,7 +389,8 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
 
     from sdpo_bench.distributed import join
     from sdpo_bench.records import load_run, run_id
-    from sdpo_bench.reproduce import shown, speed
+    from sdpo_bench.reproduce import speed
+    from sdpo_bench.results import shown
     from sdpo_bench.tracking import Tracker
     from sdpo_bench.trainer import train as run
 
@@ -442,16 +420,18 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
         return 0
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
-    print(evaluation_table([row for row in record.eval if row["epoch"] == last]))
-    print(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
+    echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
+    echo(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
     weights = folder / ("adapter" if config.finetune == "lora" else "model")
     if weights.is_dir():
         how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
-        print(f'weights: {how}("{shown(weights)}")')
+        echo(f'weights: {how}("{shown(weights)}")')
     return 0
 
 
-NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NOT_WRITABLE = (
+    errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
+)  # fmt: skip
 COMMANDS: dict[str, Callable[[], type]] = {
     "reproduce": lambda: Reproduce,
     "train": train_command,
@@ -542,7 +522,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = str(error)
         else:
             raise
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    echo("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
 
 

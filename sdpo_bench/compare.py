@@ -12,7 +12,7 @@ from scipy import stats
 from .errors import UserError
 from .groups import START, Group, label_key, load_groups
 from .records import RunRecord, slug
-from .tables import DASH, Pair, Table, aligned, joined, markdown, paired_table, text
+from .tables import DASH, Pair, Table, aligned, csv, joined, markdown, paired_table, text
 
 MEASURING = ("eval_noises", "eval_seed", "eta", "guidance", "noise_level", "resolution", "sampler")  # of config.json
 
@@ -121,7 +121,7 @@ def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
     """What decides how a run's values of a reward were measured."""
     rows = [row for row in run.eval if row["reward"] == reward]
     version = run.provenance.get("rewards", {}).get(reward, {})
-    prompts = {split: sorted(names) for row in rows for split, names in row["values"].items()}
+    prompts = {split: names for row in rows for split, names in row["prompts"].items()}
     return ({key: run.config.get(key) for key in MEASURING}, {key: version.get(key) for key in ("revision", "scale")},
             prompts, {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})})
 
@@ -140,8 +140,7 @@ def _differing(pair: Pair) -> str:
 def rendered(tables: list[Table], form: str) -> str:
     """The tables as aligned text, as Markdown or as one CSV."""
     if form == "csv":
-        return pd.concat([table.frame for table in tables]).to_csv(
-            index=False, float_format="%.6g", lineterminator="\n").rstrip()
+        return csv(pd.concat([table.frame for table in tables], ignore_index=True)).rstrip()
     if form == "markdown":
         return "\n\n".join(markdown(table) for table in tables)
     return "\n\n".join(map(text, tables))

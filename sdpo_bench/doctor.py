@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.terminal import echo
 
 GIB = 2**30
 
@@ -50,8 +51,9 @@ def _rewards() -> str:
 
 
 def _results() -> str:
-    from sdpo_bench.reproduce import reference_results, shown
-    from sdpo_bench.tables import build_tables, load_groups
+    from sdpo_bench.groups import load_groups
+    from sdpo_bench.results import reference_results, shown
+    from sdpo_bench.tables import build_tables
 
     # The tables of all take a minute: here only those that the first command is compared with.
     quick = reference_results() / "quick"
@@ -76,11 +78,11 @@ def examine() -> int:
     failed = 0
     for name, (check, remedy) in CHECKS.items():
         try:
-            print(f"ok      {name}: {check()}")
+            echo(f"ok      {name}: {check()}")
         except Exception as error:  # whatever is wrong, the other checks should still be made
             failed += 1
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            print(f"FAILED  {name}: {kind}{' '.join(str(error).split())}\n        {remedy}")
+            echo(f"FAILED  {name}: {kind}{' '.join(str(error).split())}\n        {remedy}")
     print("all is well: sdpo-bench reproduce" if not failed else f"{failed} of {len(CHECKS)} checks failed")
     return 1 if failed else 0
 
@@ -99,7 +101,7 @@ def fits(config: Any, memory: float | None = None) -> int:
         config = replace(config, rows=2 * config.pairs * costs.branches)
         config = replace(config, rows=largest_rows(costs, config, allowed) or 1)
     found = estimate(costs, config)
-    print(
+    echo(
         f"{config.model}: {costs.family}, {config.method}, {config.dtype}, {config.steps} steps, {config.pairs} pairs, "
         f"{config.rows} rows, {costs.trained:,} trained weights"
     )
@@ -112,7 +114,7 @@ def fits(config: Any, memory: float | None = None) -> int:
             print(f"  {title}")
         for part, size in parts.items():
             count = f"  {costs.networks[part][0] / 1e6:,.1f} M weights" if part in costs.networks else ""
-            print(f"    {part:<34}{size / GIB:>9.2f} GiB{count}")
+            echo(f"    {part:<34}{size / GIB:>9.2f} GiB{count}")
     rewards = "without " + ("reward models' passes" if config.eval_rewards else "reward models (--rewards adds them)")
     need = f"{found.peak / GIB:.2f} GiB, {rewards}, of {allowed / GIB:.2f} on {name} (90 % of its memory)"
     if found.peak <= allowed:

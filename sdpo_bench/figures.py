@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,11 +23,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from .groups import START, Group, Values, label_key, load_groups, parent, shown_split, steps_of
+from .groups import START, Group, Values, label_key, parent, shown_split, steps_of
 from .paper import METHODS, load_curves
-from .records import RecordError, RunRecord, write_atomic
+from .records import RecordError, RunRecord
 from .statistics import paired_difference
-from .tables import MIN_RUNS, clear, joined, summary
+from .tables import MIN_RUNS, joined, summary
 
 KNOWN = {  # label: (colour, marker)
     START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
@@ -50,7 +48,9 @@ RC: Any = {
     "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4, "legend.frameon": False,
     "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "sdpo_bench", "svg.fonttype": "path",
 }
-TEXT = RC | {"font.size": 10, "svg.fonttype": "none", "xtick.bottom": False, "ytick.left": False}  # small files
+TEXT = RC | {  # small files, and a label's dollars are dollars
+    "font.size": 10, "svg.fonttype": "none", "xtick.bottom": False, "ytick.left": False, "text.parse_math": False,
+}
 
 Style = dict[str, dict[str, Any]]  # label -> matplotlib's properties of its line
 
@@ -187,16 +187,18 @@ def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: st
 
 def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str,
            style: dict[str, Any]) -> None:
-    f = group.curves[(group.curves["label"] == label) & (group.curves["reward"] == group.reward)
-                     & (group.curves["split"] == split) & (group.curves["steps"] == steps)]
+    evaluated: dict[int, list[dict[str, Any]]] = {}
+    for run in group.runs:
+        for row in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
+            evaluated.setdefault(row["epoch"], []).append(row)
     points = []
     start = group.cell(START, group.reward, split, steps)
-    if start and not (f["epoch"] == 0).any() and len(f):
+    if start and evaluated and 0 not in evaluated:
         # Before its first update every run is the start.
         points.append((0.0, *(next(iter(start.values())),) * 3))
-    for _, rows in f.groupby("epoch", sort=True):
-        values = dict(zip(rows["seed"].astype(int), rows["value"].astype(float), strict=True))
-        points.append((float(rows[counter].mean()), *_band(values)))
+    for _, rows in sorted(evaluated.items()):
+        band = _band({row["seed"]: row["value"] for row in rows})
+        points.append((float(np.mean([row[counter] for row in rows])), *band))
     if points:
         x, y, low, high = np.array(points).T
         axis.plot(x, y, markevery=[-1], **style)
@@ -268,9 +270,9 @@ def reward_by_steps(group: Group, style: Style) -> Figure:
 def changes(group: Group, label: str, reward: str) -> Values:
     """By seed, how much `reward` has changed from the start at the run's end: mean over the numbers of sampling steps
     that both evaluated, on the shown prompts. Empty without a start."""
-    split = shown_split(group.values)
+    split = group.shown_split
     found: dict[int, list[float]] = {}
-    for steps in steps_of(group.values[group.values["reward"] == reward]):
+    for steps in group.steps_of(reward):
         start = group.cell(START, reward, split, steps)
         for seed, value in group.cell(label, reward, split, steps).items() if start else ():
             found.setdefault(seed, []).append(value - next(iter(start.values())))
@@ -570,15 +572,7 @@ def svg(figure: Figure) -> str:
     return text
 
 
-def write_figures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `results/<profile>/figures/*.svg` anew; returns the paths, sorted."""
-    target = Path(folder) / "figures"
-    target.mkdir(parents=True, exist_ok=True)
-    written = []
+def figure_files(figures: Iterable[Drawing]) -> dict[str, bytes]:
+    """`figures/*.svg`, by name."""
     with matplotlib.rc_context(TEXT):
-        for drawing in drawings(load_groups(folder)):
-            path = target / f"{drawing.name}.svg"
-            write_atomic(path, svg(drawing.draw()).encode())
-            written.append(path)
-    clear(target, (".png", ".svg"), written)
-    return sorted(written)
+        return {f"figures/{drawing.name}.svg": svg(drawing.draw()).encode() for drawing in figures}

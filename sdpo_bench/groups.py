@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ START = "start"
 ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
 
 Values = dict[int, float]  # seed -> value of that run
+LONGEST = 40  # characters of a part of a file's name, of which a table's has four: systems allow 255 bytes
 
 
 def parent(label: str) -> str | None:
@@ -31,6 +33,12 @@ def label_key(label: str) -> tuple[int, str]:
     """Sort key: the known methods in the order of `ORDER`, each before its ablations, then the others by name."""
     method = parent(label) or label
     return (ORDER.index(method) if method in ORDER else len(ORDER), label)
+
+
+def name_part(text: str) -> str:
+    """A text as a part of a file's name: its slug, or the beginning of a long one and a hash."""
+    short = slug(text)
+    return short if len(short) <= LONGEST else f"{short[:LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,36 @@ class Group:
     curves: pd.DataFrame
     missing: tuple[str, ...]
 
-    @property
+    @cached_property
+    def ids(self) -> dict[tuple[str, int], list[str]]:
+        """Ids of the runs of a label and seed."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for run in self.runs:
+            found.setdefault((run.label, run.config["seed"]), []).append(run.run_id)
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {str(name): column.tolist() for name, column in self.curves.sort_values("epoch").items()}
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str, str, int], list[int]]:
+        found: dict[tuple[str, str, str, int], list[int]] = {}
+        keys = (self._columns[name] for name in ("run", "reward", "split", "steps"))
+        for place, key in enumerate(zip(*keys, strict=True)):
+            found.setdefault(key, []).append(place)
+        return found
+
+    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[dict[str, Any]]:
+        """A run's evaluations, rows of `curves`, by epoch."""
+        return [{name: column[place] for name, column in self._columns.items()}
+                for place in self._places.get((run_id, reward, split, steps), ())]
+
+    @cached_property
     def labels(self) -> list[str]:
         return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """The labels that are not ablations, the start among them."""
         return [label for label in self.labels if parent(label) is None]
@@ -70,12 +103,24 @@ class Group:
     def title(self) -> str:
         return f"trained on {self.reward} with K = {self.steps}, {self.model} on {self.device}"
 
+    @cached_property
+    def _steps(self) -> dict[str, list[int]]:
+        return {str(reward): steps_of(rows) for reward, rows in self.values.groupby("reward")}
+
+    def steps_of(self, reward: str) -> list[int]:
+        """Numbers of sampling steps at which a reward was evaluated."""
+        return self._steps.get(reward, [])
+
     @property
     def steps_evaluated(self) -> list[int]:
         """Numbers of sampling steps at which the trained reward was evaluated."""
-        return steps_of(self.values[self.values["reward"] == self.reward])
+        return self.steps_of(self.reward)
 
-    @property
+    @cached_property
+    def shown_split(self) -> str:
+        return shown_split(self.values)
+
+    @cached_property
     def splits(self) -> list[str]:
         """Prompt lists on which the trained reward was evaluated."""
         return sorted(self.values.loc[self.values["reward"] == self.reward, "split"].unique())
@@ -125,13 +170,32 @@ def still_missing(pending: list[dict[str, Any]]) -> str:
     return ", ".join([*parts, *(str(c["run_id"]) for c in pending if "label" not in c)])
 
 
+@dataclass(frozen=True)
+class Results:
+    """A profile's folder as read once: its finished runs, these in `groups`, and the configurations of the others."""
+
+    folder: Path
+    runs: list[RunRecord]
+    groups: list[Group]
+    unfinished: list[dict[str, Any]]
+
+    @property
+    def profile(self) -> str:
+        return self.folder.resolve().name
+
+
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
-    """The groups of `results/<profile>`, sorted. Files of the device with most runs carry no device in their
+    """The groups of `results/<profile>`, as of `load_results`."""
+    return load_results(folder).groups
+
+
+def load_results(folder: str | os.PathLike[str]) -> Results:
+    """Reads `results/<profile>`, its groups sorted. Files of the device with most runs carry no device in their
     name.
 
     Errors: `RecordError`, of unsound records, or of two configurations under one label.
     """
-    runs = load_profile(folder)
+    runs = load_profile(folder, means=True)
     _check_labels(runs)
     profile = Path(folder).resolve().name
     trained = [run for run in runs if run.label != START]
@@ -139,7 +203,8 @@ def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
     devices = [run.device for run in runs]
     main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
     models = {run.config["model"] for run in runs}
-    pending = [config for config in unfinished_runs(folder) if "label" in config]
+    unfinished = unfinished_runs(folder)
+    pending = [config for config in unfinished if "label" in config]
     keys = sorted({(run.device, run.config["model"], run.config["reward"], run.config["steps"])
                    for run in trained or starts})
     groups = []
@@ -152,12 +217,12 @@ def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
                                       run.sort_key))
         missing = {str(config["label"]) for config in pending if device == main_device and
                    (config["model"], config["reward"], config["steps"]) == (model, reward, steps)}
-        suffix = f"_{slug(reward)}_k{steps}" + (f"_{slug(str(model))}" if len(models) > 1 else "")
-        suffix += f"_{slug(device)}" if device != main_device else ""
+        suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
+        suffix += f"_{name_part(device)}" if device != main_device else ""
         chosen = (*fitting[:1], *own)
         groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen),
                             tuple(sorted(missing))))
-    return groups
+    return Results(Path(folder), runs, groups, unfinished)
 
 
 def query_budget(group: Group) -> int | None:
@@ -175,18 +240,19 @@ def at_equal_queries(group: Group) -> Group | None:
     straight line from start to end is no estimate.
     """
     budget = query_budget(group)
-    curves = group.curves[group.curves["reward"] == group.reward]
     if not budget:
         return None
     rows, unknown = [], set()
-    for (_, split, steps), points in curves.groupby(["run", "split", "steps"]):
-        points = points.sort_values("epoch")
-        last = points.iloc[-1].to_dict()
-        x, y, samples = (points[name].to_list() for name in ("reward_queries", "value", "samples"))
+    curves = group.curves[group.curves["reward"] == group.reward]
+    keys = {*zip(*(curves[name] for name in ("run", "split", "steps")), strict=True)}
+    for run, split, steps in sorted(keys):
+        points = group.points(run, group.reward, split, steps)
+        last = points[-1]
+        x, y, samples = ([row[name] for row in points] for name in ("reward_queries", "value", "samples"))
         if last["label"] != START:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
-            start = group.cell(START, group.reward, str(split), int(str(steps)))
+            start = group.cell(START, group.reward, split, steps)
             if x[0] > 0 and start:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:

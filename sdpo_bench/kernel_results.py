@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from .errors import UserError
-from .records import slug, write_atomic
-from .tables import DASH, Table, aligned, clear, markdown
+from .records import slug
+from .tables import DASH, Table, aligned, csv, escaped, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -406,17 +406,16 @@ def facts(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"- **Wrong, so not timed: {', '.join(failed)}**")
     skipped = record.get("skipped") or {}
     lines += [f"- Not measured: {name}: {reason}" for name, reason in sorted(skipped.items())]
-    return lines
+    return [escaped(line) for line in lines]
 
 
-def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `results/kernels/<device>/{README.md,tables/,figures/}` anew; returns the paths, sorted."""
+def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """All that is generated in `results/kernels/<device>`, by name: README.md, tables/, figures/."""
     import matplotlib
 
     from .figures import RC, _bytes
 
-    folder = Path(folder)
-    contents: dict[Path, bytes] = {}
+    contents: dict[str, bytes] = {}
     sections: list[str] = []
     device = ""
     for path in record_files(folder):
@@ -444,7 +443,7 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
             with matplotlib.rc_context(RC):
                 figure = speed_figure(group, f"{kind[:1].upper() + kind[1:]}: bandwidth by {clock}")
                 for suffix in (".png", ".svg"):
-                    contents[folder / "figures" / f"{name}{suffix}"] = _bytes(figure, suffix)
+                    contents[f"figures/{name}{suffix}"] = _bytes(figure, suffix)
             parts.append(
                 f"**{clock}**: {CLOCKS[str(clock)]}. Times: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).\n\n"
                 f"![Bandwidth against size, {clock}](figures/{name}.png)"
@@ -457,19 +456,12 @@ def write_kernel_tables(folder: str | os.PathLike[str]) -> list[Path]:
                 parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
                 parts.append("\n".join(step_verdicts(steps)))
         for table in tables:
-            contents[folder / "tables" / f"{table.name}.md"] = f"{markdown(table)}\n".encode()
-            text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-            contents[folder / "tables" / f"{table.name}.csv"] = text.encode()
+            contents[f"tables/{table.name}.md"] = f"{markdown(table)}\n".encode()
+            contents[f"tables/{table.name}.csv"] = csv(table.frame).encode()
         sections.append("\n\n".join(parts))
     intro = (
-        f"# {device}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. What is "
-        "measured, and how: [Benchmarks](../../../docs/benchmarks.md)."
+        f"# {escaped(device)}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. "
+        "What is measured, and how: [Benchmarks](../../../docs/benchmarks.md)."
     )
-    contents[folder / "README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
-    for path, content in contents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-    for name, suffixes in (("tables", (".md", ".csv")), ("figures", (".png", ".svg"))):
-        if (folder / name).is_dir():
-            clear(folder / name, suffixes, contents)
-    return sorted(contents)
+    contents["README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
+    return contents

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .records import RecordError, write_atomic
-from .tables import DASH, Table, clear, latex, markdown
+from .records import RecordError
+from .tables import DASH, Table, table_files
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "paper"
 CURVES = "aesthetic_sd_turbo_curves.csv"
@@ -135,17 +135,6 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
     return [first, second, third]
 
 
-def write_paper_tables(folder: str | os.PathLike[str] = FOLDER) -> list[Path]:
-    """Writes `results/paper/tables/*.{md,csv,tex}` anew from the curves; returns the paths, sorted."""
-    target = Path(folder) / "tables"
-    contents = {}
-    for table in build_tables(load_curves(folder)):
-        contents[target / f"{table.name}.md"] = markdown(table) + "\n"
-        contents[target / f"{table.name}.tex"] = latex(table) + "\n"
-        contents[target / f"{table.name}.csv"] = table.frame.to_csv(index=False, float_format="%.6g",
-                                                                    lineterminator="\n")
-    target.mkdir(parents=True, exist_ok=True)
-    for path, text in contents.items():
-        write_atomic(path, text.encode())
-    clear(target, (".md", ".csv", ".tex"), contents)
-    return sorted(contents)
+def paper_files(folder: str | os.PathLike[str] = FOLDER) -> dict[str, bytes]:
+    """`tables/*.{md,csv,tex}` of `results/paper`, by name, as the curves give them."""
+    return table_files(build_tables(load_curves(folder)))

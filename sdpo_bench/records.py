@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -101,10 +101,12 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(8)}.tmp"
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Removes what `write_atomic` left in a folder where it was killed. Only for who writes there alone."""
+def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
+    """Removes what `write_atomic` left in a folder where it was killed, of files of these names, or of all. Only for
+    who writes them alone."""
     for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
+        found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name)
+        if found and (names is None or found[1] in names):
             path.unlink(missing_ok=True)
 
 
@@ -427,13 +429,13 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
     if done is not None and not evaluations:
         raise _bad(folder / "eval.jsonl", "a finished run without an evaluation")
     dense = _lines(folder / "dense.jsonl", torn_ok=done is None)
-    keys = set()
+    probed = set()
     for number, row in enumerate(dense, 1):
         if found := schema.dense_problem(row, config["steps"]):
             raise _bad(folder / "dense.jsonl", found, number)
-        if (row["epoch"], row["budget"]) in keys:
+        if (row["epoch"], row["budget"]) in probed:
             raise _bad(folder / "dense.jsonl", "this epoch and budget is there twice", number)
-        keys.add((row["epoch"], row["budget"]))
+        probed.add((row["epoch"], row["budget"]))
     return RunRecord(folder, config, provenance, train, evaluations, dense, done)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from .figures import Drawing, drawings, pictures
-from .groups import START, load_groups, still_missing
+from .figures import Drawing, drawings, figure_files, pictures
+from .groups import START, Results, load_results, still_missing
 from .paper import METHODS
-from .records import RecordError, RunRecord, load_profile, unfinished_runs, write_atomic
-from .tables import RERUN, Table, build_tables, joined, markdown
+from .records import RunRecord
+from .tables import RERUN, Table, build_tables, escaped, joined, markdown, table_files
+from .terminal import printable
 
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page
@@ -98,72 +99,81 @@ def _summary(runs: list[RunRecord]) -> str:
             f"device: {joined(sorted({run.device for run in trained}))}.")
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    groups, runs = load_groups(folder), load_profile(folder)
-    profile = folder.resolve().name
-    figures = drawings(groups)
-    for drawing in figures:
-        if not (path := folder / "figures" / f"{drawing.name}.svg").exists():
-            raise RecordError(f"{path}: missing; write the figures before the report")
-    tables = build_tables(groups)
+def _facts(results: Results, tables: list[Table], figures: list[Drawing]) -> dict[str, Any]:
+    runs, groups = results.runs, results.groups
     compared = any(label in METHODS for group in groups for label in group.labels)
     return {
-        "profile": profile, "groups": groups, "figures": figures, "sections": sections(tables), "tables": tables,
-        "headings": list(dict.fromkeys(drawing.heading for drawing in figures)), "summary": _summary(runs),
+        "profile": printable(results.profile), "groups": groups, "figures": figures, "sections": sections(tables),
+        "tables": tables, "headings": list(dict.fromkeys(drawing.heading for drawing in figures)),
+        "summary": _summary(runs), "unfinished": still_missing(results.unfinished),
         "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
-        "provenance": _versions(runs), "unfinished": still_missing(unfinished_runs(folder)),
-        "commands": sorted({str(run.provenance.get("command", "")) for run in runs} - {""}),
-        "resume": RERUN.format(profile), "regenerate": REGENERATE, "shown": SHOWN,
+        "provenance": _versions(runs),
+        "commands": sorted({" ".join(printable(run.provenance.get("command", "")).split("\n")) for run in runs} - {""}),
+        "resume": printable(RERUN.format(results.profile)), "regenerate": REGENERATE, "shown": SHOWN,
     }
 
 
 def _readme(facts: dict[str, Any]) -> str:
     groups, figures = facts["groups"], facts["figures"]
-    lines = [f"# Results: {facts['profile']}", "", "Generated from the raw records in `raw/`; do not edit. All tables, "
-             "figures and pictures on one page: [report.html](report.html).", "", "## Answers", "",
-             facts["summary"], ""]
+    lines = [f"# Results: {escaped(facts['profile'])}", "",
+             "Generated from the raw records in `raw/`; do not edit. All tables, figures and pictures on one page: "
+             "[report.html](report.html).", "", "## Answers", "",
+             escaped(facts["summary"]), ""]
     for section in facts["sections"]:
         if section.answers:
-            lines += [f"**{section.question}**", "", *(f"- {answer}" for answer in section.answers[:SHOWN]), ""]
-            if more := section.answers[SHOWN:]:
+            answers = [escaped(answer) for answer in section.answers]
+            lines += [f"**{section.question}**", "", *(f"- {answer}" for answer in answers[:SHOWN]), ""]
+            if more := answers[SHOWN:]:
                 lines += [f"<details><summary>{len(more)} more</summary>", "", *(f"- {answer}" for answer in more), "",
                           "</details>", ""]
     if facts["unfinished"]:
-        lines += [f"Runs that are not made yet: {facts['unfinished']}. `{facts['resume']}` makes them, "
-                  f"where RESULTS holds {facts['profile']}/.", ""]
+        lines += [escaped(f"Runs that are not made yet: {facts['unfinished']}. `{facts['resume']}` makes them, "
+                          f"where RESULTS holds {facts['profile']}/."), ""]
     # The main table and figure of one reward: one for each K that it was trained with.
     first = [f"main{g.suffix}" for g in groups if (g.device, g.model, g.reward)
              == (groups[0].device, groups[0].model, groups[0].reward)]
     lines += ["## Main table", "", *(line for table in facts["tables"] if table.name in first
                                      for line in (markdown(table), ""))]
     lines += ["## Main figure", "", *(line for figure in figures[:1] for line in (
-        f"![{figure.alt}](figures/{figure.name}.svg)", "", figure.caption, ""))]
+        f"![{_alt(figure.alt)}](figures/{figure.name}.svg)", "", escaped(figure.caption), ""))]
     lines += ["## All tables and figures", ""]
     for section in facts["sections"]:
         if section.tables:
-            links = (f"{table.title} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv), "
+            links = (f"{escaped(table.title)} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv), "
                      f"[tex](tables/{table.name}.tex))" for table in section.tables)
             lines += [f"- {section.question}", *(f"  - {link}" for link in links)]
     for heading in facts["headings"]:
         links = (f"[{figure.name}](figures/{figure.name}.svg)" for figure in figures if figure.heading == heading)
         lines.append(f"- {heading}: {', '.join(links)}")
     lines += ["", "## Where the numbers come from", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {', '.join(values)} |" for name, values in facts["provenance"]]
+    lines += [f"| {escaped(name)} | {escaped(', '.join(values))} |" for name, values in facts["provenance"]]
+    commands = [*facts["commands"],
+                f"{facts['resume']}  # what is missing, where RESULTS holds {facts['profile']}/",
+                f"{facts['regenerate']}  # these pages, where FOLDER holds them"]
+    # A fence longer than any in a command, which could end it.
+    fence = "`" * max(3, 1 + max(len(run) for command in commands for run in ["", *re.findall("`+", command)]))
     lines += ["", "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
-              "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "", "```",
-              *facts["commands"], f"{facts['resume']}  # what is missing, where RESULTS holds {facts['profile']}/",
-              f"{facts['regenerate']}  # these pages, where FOLDER holds them",
-              "```", ""]
+              "evaluated value; the tables' CSV files name the runs behind each cell.", "", "Commands:", "",
+              fence, *commands, fence, ""]
     return "\n".join(lines)
+
+
+def _alt(text: str) -> str:
+    """A figure's description between the brackets of its link."""
+    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(text))
 
 
 def inline(svg: str, number: int, alt: str) -> str:
     """A figure's SVG as part of the page: ids of its own, the page's colours (so that it turns dark), its size left to
     the style sheet, and `alt`, which must be escaped."""
-    svg = re.sub(r'( id="|href="#| class="|\.(?=s\d+\{))', rf"\1f{number}-", svg)
-    svg = re.sub(r"<style type.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", svg, flags=re.S)
-    svg = re.sub("|".join(INK), lambda colour: INK[colour[0]], svg)
-    return re.sub(r'width="[^"]*" height="[^"]*"', f'role="img" aria-label="{alt}"', svg, count=1)
+    def adapted(part: re.Match[str]) -> str:  # tags and style sheets, and not the texts that are read
+        tag = re.sub(r'( id="|href="#| class="|\.(?=s\d+\{))', rf"\1f{number}-", part[0])
+        tag = re.sub(r"<style type.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", tag, flags=re.S)
+        return re.sub("|".join(INK), lambda colour: INK[colour[0]], tag)
+
+    svg = re.sub(r"<style.*?</style>|<[^>]*>", adapted, svg, flags=re.S)
+    size = f'role="img" aria-label="{alt}"'
+    return re.sub(r'width="[^"]*" height="[^"]*"', lambda _: size, svg, count=1)
 
 
 def marked(text: str) -> Markup:
@@ -172,34 +182,30 @@ def marked(text: str) -> Markup:
     return Markup(re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", html))
 
 
-def _html(folder: Path, facts: dict[str, Any]) -> str:
+def _html(facts: dict[str, Any], drawn: dict[str, bytes]) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
                                      autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["marked"] = marked
-
-    def drawn(number: int, figure: Drawing) -> dict[str, Any]:
-        svg = (folder / "figures" / f"{figure.name}.svg").read_text()
-        return {"heading": figure.heading, "caption": figure.caption,
-                "svg": Markup(inline(svg, number, str(escape(figure.alt))))}
-
+    figures = [{"heading": figure.heading, "caption": figure.caption, "svg": Markup(inline(
+        drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt))))}
+        for number, figure in enumerate(facts["figures"])]
     grids = [(group, [{"title": picture.title, "alt": picture.alt, "width": picture.size[0],
                        "height": picture.size[1], "source":
                        f"data:image/webp;base64,{base64.b64encode(picture.data).decode()}"} for picture in found])
              for group in facts["groups"] if (found := pictures(group))]
-    return environment.get_template("report.html.j2").render(
-        {**facts, "figures": [drawn(*item) for item in enumerate(facts["figures"])], "grids": grids}) + "\n"
+    return environment.get_template("report.html.j2").render({**facts, "figures": figures, "grids": grids}) + "\n"
 
 
-def write_report(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `README.md` and `report.html` into `results/<profile>`; the figures must have been written.
+def profile_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """All that is generated in `results/<profile>`, by name: tables, figures, `README.md` and `report.html`.
 
-    Errors: `RecordError`, of unsound records or a missing figure.
+    Errors: `RecordError`, of unsound records.
     """
-    folder = Path(folder)
-    facts = _facts(folder)
-    pages = {folder / "README.md": _readme(facts), folder / "report.html": _html(folder, facts)}
-    for path, text in pages.items():
-        write_atomic(path, text.encode())
-    return sorted(pages)
+    results = load_results(folder)
+    tables, figures = build_tables(results.groups), drawings(results.groups)
+    drawn = figure_files(figures)
+    facts = _facts(results, tables, figures)
+    return {**table_files(tables), **drawn, "README.md": _readme(facts).encode(),
+            "report.html": _html(facts, drawn).encode()}

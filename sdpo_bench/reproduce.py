@@ -24,7 +24,9 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
 from sdpo_bench.records import load_run, run_id, write_plan
+from sdpo_bench.results import reference_results, shown, write_all
 from sdpo_bench.rewards import find_weights
+from sdpo_bench.terminal import echo, printable
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
@@ -68,11 +70,6 @@ def clock(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def reference_results() -> Path:
-    """The committed results, for comparison."""
-    return (repository() or Path.cwd()) / "results"
 
 
 def gpus() -> list[str]:
@@ -217,9 +214,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self.bars:
-            self.bars[0].write(text, file=self.stream)
+            self.bars[0].write(printable(text), file=self.stream)
         else:
-            print(text, file=self.stream, flush=True)
+            echo(text, file=self.stream)
 
     def update(self, worker: Worker | None = None, reward: float | None = None) -> None:
         total = sum(run.estimate for run in self.runs)
@@ -379,22 +376,6 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             run.state = "done"
 
 
-def write_all(folder: Path) -> list[Path]:
-    """Tables, figures and report of a profile's folder, or what results/paper and results/kernels/* have of them; the
-    files written."""
-    from sdpo_bench.figures import write_figures
-    from sdpo_bench.kernel_results import record_files, write_kernel_tables
-    from sdpo_bench.paper import CURVES, write_paper_tables
-    from sdpo_bench.report import write_report
-    from sdpo_bench.tables import write_tables
-
-    if (folder / CURVES).is_file():
-        return write_paper_tables(folder)
-    if record_files(folder):
-        return write_kernel_tables(folder)
-    return [*write_tables(folder), *write_figures(folder), *write_report(folder)]
-
-
 def speed(folder: Path, names: set[str]) -> str:
     """Seconds per epoch of sampling, reward and training, by label and K, over the named finished runs."""
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
@@ -413,19 +394,13 @@ def speed(folder: Path, names: set[str]) -> str:
     return "\n".join(lines)
 
 
-def shown(path: Path) -> str:
-    """A path as short as it can be written here."""
-    with contextlib.suppress(ValueError):
-        return str(path.resolve().relative_to(Path.cwd()))
-    return str(path)
-
-
 def summarise(folder: Path, profile: str, runs: Sequence[Run], seconds: float) -> str:
     """What is printed at the end, of a profile with at least one finished run."""
     from sdpo_bench.compare import compare_with_reference
+    from sdpo_bench.groups import load_results
     from sdpo_bench.tables import render_terminal
 
-    parts = [render_terminal(folder), speed(folder, {run.name for run in runs})]
+    parts = [render_terminal(load_results(folder)), speed(folder, {run.name for run in runs})]
     reference = reference_results() / profile
     if reference.resolve() != folder.resolve():
         if any(reference.glob("raw/*/done.json")):
@@ -519,7 +494,7 @@ def reproduce(
     # By default a GPU is one worker's: of a large model processes that share it only take turns.
     count = min(workers or (physical_cores() if place == "cpu" else max(len(devices), 1)), len(runs))
     if dry_run:
-        print(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
+        echo(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
         return 0
     if place == "cuda" and not devices:
         raise UserError(
@@ -563,7 +538,7 @@ def reproduce(
         return 130
     if any(run.state == "done" for run in runs):
         write_all(folder)
-        print(summarise(folder, profile, runs, time.monotonic() - begin))
+        echo(summarise(folder, profile, runs, time.monotonic() - begin))
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(
@@ -572,7 +547,7 @@ def reproduce(
         )
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:
-        print(f"\nfailed: {run.name}: {run.message}", file=sys.stderr)
+        echo(f"\nfailed: {run.name}: {run.message}", file=sys.stderr)
         if run.details:
             log = folder / "logs" / f"{run.name}.txt"
             log.parent.mkdir(parents=True, exist_ok=True)

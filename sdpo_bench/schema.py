@@ -6,21 +6,23 @@ no table relies on is not checked, so that older and newer records can be read.
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
+from .terminal import printable
+
 LARGEST = 1e100  # of a measured number: its square is still finite
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What is no part of a line of text: control characters, line ends, changes of writing direction, lone surrogates."""
 BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")  # of reward queries, in dense.jsonl
 
 Rule = tuple[str, Callable[[Any], bool]]
-Schema = Mapping[str, Rule]
+Schema = dict[str, Rule]
 
 
 def is_line(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and not CONTROL.search(value)
+    """A text that stands on one line as it is: not empty, no control characters."""
+    return isinstance(value, str) and value != "" and printable(value) == value and not {*value} & {"\n", "\t"}
 
 
 def is_number(value: Any) -> bool:
@@ -104,13 +106,24 @@ def evaluation_problem(row: Mapping[str, Any]) -> str | None:
     for split, prompts in row["values"].items():
         if not is_line(split) or not isinstance(prompts, dict) or not prompts:
             return f"the prompts {shortened(split)} are not a name and at least one prompt"
+        if _sound(list(prompts.values()), count):
+            continue
         for prompt, values in prompts.items():
             if not isinstance(values, list) or len(values) != count:
-                found = len(values) if isinstance(values, list) else "no list of"
-                return f"{split} prompt {shortened(prompt)} has {found} values for {count} noise seeds"
+                given = len(values) if isinstance(values, list) else "no list of"
+                return f"{split} prompt {shortened(prompt)} has {given} values for {count} noise seeds"
             if not all(map(is_number, values)):
                 return f"{split} prompt {shortened(prompt)} has a value that is not a finite number"
     return None if row["values"] else "has no values"
+
+
+def _sound(lists: list[Any], count: int) -> bool:
+    """Whether these are lists of so many numbers: what is said below of each one, quickly of all."""
+    if {*map(type, lists)} != {list} or {*map(len, lists)} != {count}:
+        return False
+    values = [*chain.from_iterable(lists)]
+    return {*map(type, values)} <= {int, float} and -LARGEST <= min(values) and max(values) <= LARGEST and not any(
+        map(math.isnan, values))
 
 
 def dense_problem(row: Mapping[str, Any], steps: int) -> str | None:

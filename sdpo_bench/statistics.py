@@ -7,6 +7,7 @@ same interval. How often the intervals cover the truth with 5 runs: docs/statist
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from scipy import stats
 
 REPS = 5000  # rliable: 2,000 for probabilities, 50,000 for scores; here the third digit no longer moves
 CONFIDENCE = 0.95
+NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -60,11 +62,16 @@ def mean(scores: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(array.mean(axis=tuple(range(-min(array.ndim, 2), 0))))
 
 
-def _resample(scores: NDArray[np.float64], reps: int, rng: np.random.Generator) -> NDArray[np.float64]:
+@functools.lru_cache(maxsize=64)
+def _drawn(runs: int, tasks: int, reps: int, seed: int) -> NDArray[np.int64]:
+    """Which runs each resampling takes, [reps, runs, tasks]: the same for all scores of this shape."""
+    return np.random.default_rng(seed).integers(runs, size=(reps, runs, tasks))
+
+
+def _resample(scores: NDArray[np.float64], reps: int, seed: int) -> NDArray[np.float64]:
     """[runs, tasks] -> [reps, runs, tasks]: in each task (stratum) its runs are drawn anew, with
     replacement."""
-    chosen = rng.integers(len(scores), size=(reps, *scores.shape))
-    return np.take_along_axis(scores[None], chosen, axis=1)
+    return np.take_along_axis(scores[None], _drawn(*scores.shape, reps, seed), axis=1)
 
 
 def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -79,8 +86,13 @@ def stratified_bootstrap(scores: ArrayLike, statistic: Statistic = iqm, reps: in
     `statistic` maps [..., runs, tasks] to [...]. ValueError: scores empty or not finite.
     """
     array = _scores(scores)
-    draws = statistic(_resample(array, reps, np.random.default_rng(seed)))
+    draws = statistic(_resample(array, reps, seed))
     return Interval(float(statistic(array)), *_ends(draws), len(array))
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def mean_interval(scores: ArrayLike) -> Interval:
@@ -90,7 +102,7 @@ def mean_interval(scores: ArrayLike) -> Interval:
     n, centre = len(array), float(array.mean())
     if n == 1:
         return Interval(centre, np.nan, np.nan, 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * array.std(ddof=1) / np.sqrt(n))
+    half = float(_student(n - 1) * array.std(ddof=1) / np.sqrt(n))
     return Interval(centre, centre - half, centre + half, n)
 
 
@@ -120,14 +132,14 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Interval:
                     min(len(a), len(b)))
 
 
+@functools.lru_cache(maxsize=4096)
 def _lower(estimate: float, n: int, m: int) -> float:
     """Lower end of Newcombe's interval, by bisection; the upper one is that of the complement, mirrored."""
-    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
     low, high = 0.0, estimate
     for _ in range(50):
         p = (low + high) / 2
         spread = 1 + ((n + m) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p))
-        if (estimate - p) ** 2 > z**2 * p * (1 - p) * spread / (n * m):
+        if (estimate - p) ** 2 > NORMAL**2 * p * (1 - p) * spread / (n * m):
             low = p
         else:
             high = p

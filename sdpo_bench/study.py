@@ -4,6 +4,7 @@ what else changed when the trained reward rose. Each is a pure function of the r
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .claims import CONTRADICTED, SUPPORTED, Claim
-from .groups import START, Group, Values, parent, shown_split
+from .groups import START, Group, Values, name_part, parent, shown_split
 from .paper import METHODS, SAMPLES, SDPO_STEPS
-from .records import COUNTERS, RunRecord, slug
+from .records import COUNTERS, RunRecord
+from .schema import BUDGETS
 from .statistics import Interval, iqm, mean_interval, paired_difference
 from .tables import (
     ALL,
@@ -43,7 +45,6 @@ CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDP
            ("SDPO (exact)", "SDPO (terminal)"), ("SDPO (last step)", "DDPO (last step)"),
            ("DDPO-dense", "DDPO"), ("DDPO-dense (no baseline)", "DDPO"), ("DDPO-dense (linear)", "DDPO"),
            ("DDPO-dense (lower rate)", "DDPO"), ("SDPO", "DDPO-dense"))
-BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
 
@@ -444,7 +445,7 @@ def dense_steps_table(groups: list[Group]) -> Table | None:
 
 def _extra(group: Group) -> str:
     """The end of a file's name that says neither reward nor K."""
-    return group.suffix.removeprefix(f"_{slug(group.reward)}_k{group.steps}")
+    return group.suffix.removeprefix(f"_{name_part(group.reward)}_k{group.steps}")
 
 
 # Cost to reach DDPO's reward ------------------------------------------------------------------------------------
@@ -455,12 +456,14 @@ COSTS = (*COUNTERS, "seconds")
 def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the start's on; seconds are those
     of sampling, reward and training up to there."""
-    f = group.curves[(group.curves["run"] == run.run_id) & (group.curves["reward"] == group.reward)
-                     & (group.curves["split"] == split) & (group.curves["steps"] == steps)].sort_values("epoch")
-    seconds = [sum(sum(row["seconds"].values()) for row in run.train if row["epoch"] <= epoch) for epoch in f["epoch"]]
-    values, costs = f["value"].to_numpy(float), np.column_stack([f[list(COUNTERS)].to_numpy(float), seconds])
+    points = group.points(run.run_id, group.reward, split, steps)
+    spent = np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)])
+    epochs = [row["epoch"] for row in run.train]
+    values = np.array([point["value"] for point in points], float)
+    costs = np.array([[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]]
+                      for point in points], float).reshape(-1, len(COSTS))
     start = group.cell(START, group.reward, split, steps)
-    if len(f) and f["epoch"].iloc[0] > 0 and start:
+    if points and points[0]["epoch"] > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
         costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
     return values, costs
@@ -550,6 +553,7 @@ def hacking_table(group: Group) -> Table | None:
                if any(group.cell(START, name, split, k) for k in group.steps_evaluated)]
     if group.reward not in rewards or len(rewards) < 2 or not trained:
         return None
+    digits = {name: _digits(group, name) for name in rewards}
     blocks: list[Block] = []
     long = []
     rose, fell = 0, Counter[str]()
@@ -568,7 +572,7 @@ def hacking_table(group: Group) -> Table | None:
                 fell.update(falling)
             few = len(changes[group.reward]) < MIN_RUNS
             flag = "too few runs" if few else joined(falling) if falling else "none" if up else "trained reward not up"
-            rows.append((label, *(mean_text(changes[name], _digits(group, name), "+") for name in rewards), flag))
+            rows.append((label, *(mean_text(changes[name], digits[name], "+") for name in rewards), flag))
             long += [{**context(group), "split": split, "steps": steps, "label": label, "reward": name,
                       **summarised(changes[name]), "falls_while_trained_rises": name in falling,
                       "run_ids": run_ids(group, label, changes[name])} for name in rewards]

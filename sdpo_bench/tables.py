@@ -8,11 +8,11 @@ without an interval.
 
 from __future__ import annotations
 
-import os
+import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +21,20 @@ import pandas as pd
 from .groups import (
     START,
     Group,
+    Results,
     Values,
     at_equal_queries,
     label_key,
-    load_groups,
+    name_part,
     parent,
     query_budget,
     shown_split,
     steps_of,
     still_missing,
 )
-from .records import COUNTERS, slug, unfinished_runs, write_atomic
+from .records import COUNTERS, RecordError
 from .statistics import Interval, iqm, paired_difference, probability_of_improvement, stratified_bootstrap
+from .terminal import printable
 
 BASELINE = "SDPO"
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
@@ -77,7 +79,11 @@ def summary(values: Values) -> Interval:
     none."""
     if not values:
         return Interval(np.nan, np.nan, np.nan, 0)
-    scores = list(values.values())
+    return _summary(tuple(values.values()))
+
+
+@functools.lru_cache(maxsize=2**16)  # tables and figures show the same cells
+def _summary(scores: tuple[float, ...]) -> Interval:
     if len(scores) < MIN_RUNS:
         return Interval(float(iqm(scores)), np.nan, np.nan, len(scores))
     return stratified_bootstrap(scores)
@@ -101,8 +107,7 @@ def interval_columns(interval: Interval) -> dict[str, float]:
 
 
 def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
-    return " ".join(run.run_id for seed in seeds for run in group.runs
-                    if run.label == label and run.config["seed"] == seed)
+    return " ".join(name for seed in seeds for name in group.ids.get((label, seed), ()))
 
 
 def context(group: Group) -> dict[str, object]:
@@ -158,13 +163,13 @@ def main_table(group: Group, reward: str | None = None) -> Table:
     what = f"{reward} of runs {group.title}" if other else f"{reward}, {group.title}"
     note = CELLS + (f" No run here was trained on {reward}: where it falls while {group.reward} rises, the "
                     "run hacked its reward." if other else "")
-    name = f"other{group.suffix}_{slug(reward)}" if other else f"main{group.suffix}"
+    name = f"other{group.suffix}_{name_part(reward)}" if other else f"main{group.suffix}"
     return _value_table(group, name, what, note, reward)
 
 
-def equal_queries_table(group: Group) -> Table | None:
-    """Values after the smallest final number of reward queries of a trained run; None if they are not known."""
-    equal = at_equal_queries(group)
+def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
+    """Values after the smallest final number of reward queries of a trained run, of `equal`, `at_equal_queries` of the
+    group; None without it."""
     if equal is None:
         return None
     used = {}
@@ -361,7 +366,7 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
                           "established": sure} for rank, (label, sure) in enumerate(order, 1)]
                 if len(order) > 1:
                     leads.setdefault(order[0][0], []).append(order[1][1])
-    extra = first.suffix.removeprefix(f"_{slug(first.reward)}_k{first.steps}")
+    extra = first.suffix.removeprefix(f"_{name_part(first.reward)}_k{first.steps}")
     note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
             f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
             "of the estimates, not established.")
@@ -381,38 +386,60 @@ def build_tables(groups: list[Group]) -> list[Table]:
     from . import claims, study  # they build on this module
 
     tables: list[Table | None] = []
-    for group in groups:
+    at_equal = [at_equal_queries(group) for group in groups]
+    for group, found in zip(groups, at_equal, strict=True):
         others = sorted(set(group.curves["reward"]) - {group.reward})
-        tables += [main_table(group), equal_queries_table(group), *(main_table(group, other) for other in others),
-                   difference_table(group), cost_table(group)]
+        tables += [main_table(group), equal_queries_table(group, found),
+                   *(main_table(group, other) for other in others), difference_table(group), cost_table(group)]
         if claims.applies(group):
             tables += [claims.beside_table(group), claims.claims_table(group)]
         tables += [study.ablation_table(group), study.reach_table(group), study.hacking_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
         own = [group for group in groups if (group.device, group.model) == key]
-        equal = [found for group in own if (found := at_equal_queries(group))]
+        equal = [found for group, found in zip(groups, at_equal, strict=True)
+                 if found and (group.device, group.model) == key]
         tables.append(order_table(own))
         tables += [order_table(equal, queries=True)] if equal else []
         tables += study.profile_tables(own, equal)
     return [table for table in tables if table is not None]
 
 
+# What Markdown would take for markup in a label or reward of the records: tags and comments, entities, links and
+# pictures, cells' borders, code; and a backslash, which would take the escape away.
+_MARKUP = re.compile(r"(`[^`<\[\\|&\n]*`)|[\\`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[:])|!(?=\[)")
+
+
+def escaped(text: str) -> str:
+    """Text of the tables as Markdown, in which it says the same: `code` without signs of markup stays, and so does
+    **bold**; every other sign is escaped, so that no label is run, drawn or followed as a link."""
+    def escape(found: re.Match[str]) -> str:
+        return found[1] or {"<": "&lt;", "&": "&amp;"}.get(found[0], "\\" + found[0])
+
+    return _MARKUP.sub(escape, printable(text))
+
+
 def markdown(table: Table) -> str:
     """GitHub Markdown, without a trailing newline."""
-    lines = [f"**{table.title[:1].upper() + table.title[1:]}**", *(["", table.answer] if table.answer else [])]
+    title, answer, note = map(escaped, (table.title[:1].upper() + table.title[1:], table.answer, table.note))
+    lines = [f"**{title}**", *(["", answer] if answer else [])]
     for title, rows in table.blocks:
-        lines += ["", *([f"*{title}*", ""] if title else []), "| " + " | ".join(table.header) + " |",
-                  "|---" * len(table.header) + "|",
-                  *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)]
-    return "\n".join([*lines, "", table.note])
+        lines += ["", *([f"*{escaped(title)}*", ""] if title else []),
+                  "| " + " | ".join(map(escaped, table.header)) + " |", "|---" * len(table.header) + "|",
+                  *("| " + " | ".join(map(escaped, row)) + " |" for row in rows)]
+    return "\n".join([*lines, "", note])
 
 
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-       "}": r"\}", "~": r"$\sim$", "^": r"\^{}", "–": "--", ">": "$>$", "<": "$<$"}
+       "}": r"\}", "~": r"$\sim$", "^": r"\^{}", "–": "--", ">": "$>$", "<": "$<$", "|": "$|$"}
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in text)
+    return "".join(TEX.get(character, character) for character in printable(text))
+
+
+def _tex_row(row: Iterable[str]) -> str:
+    line = " & ".join(map(_tex, row)) + r" \\"
+    return "{}" + line if line.startswith(("[", "*")) else line  # else an option of the row before
 
 
 def latex(table: Table) -> str:
@@ -421,38 +448,51 @@ def latex(table: Table) -> str:
     caption = f"{table.title[:1].upper() + table.title[1:]}. {table.note.replace('`', '')}"
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}",
              rf"\label{{tab:{table.name.replace('_', '-')}}}",
-             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule",
-             " & ".join(map(_tex, table.header)) + r" \\"]
+             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule", _tex_row(table.header)]
     for title, rows in table.blocks:
         lines.append(r"\midrule")
         if title:
             lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{_tex(title)}}}}} \\")
-        lines += [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+        lines += map(_tex_row, rows)
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
-def clear(folder: Path, suffixes: tuple[str, ...], keep: Iterable[Path]) -> None:
-    """Removes earlier generated files of these suffixes that were not written anew."""
-    kept = set(keep)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in suffixes and path not in kept:
-            path.unlink()
+def csv(frame: pd.DataFrame) -> str:
+    """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
+    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+    safe = frame.assign(**{str(name): frame[name].map(_no_formula) for name in texts})
+    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def write_tables(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `results/<profile>/tables/*.{md,csv,tex}` anew, removing those that no record supports; returns
-    the paths."""
-    target = Path(folder) / "tables"
+def _no_formula(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\n")) and not _numbers(cell) else cell
+
+
+def _numbers(text: str) -> bool:
+    """Whether a text is nothing but numbers with spaces between, as the values of runs."""
+    try:
+        return bool([float(part) for part in text.split(" ")])
+    except ValueError:
+        return False
+
+
+def table_files(tables: Iterable[Table]) -> dict[str, bytes]:
+    """`tables/*.{md,csv,tex}`, by name. RecordError where two tables would have the same name."""
     formats: dict[str, Callable[[Table], str]] = {
         ".md": lambda table: markdown(table) + "\n", ".tex": lambda table: latex(table) + "\n",
-        ".csv": lambda table: table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")}
-    contents = {target / f"{table.name}{suffix}": render(table)
-                for table in build_tables(load_groups(folder)) for suffix, render in formats.items()}
-    target.mkdir(parents=True, exist_ok=True)
-    for path, text in contents.items():
-        write_atomic(path, text.encode())
-    clear(target, tuple(formats), contents)
-    return sorted(contents)
+        ".csv": lambda table: csv(table.frame)}
+    files: dict[str, bytes] = {}
+    for table in tables:
+        for suffix, render in formats.items():
+            name = f"tables/{table.name}{suffix}"
+            if name in files:
+                raise RecordError(f"two tables would be {name}: rewards, models or devices of these records have names "
+                                  "that differ in their signs alone; keep them in two folders of results")
+            files[name] = render(table).encode()
+    return files
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
@@ -469,9 +509,9 @@ def text(table: Table) -> str:
     return "\n".join([*lines, "", table.note])
 
 
-def render_terminal(folder: str | os.PathLike[str]) -> str:
+def render_terminal(results: Results) -> str:
     """The main table of every group as aligned text, with what is unfinished."""
-    parts = [part for group in load_groups(folder) for part in (text(main_table(group)), "")]
-    if pending := unfinished_runs(folder):
-        parts.append(f"{len(pending)} unfinished: {still_missing(pending)}")
-    return "\n".join(parts).rstrip() or f"no finished run in {folder}"
+    parts = [part for group in results.groups for part in (text(main_table(group)), "")]
+    if results.unfinished:
+        parts.append(f"{len(results.unfinished)} unfinished: {still_missing(results.unfinished)}")
+    return "\n".join(parts).rstrip() or f"no finished run in {results.folder}"

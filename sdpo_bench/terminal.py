@@ -1,0 +1,19 @@
+"""The border between texts from records, models or arguments and the reader's terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import TextIO
+
+# Of a text only line ends and tabs may move the cursor. Changes of writing direction would show it in another order.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters as Python writes them, "\\x1b": a terminal shows them and does not obey."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, file: TextIO | None = None) -> None:
+    """Prints a text that holds what the suite did not write itself."""
+    print(printable(text), file=file, flush=True)
