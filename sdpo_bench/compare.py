@@ -121,7 +121,7 @@ def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
     """What decides how a run's values of a reward were measured."""
     rows = [row for row in run.eval if row["reward"] == reward]
     version = run.provenance.get("rewards", {}).get(reward, {})
-    prompts = {split: names for row in rows for split, names in row["prompts"].items()}
+    prompts = {split: list(names) for row in rows for split, names in row["prompts"].items()}
     return ({key: run.config.get(key) for key in MEASURING}, {key: version.get(key) for key in ("revision", "scale")},
             prompts, {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})})
 

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
-from .groups import START, Group, Values, label_key, parent, shown_split, steps_of
+from .groups import START, Group, Values, label_key, parent, shown_split
 from .paper import METHODS, load_curves
 from .records import RecordError, RunRecord
 from .statistics import paired_difference

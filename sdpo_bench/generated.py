@@ -1,6 +1,6 @@
 """Writes generated files (tables, figures, pages) into a folder of results, and touches no other file there.
 
-`.generated.json` in that folder lists them by name with the SHA-256 of what was written, so that a later call knows its
+`.generated` in that folder lists them by name with the SHA-256 of what was written, so that a later call knows its
 own files from somebody else's: it overwrites and removes only files that are as it left them.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import UserError
 from .records import RecordError, remove_temporaries, write_atomic
 
-MANIFEST = ".generated.json"
+MANIFEST = ".generated"
 Contents = Mapping[str, bytes]  # by name, relative to the folder of results: "README.md", "tables/order.md"
 
 

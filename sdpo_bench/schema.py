@@ -122,7 +122,7 @@ def _sound(lists: list[Any], count: int) -> bool:
     if {*map(type, lists)} != {list} or {*map(len, lists)} != {count}:
         return False
     values = [*chain.from_iterable(lists)]
-    return {*map(type, values)} <= {int, float} and -LARGEST <= min(values) and max(values) <= LARGEST and not any(
+    return {*map(type, values)} <= {int, float} and min(values) >= -LARGEST and max(values) <= LARGEST and not any(
         map(math.isnan, values))
 
 

@@ -406,7 +406,7 @@ def build_tables(groups: list[Group]) -> list[Table]:
 
 # What Markdown would take for markup in a label or reward of the records: tags and comments, entities, links and
 # pictures, cells' borders, code; and a backslash, which would take the escape away.
-_MARKUP = re.compile(r"(`[^`<\[\\|&\n]*`)|[\\`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[:])|!(?=\[)")
+_MARKUP = re.compile(r"(`[^`<\[\\|&\n]*`)|[\\`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|!(?=\[)")
 
 
 def escaped(text: str) -> str:

@@ -99,9 +99,7 @@ def write_profile(profile: Path, seeds: int = 2, labels: tuple[str, ...] = tuple
 def reported_profile() -> Path:
     """A profile with tables, figures and report, made once for all tests, which only read it: 5 runs of SDPO and DDPO
     each and 2 of REBEL at K = 4, 2 of SDPO and DDPO at K = 20, one unfinished."""
-    from sdpo_bench.figures import write_figures
-    from sdpo_bench.report import write_report
-    from sdpo_bench.tables import write_tables
+    from sdpo_bench.results import write_all
 
     root = Path(tempfile.mkdtemp(prefix="sdpo-bench-test-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
@@ -110,7 +108,5 @@ def reported_profile() -> Path:
         for seed in range(2):
             write_run(profile, make_config(label, seed, steps=steps))
     write_run(profile, make_config("PRDP"), finished=False)
-    write_tables(profile)
-    write_figures(profile)
-    write_report(profile)
+    write_all(profile)
     return profile

@@ -204,12 +204,16 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     assert code == 1, "the plan says what is missing"
     assert all(re.search(rf"{page}: other", out) for page in ("README.md", "report.html")), out
     (profile / "report.html").write_text("mine")
-    (profile / "tables" / "old.md").touch()
+    (profile / "tables" / "notes.md").touch()
     next((profile / "figures").glob("*.svg")).unlink()
+    listed = json.loads((profile / ".generated").read_text())
+    (profile / ".generated").write_text(json.dumps(listed | {"tables/old.md": "0" * 64}))
+    (profile / "tables" / "old.md").touch()
     code, out, err = run("tables", profile, "--check")
     assert code == 1
-    assert out.count("\n") == 3
-    for part in ("report.html: other", "tables/old.md: not from these records", ".svg: missing"):
+    assert out.count("\n") == 4
+    for part in ("report.html: other", "tables/old.md: not from these records", ".svg: missing",
+                 ".generated: other"):
         assert part in out
     assert err.startswith("error: ")
     record = next((profile / "raw").glob("sdpo*/eval.jsonl"))

@@ -32,7 +32,6 @@ from sdpo_bench.figures import (
     reward_curves,
     styles,
     svg,
-    write_figures,
 )
 from sdpo_bench.groups import load_groups
 from sdpo_bench.paper import METHODS, load_curves
@@ -250,14 +249,6 @@ def test_a_smaller_file_says_the_same(group):
     assert len(small) < 0.7 * len(full)
     for tag in ("<path ", "<use ", "<text "):
         assert small.count(tag) == full.count(tag)
-
-
-def test_what_no_record_supports_is_removed(tmp_path):
-    profile = synthetic_records.write_profile(tmp_path / "quick", 1, ("SDPO",))
-    (profile / "figures").mkdir()
-    (profile / "figures" / "old.png").touch()
-    assert profile / "figures" / "old.png" not in write_figures(profile)
-    assert not (profile / "figures" / "old.png").exists()
 
 
 def test_a_sweep_has_curves_of_its_own_prompts(tmp_path, monkeypatch):

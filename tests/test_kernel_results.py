@@ -14,7 +14,8 @@ import pytest
 from sdpo_bench import figures
 from sdpo_bench.__main__ import main
 from sdpo_bench.errors import UserError
-from sdpo_bench.kernel_results import CPU_NOTE, frame, load, rates, record_path, write_kernel_tables
+from sdpo_bench.kernel_results import CPU_NOTE, frame, load, rates, record_path
+from sdpo_bench.results import write_all as write_kernel_tables
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIZES = [((4, 64, 64), pairs, dtype) for dtype in ("float16", "float32") for pairs in (1, 8, 128)]
@@ -101,9 +102,9 @@ def test_the_same_records_give_the_same_bytes(tmp_path, capsys):
     folder = write(tmp_path, made_up(cpu=True)).parent
     written = write_kernel_tables(folder)
     first = contents(folder)
-    assert {path.relative_to(folder).as_posix() for path in written} == first.keys() - {"0123456789ab.json"}
+    assert {path.relative_to(folder).as_posix() for path in written} == first.keys() - {
+        "0123456789ab.json", ".generated"}
     assert len(written) == 1 + 2 + 2  # README, table, figure
-    (folder / "tables" / "old.csv").touch()
     write_kernel_tables(folder)
     assert contents(folder) == first
     assert b"2020" not in first["README.md"], "no dates"
@@ -114,15 +115,18 @@ def test_the_same_records_give_the_same_bytes(tmp_path, capsys):
     (folder / "README.md").write_text("mine")
     assert main(["tables", str(folder), "--check"]) == 1
     assert "README.md: other" in capsys.readouterr().out
+    assert main(["tables", str(folder)]) == 2, "somebody has written into it"
+    assert (folder / "README.md").read_text() == "mine"
+    (folder / "README.md").unlink()
     assert main(["tables", str(folder)]) == 0
     assert contents(folder) == first
 
 
 def test_all_tables_include_the_kernels(tmp_path, monkeypatch, capsys, no_pictures):
-    from sdpo_bench import reproduce
+    from sdpo_bench import results
 
     folder = write(tmp_path, made_up()).parent
-    monkeypatch.setattr(reproduce, "reference_results", lambda: tmp_path / "results")
+    monkeypatch.setattr(results, "reference_results", lambda: tmp_path / "results")
     assert main(["tables"]) == 0
     assert (folder / "README.md").exists()
     assert "cuda-made-up-gpu" in capsys.readouterr().out
@@ -200,7 +204,7 @@ def test_a_file_that_is_no_record(tmp_path, text):
 
 
 def test_other_folders_json_is_no_record(tmp_path):
-    from sdpo_bench.__main__ import sources
+    from sdpo_bench.results import sources
 
     (tmp_path / "testbed").mkdir()
     (tmp_path / "testbed" / "quality.json").write_text("{}")
@@ -214,7 +218,7 @@ def test_frame_of_nothing():
 def test_tables_need_no_pytorch(tmp_path):
     folder = write(tmp_path, made_up(cpu=True)).parent
     script = (  # drawn, too
-        "import sys; from sdpo_bench.kernel_results import write_kernel_tables as w; w(sys.argv[1]); "
+        "import pathlib, sys; from sdpo_bench.results import write_all; write_all(pathlib.Path(sys.argv[1])); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True)

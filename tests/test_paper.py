@@ -13,9 +13,9 @@ from sdpo_bench.paper import (
     SDPO_STEPS,
     final_values,
     load_curves,
+    paper_files,
     samples_to_part,
     samples_to_reach,
-    write_paper_tables,
 )
 from sdpo_bench.records import RecordError
 
@@ -93,9 +93,8 @@ def test_the_papers_totals_are_those_of_the_curves_and_the_settings(curves):
 
 def test_committed_tables_are_what_the_curves_give(tmp_path):
     (tmp_path / CURVES).write_bytes((FOLDER / CURVES).read_bytes())
-    written = write_paper_tables(tmp_path)
-    assert {path.name: path.read_bytes() for path in written} == {
-        path.name: path.read_bytes() for path in (FOLDER / "tables").iterdir()}
+    assert paper_files(tmp_path) == {
+        f"tables/{path.name}": path.read_bytes() for path in (FOLDER / "tables").iterdir()}
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):

@@ -18,10 +18,10 @@ from synthetic_records import DEVICE, make_config, provenance, reported_profile,
 
 from sdpo_bench import report
 from sdpo_bench.figures import drawings
-from sdpo_bench.groups import load_groups
-from sdpo_bench.records import RecordError
-from sdpo_bench.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections, write_report
-from sdpo_bench.tables import Table, build_tables
+from sdpo_bench.groups import load_groups, load_results
+from sdpo_bench.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
+from sdpo_bench.results import write_all
+from sdpo_bench.tables import Table, build_tables, render_terminal
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
 
@@ -38,8 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_regenerating_elsewhere_gives_the_same_bytes(profile, tmp_path):
     copy = tmp_path / profile.name
     shutil.copytree(profile / "raw", copy / "raw")
-    code = ("import sys; from sdpo_bench import figures, report, tables\n"
-            "for module in (tables.write_tables, figures.write_figures, report.write_report): module(sys.argv[1])")
+    code = "import sys, pathlib; from sdpo_bench.results import write_all; write_all(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "0",
                    "PYTHONPATH": str(Path(report.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code, str(copy)], check=True, env=environment, cwd=tmp_path)
@@ -113,19 +112,14 @@ def test_figures_on_the_page_share_no_ids_and_take_its_colours():
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
-    from sdpo_bench.figures import write_figures
-    from sdpo_bench.tables import render_terminal, write_tables
-
     write_run(tmp_path, make_config("start"), finished=finished)
     write_run(tmp_path, make_config("SDPO"), finished=False)
-    write_tables(tmp_path)
-    write_figures(tmp_path)
-    write_report(tmp_path)
+    write_all(tmp_path)
     assert "nothing to compare yet" in (tmp_path / "README.md").read_text()
     lacking = f"{1 + (not finished)} of alignment at K = 4"
     assert f"not made yet: {lacking}." in (tmp_path / "report.html").read_text()
-    assert lacking in render_terminal(tmp_path)
-    assert not any("None" in path.read_text() for path in (tmp_path / "tables").iterdir())
+    assert lacking in render_terminal(load_results(tmp_path))
+    assert not any("None" in path.read_text() for path in tmp_path.glob("tables/*"))
 
 
 class Page(HTMLParser):
@@ -170,15 +164,8 @@ def test_html_is_self_contained(profile):
 
 
 def test_labels_are_escaped(tmp_path):
-    from sdpo_bench.figures import write_figures
-    from sdpo_bench.tables import write_tables
-
     write_run(tmp_path, make_config("<b>R&D</b> | _x_"), pictures=False)
-    write_tables(tmp_path)
-    with pytest.raises(RecordError, match=r"missing; write the figures before the report"):
-        write_report(tmp_path)
-    write_figures(tmp_path)
-    write_report(tmp_path)
+    write_all(tmp_path)
     assert "&lt;b&gt;R&amp;D" in (tmp_path / "report.html").read_text()
     assert "<b>" not in (tmp_path / "report.html").read_text()
     assert r"\| _x_" in (tmp_path / "README.md").read_text()

@@ -17,14 +17,14 @@ from synthetic_records import DEVICE, STEPS, make_config, reported_profile, writ
 
 from sdpo_bench import groups, tables
 from sdpo_bench.compare import compare_with_reference
-from sdpo_bench.groups import load_groups, query_budget
+from sdpo_bench.groups import load_groups, load_results, query_budget
 from sdpo_bench.records import RecordError, load_profile
+from sdpo_bench.results import write_all
 from sdpo_bench.tables import (
     DASH,
     cell_text,
     ranking,
     render_terminal,
-    write_tables,
 )
 
 
@@ -97,7 +97,7 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
                            ("cuda: Test GPU", "alignment", 4)}
     assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
     assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
-    names = {path.name for path in write_tables(profile)}
+    names = {path.name for path in write_all(profile)}
     assert {"main_alignment_k4.md", "main_alignment_k20.md", "main_jpeg_k4.md", "order.md",
             "main_alignment_k4_cuda-test-gpu.md", "order_cuda-test-gpu.md"} <= names
 
@@ -196,15 +196,8 @@ def test_latex_is_escaped_and_balanced(profile):
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {len(STEPS)}
 
 
-def test_stale_tables_go_and_the_rest_is_rewritten_alike(small):
-    before = {path: path.read_bytes() for path in write_tables(small)}
-    (small / "tables" / "main_old_k4.md").write_text("stale")
-    assert {path: path.read_bytes() for path in write_tables(small)} == before
-    assert set((small / "tables").iterdir()) == set(before)
-
-
 def test_terminal(small):
-    text = render_terminal(small)
+    text = render_terminal(load_results(small))
     assert text.splitlines()[0] == "alignment, trained on alignment with K = 4, embedded on " + DEVICE
     header, *body = (line for line in text.splitlines() if line.startswith(("seen", "start", "SDPO", "DDPO")))
     table = pd.read_fwf(io.StringIO("\n".join([header, *body[:3]])), colspecs="infer")
@@ -227,6 +220,6 @@ def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
 
 
 def test_tables_and_figures_do_not_import_torch():
-    code = ("import sys, sdpo_bench.tables, sdpo_bench.figures, sdpo_bench.report, sdpo_bench.paper\n"
+    code = ("import sys, sdpo_bench.results, sdpo_bench.compare\n"
             "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tables.__file__).parents[1])

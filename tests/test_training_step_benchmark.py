@@ -25,8 +25,8 @@ from sdpo_bench.kernel_results import (
     render_steps,
     step_frame,
     step_verdicts,
-    write_kernel_tables,
 )
+from sdpo_bench.results import write_all as write_kernel_tables
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
