@@ -123,11 +123,11 @@ def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list
                 path.unlink()
             else:
                 print(f"note: {path} is left alone: it was changed since it was generated", file=sys.stderr)
-            ours: dict[Path, set[str]] = {folder: {MANIFEST}}
-            for path in map(folder.joinpath, both):
-                ours.setdefault(path.parent, set()).add(path.name)
-            for place, names in ours.items():
-                remove_temporaries(place, names)
+        ours: dict[Path, set[str]] = {folder: {MANIFEST}}
+        for path in map(folder.joinpath, known.keys() | contents.keys()):
+            ours.setdefault(path.parent, set()).add(path.name)
+        for place, names in ours.items():
+            remove_temporaries(place, names)
         if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != manifest_bytes(hashes):
             write_atomic(folder / MANIFEST, manifest_bytes(hashes))
     return sorted(folder / name for name in contents)
