@@ -25,7 +25,7 @@ from PIL import Image
 
 from .groups import START, Group, Values, label_key, parent, shown_split
 from .paper import METHODS, load_curves
-from .records import RecordError, RunRecord
+from .records import RERUN, RecordError, RunRecord
 from .statistics import paired_difference
 from .tables import MIN_RUNS, joined, summary
 
@@ -533,10 +533,13 @@ def pictures(group: Group) -> list[Picture]:
                 before.add(data)
             alt = (f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt"
                    + (f", rows from above: {at_steps(rows)}" if rows else ""))
-            with Image.open(io.BytesIO(data)) as image:
-                buffer = io.BytesIO()
-                image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
-                found.append(Picture(title, alt, image.size, buffer.getvalue()))
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    buffer = io.BytesIO()
+                    image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
+                    found.append(Picture(title, alt, image.size, buffer.getvalue()))
+            except Exception as error:  # of damaged pictures Pillow raises much more than OSError
+                raise RecordError(f"{path}: not a picture ({error}); {RERUN}") from error
     return found
 
 

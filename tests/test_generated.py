@@ -1,4 +1,4 @@
-"""Generated files: nobody else's file is touched, links are refused, writers wait for each other, a kill is survived."""
+"""Generated files: nobody else's file is touched, links are refused, writers wait, a kill is survived."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ def test_somebody_elses_files_stay(folder):
     assert tree(folder) == before
     fewer = {name: content + b"!" for name, content in FILES.items() if name != "tables/b.md"}
     write(folder, lambda: fewer)
-    assert {name: content for name, content in tree(folder).items() if name != MANIFEST} == fewer | {
-        name: b"mine" for name in ("notes.md", "tables/own.csv", "figures/own.png")}
+    found = tree(folder)
+    assert {name: found[name] for name in fewer} == fewer
+    assert found.keys() - fewer.keys() == {MANIFEST, "notes.md", "tables/own.csv", "figures/own.png"}
+    assert {name: found[name] for name in before.keys() - FILES.keys() - {MANIFEST}} == dict.fromkeys(
+        ("notes.md", "tables/own.csv", "figures/own.png"), b"mine")
     assert differences(folder, fewer) == {}
     assert list(json.loads((folder / MANIFEST).read_text())) == sorted(fewer)
 
@@ -58,7 +61,6 @@ def test_a_file_in_the_way_is_refused_before_anything_is_written(folder, name):
     (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match="would be overwritten"):
         write(folder, lambda: new)
-    assert name == "README.md" or "README.md" in str(pytest.raises(UserError, write, folder, lambda: new).value)
     (folder / MANIFEST).write_bytes(before[MANIFEST])
     (folder / name).unlink()
     write(folder, lambda: new)
