@@ -12,6 +12,7 @@ from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.prompts import read_prompts
 from sdpo_bench.rewards import canonical
+from sdpo_bench.schema import is_line
 
 SCHEMA = 1
 EMBEDDED = "embedded"
@@ -198,6 +199,8 @@ class RunConfig:
                             f"use --dtype float32, or --finetune lora")  # fmt: skip
         if self.epochs and self.label == "start":
             raise UserError("--label start is the untrained model's; choose another")
+        if self.label and not is_line(self.label):
+            raise UserError(f"--label is {self.label!r}; expected a line of text, without control characters")
         if self.steps < 2:
             raise UserError(
                 f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -323,9 +324,9 @@ def _probed(group: Group) -> tuple[str, list[RunRecord]]:
 
 
 def _dense(runs: list[RunRecord], budget: str, field: str, epoch: int) -> np.ndarray:
-    """[runs, K], NaN where undefined; without runs that measured it at that epoch, empty."""
+    """[runs, K], NaN where undefined; without runs that measured it at that epoch, one row of NaN."""
     rows = [row[field] for run in runs for row in run.dense if row["budget"] == budget and row["epoch"] == epoch]
-    return np.array(rows, dtype=float).reshape(len(rows), -1)
+    return np.array(rows or [[np.nan] * runs[0].config["steps"]], dtype=float)
 
 
 def _budgets(runs: list[RunRecord]) -> list[str]:
@@ -435,7 +436,7 @@ def _dense_alt(group: Group) -> str:
     errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
     return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
             f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
-            + joined(f"{error:.4f} with {name}" for name, error in errors.items()) + ".")
+            + joined(f"{error:.4f} with {name}" for name, error in errors.items() if not np.isnan(error)) + ".")
 
 
 def _forest_alt(group: Group) -> str:
@@ -577,5 +578,15 @@ def svg(figure: Figure) -> str:
 
 def figure_files(figures: Iterable[Drawing]) -> dict[str, bytes]:
     """`figures/*.svg`, by name."""
-    with matplotlib.rc_context(TEXT):
-        return {f"figures/{drawing.name}.svg": svg(drawing.draw()).encode() for drawing in figures}
+    with matplotlib.rc_context(TEXT), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's font may have it: text stays text
+        return {f"figures/{drawing.name}.svg": _drawn(drawing).encode() for drawing in figures}
+
+
+def _drawn(drawing: Drawing) -> str:
+    # Titles make room for the exponent of a vertical axis. To find out takes a fifth of the time, and few have one.
+    with matplotlib.rc_context({"axes.titley": 1.0}):
+        figure = drawing.draw()
+        text = svg(figure)
+    exponents = [axis.yaxis.get_offset_text().get_text() for axis in figure.axes]
+    return svg(drawing.draw()) if any(exponents) else text

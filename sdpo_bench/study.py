@@ -290,7 +290,7 @@ def ablation_table(group: Group) -> Table | None:
         return None
     title = f"Ablations: {group.reward}, {group.title}"
     table = paired_table(f"ablations{group.suffix}", title, "", "difference", pairs)
-    return replace(table, answer=_ablation_answer(group, table))
+    return table if table.frame.empty else replace(table, answer=_ablation_answer(group, table))
 
 
 def _ablation_answer(group: Group, table: Table) -> str:

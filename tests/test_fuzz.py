@@ -21,7 +21,7 @@ from sdpo_bench import __main__ as cli
 from sdpo_bench import figures
 from sdpo_bench.records import RecordError, load_profile, run_id, write_plan
 
-EXAMPLES = 200
+EXAMPLES = 150
 VALUES: list[Any] = [
     None, True, 0, 1, -1, 2.5, -0.0, 1e308, -1e99, 10**30, float("nan"), float("inf"), "", "x", "a\\b", "-1", "=1+1",
     "\x1b[2J", "\ud800", "$x_{", "<script>", "![x](http://x)", "a|b`c", "é" * 300, [], {}, [[]], {"x": {}}, [None] * 3,
@@ -136,7 +136,8 @@ def examine(study: Path, seed: int) -> None:
             path for path in profile.glob("raw/*") if (path / name).exists())
         target = choose.choice(holders)
         for _ in range(choose.randint(1, 3)):
-            with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):  # the damage before has left nothing to mutate
+            # The damage before may have left nothing to mutate.
+            with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
                 damage(target / name, choose)
         if name == "config.json":
             renamed(target)
