@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,17 @@ def finish(folder):
     ("eval.jsonl", lambda text: text.replace('"epoch":2', '"epoch":"2"'), r"eval\.jsonl, line 2"),
     ("eval.jsonl", lambda text: "\x00\n" + text, r"eval\.jsonl, line 1: not JSON"),
     ("eval.jsonl", lambda text: "", "without an evaluation"),
+    ("eval.jsonl", lambda text: re.sub(r'"seen":\{.*?\}', '"seen":{}', text, count=1), "at least one prompt"),
+    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[NaN,', text, count=1), "line 1: not JSON .*NaN"),
+    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[1e999,', text, count=1), "not a finite number"),
+    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[true,', text, count=1), "not a finite number"),
+    ("eval.jsonl", lambda text: text.replace('"reward":"alignment"', '"reward":["alignment"]', 1), "'reward' is"),
+    ("eval.jsonl", lambda text: text.replace('"steps":4', '"steps":0', 1), "'steps' is 0, not a whole number, 1 or"),
+    ("train.jsonl", lambda text: text.replace('"train":0.6', '"train":"0.6"', 1), "'seconds' is .*not an object of"),
+    ("provenance.json", lambda text: text.replace('"cpu: Test Processor"', "3"), "'device' is 3, not a line of text"),
+    ("provenance.json", lambda text: text[:-2] + ', "earlier": [1]}', "'earlier' is not a list of objects"),
+    ("done.json", lambda text: '{"seconds_per_epoch": {"train": null}}', "'seconds_per_epoch' is"),
+    ("config.json", lambda text: "[" * 100_000, "too deep"),
     ("done.json", lambda text: "{", r"done\.json, line 1"),
 ])
 def test_a_corrupt_record_is_named_with_its_line_and_a_remedy(begun, name, change, message):
