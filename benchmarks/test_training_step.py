@@ -10,8 +10,10 @@ latents, log-probs, rewards, losses and gradients; where they do not, the record
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ import sdpo_kernels
 import torch
 
 from sdpo_bench.kernel_results import STEP_CPU_NOTE, STEP_NOTE
+from sdpo_bench.precision import float32_precision, use_full_float32
 from sdpo_bench.provenance import device_name
 
 from ._sd_turbo import SD_TURBO, TINY, cast, fast, flop, fused, materialised, peak
@@ -74,11 +77,23 @@ def bench():
     agreed = agreement(device)
     for failure in agreed.failures:
         warnings.warn(f"the loops disagree: {failure}", stacklevel=1)
-    torch.backends.cuda.matmul.allow_tf32 = True  # [official]: the LoRA's products are float32
     made = Bench(SD_TURBO if ON_GPU else TINY, device, torch.float16 if ON_GPU else torch.float32, PAIRS)
     made.agreement = agreed
-    yield made
-    torch.backends.cuda.matmul.allow_tf32 = False
+    return made
+
+
+@contextlib.contextmanager
+def precision_of(loop: str) -> Iterator[dict[str, str] | None]:
+    """Ours runs as `train` does, without TF32; the official loop takes it for products, the LoRA's being in float32.
+    Gives what is set, None on a CPU."""
+    if not ON_GPU:
+        yield None
+        return
+    torch.backends.cuda.matmul.allow_tf32 = loop == "official"
+    try:
+        yield float32_precision()
+    finally:
+        use_full_float32()
 
 
 @pytest.mark.parametrize("variant", variants(ON_GPU), ids=str)
@@ -95,14 +110,14 @@ def test_training_step(benchmark, bench, variant):
         manner = fused(bench.pipeline) if variant.fused else materialised(bench.pipeline)
         epoch, on_policy = partial(bench.official_epoch, loop), partial(bench.official_on_policy, loop)
     try:
-        with manner, sdpo_kernels.backend(variant.backend):
+        with manner, sdpo_kernels.backend(variant.backend), precision_of(variant.loop) as float32:
             log_ratio = on_policy()
             benchmark.pedantic(lambda: results.append(epoch(next(epochs))), rounds=ROUNDS, warmup_rounds=1)
     except torch.OutOfMemoryError:
         bench.reset()
         pytest.skip("the device's memory is too small for it")
     benchmark.group = "training step"
-    benchmark.extra_info |= describe(bench, variant, results[-ROUNDS:], log_ratio)
+    benchmark.extra_info |= describe(bench, variant, results[-ROUNDS:], log_ratio) | {"float32": float32}
 
 
 def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: float) -> dict[str, object]:
