@@ -1,8 +1,9 @@
-"""Trainings of the embedded model that the GPU campaign's part 2 makes: `python -m benchmarks._gpu_training WHAT DEVICE
-FOLDER [dry]`. Prints what it found as a line `RESULT {...}`; exits with 1 where something was wrong."""
+"""Trainings of the embedded model that the GPU campaign's part 2 makes: `python -m benchmarks._gpu_training DEVICE FOLDER
+[--dry] WHAT...`. Prints what it found as a line `RESULT {...}`; exits with 1 where something was wrong."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -30,7 +31,7 @@ class Stopped(BaseException):
 def config(device: str, dry: bool, **changes: Any) -> RunConfig:
     fixed: dict[str, Any] = {
         "device": device, "epochs": 3, "pairs": 16, "pairs_per_update": 8, "eval_start": False, "eval_rewards": (),
-        "eval_steps": (4,), "eval_noises": 1, "eval_splits": ("unseen",), "checkpoint_every": 1, "train_last_step": False,
+        "eval_steps": (4,), "eval_noises": 1, "eval_splits": ("unseen",), "checkpoint_every": 1,
     }  # fmt: skip
     tiny: dict[str, Any] = {"pairs": 2, "pairs_per_update": 2, "steps": 2, "eval_steps": (1,)} if dry else {}
     return RunConfig(**fixed | tiny | changes)
@@ -105,11 +106,21 @@ def repeats(device: str, dry: bool, folder: Path) -> dict[str, Callable[[], Any]
     return {"first epoch on a CPU": across, "resumed": resumed}
 
 
-def main(what: str, device: str, folder: str, *dry: str) -> int:
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier try
-    work = {"methods": methods, "settings": settings, "repeats": repeats}[what](device, bool(dry), Path(folder))
+WORK = {"repeats": repeats, "methods": methods, "settings": settings}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("device")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", nargs="+", choices=WORK)
+    parser.add_argument("--dry", action="store_true")
+    given = parser.parse_args()
     found, failed = {}, False
-    for name, make in work.items():
+    for what in given.what:
+        shutil.rmtree(given.folder / what, ignore_errors=True)  # of an earlier try
+    work = [each for what in given.what for each in WORK[what](given.device, given.dry, given.folder / what).items()]
+    for name, make in work:
         begin = time.monotonic()
         try:
             result = make()
@@ -123,4 +134,4 @@ def main(what: str, device: str, folder: str, *dry: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

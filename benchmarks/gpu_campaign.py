@@ -12,6 +12,7 @@ written when it ends, so that a part that is cut short, by whatever, loses one p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -99,31 +100,34 @@ def kernel_tests(place: Place) -> list[Piece]:
 
 
 def trainings(place: Place) -> list[Piece]:
-    dry = ["dry"] * place.dry
+    folder, kinds = place.work / "training", [["repeats"], ["methods"], ["settings"]]
+    dry = ["--dry"] * place.dry
+    if place.dry:
+        kinds = [[what for kind in kinds for what in kind]]  # importing takes longer than they do
     pieces = [
-        Piece(what, python("-m", "benchmarks._gpu_training", what, place.device, place.work / "training" / what, *dry))
-        for what in ("repeats", "methods", "settings")
+        Piece(" ".join(kind), python("-m", "benchmarks._gpu_training", place.device, folder, *kind, *dry))
+        for kind in kinds
     ]
     tiny = ("--steps", 2, "--eval-steps", 1, "--epochs", 1, "--pairs", 2, "--pairs-per-update", 2, "--no-eval-start")
     options = tiny if place.dry else ("--epochs", 3, "--eval-noises", 1)
     # The folder is taken up where an earlier try left it, so that nothing needs to be removed.
-    command = python("-m", "sdpo_bench", "train", "--device", place.device, "--out", place.work / "training" / "command",
-                     "--resume", *options)  # fmt: skip
+    command = python("-m", "sdpo_bench", "train", "--device", place.device, "--out", folder / "command", "--resume",
+                     *options)  # fmt: skip
     return [*pieces, Piece("command", command)]
 
 
 def benchmark(place: Place, name: str, file: str, select: str, *options: str) -> Piece:
-    command = pytest_(f"benchmarks/{file}", "--benchmark-only", "--kernel-results", place.out / "kernels", "--kernel-add",
-                      *options, "-k", select)  # fmt: skip
+    record = ["--benchmark-only", "--kernel-results", place.out / "kernels", "--kernel-add"]
+    command = pytest_(f"benchmarks/{file}", *record, *options, "-k", select)
     return Piece(name, command, record=True)
 
 
 def training_step(place: Place) -> list[Piece]:
-    # Compiling takes longer than all the rest: so that it can be left to a part's second run.
-    loops, compiled = ("ours-2-float32", "ours-8-bfloat16") if place.dry else ("not compile", "compile")
     file = "test_training_step.py"
-    # Both loops are in one process, but for the compiled one.
-    return [benchmark(place, "loops", file, loops), benchmark(place, "compiled", file, compiled)]
+    if place.dry:
+        return [benchmark(place, "loops", file, "ours-2-float32")]
+    # Compiling takes longer than all the rest: so that it can be left to a part's second run.
+    return [benchmark(place, "loops", file, "not compile"), benchmark(place, "compiled", file, "compile")]
 
 
 def kernels(*operations: str) -> Callable[[Place], list[Piece]]:
@@ -182,10 +186,8 @@ def run_piece(piece: Piece, seconds: float, log: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             pass
         finally:  # also where this process is interrupted; and nothing that the piece started goes on
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         output.seek(0)
         text = output.read()
@@ -326,7 +328,7 @@ def pack_runs(runs: Path, out: Path) -> dict[str, Any]:
 
 # The benchmarks' records ----------------------------------------------------------------------------------------
 
-FAMILIES = {"kernels": "test_kernel[", "training_step": "test_training_step["}  # the results' folders: tests' names
+TESTS = {"kernels": "test_kernel[", "training_step": "test_training_step["}  # the results' folders: tests' names
 
 
 def merge(folders: Sequence[Path], results: Path) -> list[Path]:
@@ -339,7 +341,7 @@ def merge(folders: Sequence[Path], results: Path) -> list[Path]:
         raise UserError(f"no records of benchmarks in {', '.join(map(str, folders))}; give the folders that came back")
     joined: dict[Path, dict[str, Any]] = {}
     for record in sorted(records, key=lambda record: record["datetime"]):
-        for family, prefix in FAMILIES.items():
+        for family, prefix in TESTS.items():
             mine = of_family(record, prefix)
             if not any(mine[key] for key in ("benchmarks", "failed", "skipped")):
                 continue
@@ -402,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (title, _) in PARTS.items():
         part = commands.add_parser(str(number), help=title)
         part.add_argument("--out", type=Path, help="what comes back; default: $OUT")
-        part.add_argument("--earlier", type=Path, nargs="*", default=[], help="folders that came back: skip what they have")
+        part.add_argument("--earlier", type=Path, nargs="*", default=[], help="folders of before: skip what they have")
         part.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_campaign", help="what need not come back")
         part.add_argument("--seconds", type=float, default=BUDGET, help=f"of the part; default: {BUDGET:g}")
         part.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) - 2, 1), help="of part 8")

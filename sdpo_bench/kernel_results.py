@@ -1,5 +1,5 @@
-"""Tables and plots of the benchmarks (`results/kernels/<device>/`), of the kernels and of the training step: a pure
-function of their JSON files.
+"""Tables and plots of the benchmarks (`results/kernels/<device>/`, `results/training_step/<device>/`), of the kernels
+and of the training step: a pure function of their JSON files.
 
 A file is what `pytest benchmarks` wrote for a commit. Files never share a table: each has a section of the device's
 README, by name. Files of a CPU hold times of PyTorch's own operations, and say so wherever they are shown.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
 STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
 STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
+FAMILIES = ("kernels", "training_step")  # folders of results/ with a folder per device
 OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
 RIVALS = ("ours", "eager", "compile", "copy")
 CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
@@ -82,9 +83,10 @@ def record_path(folder: str | os.PathLike[str], made_by: Mapping[str, Any]) -> P
 
 
 def record_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The records of a device's folder, `results/kernels/<device>`; none of any other folder."""
+    """The records of a device's folder, `results/kernels/<device>` or `results/training_step/<device>`; none of any
+    other folder."""
     folder = Path(folder)
-    return sorted(folder.glob("*.json")) if folder.resolve().parent.name == "kernels" else []
+    return sorted(folder.glob("*.json")) if folder.resolve().parent.name in FAMILIES else []
 
 
 def load(path: Path) -> dict[str, Any]:
