@@ -1,5 +1,8 @@
-"""Trainings of the embedded model that the GPU campaign's part 2 makes: `python -m benchmarks._gpu_training DEVICE FOLDER
-[--dry] WHAT...`. Prints what it found as a line `RESULT {...}`; exits with 1 where something was wrong."""
+"""Trainings of the embedded model that the GPU campaign's part 2 makes:
+`python -m benchmarks._gpu_training DEVICE FOLDER WHAT... [--dry]`.
+
+Prints what it found as a line `RESULT {...}`; exits with 1 where something was wrong.
+"""
 
 from __future__ import annotations
 

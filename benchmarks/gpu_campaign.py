@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from sdpo_bench import provenance
 from sdpo_bench.errors import UserError
 from sdpo_bench.kernel_results import load, record_path
-from sdpo_bench.records import write_atomic
+from sdpo_bench.records import RecordError, load_run, write_atomic
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -38,7 +38,7 @@ SCHEMA = 1
 BUDGET = 450.0  # seconds of a part: less than 8 minutes
 LEAST = 20.0  # a piece is not begun with less left
 GRACE = 15.0  # for a piece that was told to end to save what it has; part of the budget
-ARCHIVE = 14 << 20  # bytes of runs in an archive: a file may have 16 MiB
+ARCHIVE = 14 << 20  # bytes of records in an archive, before compression: a file may have 16 MiB
 TAIL = 3000  # characters of a piece's output that its record keeps
 DTYPES = {"float16": "float16 and not bfloat16", "bfloat16": "bfloat16", "float32": "float32"}  # for pytest's -k
 
@@ -299,18 +299,16 @@ def unpack_runs(folders: Sequence[Path], runs: Path) -> None:
 def pack_runs(runs: Path, out: Path) -> dict[str, Any]:
     """Writes the finished runs' records, without models, to archives of a size that comes back; the runs that are
     finished, and the epochs of the others."""
-    from sdpo_bench.records import load_run, pack
-
     finished, begun, archives, size = [], {}, [], 0
     for old in out.glob(ARCHIVES.format("*")):
         old.unlink()
-    for profile in sorted(runs.glob("*")):
-        if any(profile.glob("raw/*/done.json")):
-            pack(profile)
     for folder in sorted(path for path in runs.glob("*/raw/*") if (path / "config.json").exists()):
         if not (folder / "done.json").exists():
-            rows = load_run(folder).train
-            begun[folder.name] = {"epochs": len(rows), "seconds": rows and sum(rows[-1]["seconds"].values())}
+            try:
+                rows = load_run(folder).train
+                begun[folder.name] = {"epochs": len(rows), "last_seconds": rows[-1]["seconds"] if rows else None}
+            except RecordError as error:  # it was ended before it had written all
+                begun[folder.name] = {"error": str(error)}
             continue
         finished.append(folder.name)
         files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix != ".pt"]

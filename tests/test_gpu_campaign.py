@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -175,8 +176,11 @@ def test_runs_come_back_without_models(tmp_path, monkeypatch):
         for file in ("config.json", "done.json", "checkpoint.pt", "model/weights"):
             (folder / file).write_text("x" * 100)
     monkeypatch.setattr(gpu_campaign, "ARCHIVE", 300)
-    monkeypatch.setattr("sdpo_bench.records.pack", lambda folder: 0)
-    assert gpu_campaign.pack_runs(runs, out) == {"finished": ["one", "two"], "begun": {}}
+    (runs / "smoke" / "raw" / "three").mkdir()
+    (runs / "smoke" / "raw" / "three" / "config.json").write_text("killed while it was wri")
+    found = gpu_campaign.pack_runs(runs, out)
+    assert found["finished"] == ["one", "two"]
+    assert "three" in found["begun"]["three"]["error"]
     assert [path.name for path in sorted(out.iterdir())] == ["runs-1.tar.gz", "runs-2.tar.gz"]
     with tarfile.open(out / "runs-1.tar.gz") as archive:
         assert archive.getnames() == ["smoke/raw/one/config.json", "smoke/raw/one/done.json"]
@@ -189,7 +193,7 @@ def test_runs_come_back_without_models(tmp_path, monkeypatch):
 
 def selected(piece: Piece, ids: list[str]) -> list[str]:
     expression = Expression.compile(piece.command[piece.command.index("-k") + 1])
-    return [name for name in ids if expression.evaluate(lambda part: part.lower() in name.lower())]
+    return [name for name in ids if expression.evaluate(lambda part, name=name: part in name)]
 
 
 def test_every_case_is_measured_once(tmp_path):
@@ -228,8 +232,6 @@ def test_dry(tmp_path):
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return {k: v for k, v in os.environ.items() if "XDIST" not in k and k != "OUT"} | {"PYTHON": sys.executable}
 
 
