@@ -305,7 +305,7 @@ def step_label(row: Mapping[Any, Any]) -> str:
 
 def step_warnings(rows: pd.DataFrame) -> list[str]:
     """What is wrong with the numbers: loops that do not compute the same."""
-    texts = rows["disagreement"].dropna().unique() if "disagreement" in rows else []
+    texts = list(rows["disagreement"].dropna().unique()) if "disagreement" in rows else []
     return [f"The loops did not compute the same when this was measured: {text}" for text in texts]
 
 
