@@ -53,7 +53,8 @@ class OfficialLoop:
         self.pipeline, self.unet, self.reward = pipeline, pipeline.unet, reward
         self.config, self.microbatch = config, microbatch
         self.device = next(self.unet.parameters()).device
-        self.abar = pipeline.scheduler.alphas_cumprod.cpu()
+        wide = torch.promote_types(pipeline.vae.dtype, torch.float32)  # float64 where this loop is the reference
+        self.abar = pipeline.scheduler.alphas_cumprod.cpu().to(wide)
         self.trained = [p for p in self.unet.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
@@ -154,7 +155,8 @@ class OfficialLoop:
 
     def dense_rewards(self, clean: Tensor, prompts: list[str]) -> Tensor:
         """Rewards [N, K] of one sample of N pairs: of the first, the anchor's and the last picture, and averages."""
-        flat, steps = clean.flatten(2).float(), clean.shape[1]
+        flat, steps = clean.flatten(2), clean.shape[1]
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
 
         def similarity(k: Tensor | slice) -> Tensor:
             other = flat[:, k] if isinstance(k, slice) else flat[torch.arange(len(flat)), k][:, None]
@@ -176,7 +178,7 @@ class OfficialLoop:
         """Of each sample [B, K]: discounted sums from a step on."""
         discount = [[0.99 ** (j - k) if j >= k else 0.0 for k in range(self.config.steps)]
                     for j in range(self.config.steps)]  # fmt: skip
-        return [x @ torch.tensor(discount, device=self.device) for x in samples.rewards]
+        return [x @ x.new_tensor(discount) for x in samples.rewards]
 
     def advantages(self, samples: Samples) -> list[Tensor]:
         """Of each sample [B, K], from the normaliser that both loops share: it is not what is measured."""

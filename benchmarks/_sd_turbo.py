@@ -151,6 +151,15 @@ def materialised(pipeline: Any) -> Iterator[None]:
 
 
 @contextmanager
+def fused(pipeline: Any) -> Iterator[None]:
+    """Fused attention, channels_last."""
+    for module in (pipeline.unet, pipeline.vae):
+        module.set_attn_processor(AttnProcessor2_0())
+        module.to(memory_format=torch.channels_last)
+    yield
+
+
+@contextmanager
 def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
     """As ours: fused attention, channels_last, on request torch.compile of the UNet.
 
@@ -177,9 +186,6 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
     def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
         return tuple(x.float() for x in output) if isinstance(output, tuple) else output.float()
 
-    for module in (unet, vae):
-        module.set_attn_processor(AttnProcessor2_0())
-        module.to(memory_format=torch.channels_last)
     hooks = [
         unet.register_forward_pre_hook(enter, with_kwargs=True),
         unet.register_forward_hook(leave),
@@ -190,7 +196,8 @@ def fast(pipeline: Any, compiled: bool = False) -> Iterator[None]:
         torch._dynamo.reset()
         unet.forward = torch.compile(unet.forward, fullgraph=True)
     try:
-        yield
+        with fused(pipeline):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,6 +27,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("kernels")
     group.addoption("--kernel-matrix", choices=("auto", "small", "core", "full"), default="auto",
                     help="sizes to measure; auto: core on a GPU, small on a CPU")  # fmt: skip
+    group.addoption("--kernel-compile", choices=("all", "extremes"), default="all",
+                    help="torch.compile is a rival of all cases, or of the smallest and largest in fp16")  # fmt: skip
     group.addoption("--kernel-results", type=Path, metavar="FOLDER",
                     help="write FOLDER/<device>/<commit>.json, of which `sdpo-bench tables` makes tables")  # fmt: skip
     group.addoption("--kernel-add", action="store_true",

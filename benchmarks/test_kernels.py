@@ -45,11 +45,22 @@ def cases(matrix: str) -> list[Case]:
     return found
 
 
+def extremes(found: list[Case]) -> set[Case]:
+    """Of each operation (and K) the smallest and the largest case in float16: compiling takes most of the time."""
+    chosen = set()
+    for key in {(case.operation, case.steps) for case in found}:
+        half = [case for case in found if (case.operation, case.steps) == key and case.dtype == "float16"]
+        chosen |= {min(half, key=lambda case: case.elements), max(half, key=lambda case: case.elements)}
+    return chosen
+
+
 def pytest_generate_tests(metafunc):
     matrix = metafunc.config.getoption("kernel_matrix", "auto")
     if matrix == "auto":
         matrix = "core" if torch.cuda.is_available() else "small"
-    metafunc.parametrize("case", cases(matrix), ids=str)
+    found = cases(matrix)
+    few = extremes(found) if metafunc.config.getoption("kernel_compile", "all") == "extremes" else found
+    metafunc.parametrize(("case", "compile_too"), [(case, case in few) for case in found], ids=[*map(str, found)])
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +83,12 @@ def guard(case: Case, timer: HostTimer) -> None:
         pytest.skip(f"needs about {need / 1e9:.1f} GB, more than {SHARE:.0%} of the {free / 1e9:.1f} GB that are free")
 
 
-def test_kernel(benchmark, case, timer):
+def test_kernel(benchmark, case, compile_too, timer):
     guard(case, timer)
     operation = OPERATIONS[case.operation]
     on_gpu = isinstance(timer, CudaTimer)
     rivals = {"ours": partial(operation.ours, backend=timer.backend), "eager": operation.drive(operation.plain)}
-    if on_gpu:
+    if on_gpu and compile_too:
         rivals["compile"] = operation.drive(compiled(operation.plain))
 
     inputs = operation.draw(Draw(case, timer.device))

@@ -4,24 +4,29 @@ architecture with random weights.
     pytest benchmarks/test_training_step.py --benchmark-only
 
 Both run in one process, on the same weights. On a CPU the architecture is a tiny one of the same classes: it shows
-that the command works, and says nothing about SD-Turbo; every output says so. Before anything is timed, both loops must
-give the same latents, log-probs, rewards, losses and gradients.
+that the command works, and says nothing about SD-Turbo; every output says so. First both loops must give the same
+latents, log-probs, rewards, losses and gradients; where they do not, the record and the tables say so beside the times.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import warnings
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import sdpo_kernels
 import torch
 
 from sdpo_bench.kernel_results import STEP_CPU_NOTE, STEP_NOTE
+from sdpo_bench.precision import float32_precision, use_full_float32
 from sdpo_bench.provenance import device_name
 
-from ._sd_turbo import SD_TURBO, TINY, cast, fast, flop, materialised, peak
+from ._sd_turbo import SD_TURBO, TINY, cast, fast, flop, fused, materialised, peak
 from ._training_step import PARTS, Bench, Result, agreement
 
 ON_GPU = torch.cuda.is_available()
@@ -30,39 +35,65 @@ PAIRS = 8 if ON_GPU else 4
 
 
 class Variant(NamedTuple):
-    """A loop and its settings: `rows` latents in a forward pass."""
+    """A loop and its settings. rows: latents in a forward pass of ours, pairs in a micro-batch of the official loop.
+    fused: the official loop with our attention and layout. backend: of our loss and sampler, where it is not the
+    device's own. again: measured a second time, to see what changed meanwhile."""
 
     loop: str
     rows: int
     dtype: str
     compiled: bool = False
+    fused: bool = False
+    backend: str = "auto"
+    again: bool = False
 
     def __str__(self) -> str:
-        return f"{self.loop}-{self.rows}-{self.dtype}{'-compile' if self.compiled else ''}"
+        marks = {"compile": self.compiled, "fused": self.fused, self.backend: self.backend != "auto",
+                 "again": self.again}  # fmt: skip
+        return "-".join([f"{self.loop}-{self.rows}-{self.dtype}", *(mark for mark, there in marks.items() if there)])
 
 
 def variants(on_gpu: bool) -> list[Variant]:
-    """The official loop at micro-batches of 1 and 2 pairs, a sample of each at a time; ours at several sizes."""
-    dtype = "float16" if on_gpu else "float32"
-    found = [Variant("official", rows, dtype) for rows in (1, 2)]
-    found += [Variant("ours", rows, dtype) for rows in ((2, 4, 8, 16) if on_gpu else (2, 8))]
-    most = found[-1].rows
+    """The official loop at its micro-batches of 1 and 2 pairs and at all pairs, as many as our largest forward has,
+    also with our attention and layout: what batching and what fused attention give. Ours at several sizes, and with
+    the operations in PyTorch: what the kernels give. In turns, and the first again at the end: a device gets warm."""
+    dtype, pairs = ("float16", 8) if on_gpu else ("float32", 4)
+    official = [Variant("official", rows, dtype) for rows in (1, 2, pairs)]
+    official.append(Variant("official", pairs, dtype, fused=True))
+    most = 2 * pairs
+    ours = [Variant("ours", rows, dtype) for rows in ((2, 4, 8, most) if on_gpu else (2, most))]
+    found = [variant for turn in itertools.zip_longest(official, ours) for variant in turn if variant is not None]
     found.append(Variant("ours", most, "bfloat16"))
-    if on_gpu:  # on a CPU compiling takes minutes and says nothing
+    if on_gpu:  # on a CPU that backend is the one there is, and compiling takes minutes and says nothing
+        found.append(Variant("ours", most, dtype, backend="torch"))
         found.append(Variant("ours", most, dtype, compiled=True))
-    return found
+    return [*found, official[0]._replace(again=True)]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    """Correct first: where the loops disagree, nothing is timed."""
+    """What both loops run on; how far they agree is recorded with every variant."""
     device = torch.device("cuda" if ON_GPU else "cpu")
-    errors = agreement(device)
-    torch.backends.cuda.matmul.allow_tf32 = True  # [official]: the LoRA's products are float32
+    agreed = agreement(device)
+    for failure in agreed.failures:
+        warnings.warn(f"the loops disagree: {failure}", stacklevel=1)
     made = Bench(SD_TURBO if ON_GPU else TINY, device, torch.float16 if ON_GPU else torch.float32, PAIRS)
-    made.errors = errors
-    yield made
-    torch.backends.cuda.matmul.allow_tf32 = False
+    made.agreement = agreed
+    return made
+
+
+@contextlib.contextmanager
+def precision_of(loop: str) -> Iterator[dict[str, str] | None]:
+    """Ours runs as `train` does, without TF32; the official loop takes it for products, the LoRA's being in float32.
+    Gives what is set, None on a CPU."""
+    if not ON_GPU:
+        yield None
+        return
+    torch.backends.cuda.matmul.allow_tf32 = loop == "official"
+    try:
+        yield float32_precision()
+    finally:
+        use_full_float32()
 
 
 @pytest.mark.parametrize("variant", variants(ON_GPU), ids=str)
@@ -72,17 +103,21 @@ def test_training_step(benchmark, bench, variant):
     results: list[Result] = []
     epochs = itertools.count(1)
     if variant.loop == "ours":
-        bench.trainer.policy.rows = variant.rows
+        bench.set_rows(variant.rows)
         manner, epoch, on_policy = fast(bench.pipeline, variant.compiled), bench.ours_epoch, bench.on_policy
     else:
         loop = bench.official(variant.rows)
-        manner, epoch = materialised(bench.pipeline), partial(bench.official_epoch, loop)
-        on_policy = partial(bench.official_on_policy, loop)
-    with manner:
-        log_ratio = on_policy()
-        benchmark.pedantic(lambda: results.append(epoch(next(epochs))), rounds=ROUNDS, warmup_rounds=1)
+        manner = fused(bench.pipeline) if variant.fused else materialised(bench.pipeline)
+        epoch, on_policy = partial(bench.official_epoch, loop), partial(bench.official_on_policy, loop)
+    try:
+        with manner, sdpo_kernels.backend(variant.backend), precision_of(variant.loop) as float32:
+            log_ratio = on_policy()
+            benchmark.pedantic(lambda: results.append(epoch(next(epochs))), rounds=ROUNDS, warmup_rounds=1)
+    except torch.OutOfMemoryError:
+        bench.reset()
+        pytest.skip("the device's memory is too small for it")
     benchmark.group = "training step"
-    benchmark.extra_info |= describe(bench, variant, results[-ROUNDS:], log_ratio)
+    benchmark.extra_info |= describe(bench, variant, results[-ROUNDS:], log_ratio) | {"float32": float32}
 
 
 def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: float) -> dict[str, object]:
@@ -93,6 +128,8 @@ def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: f
     seconds["all"] = float(np.median([sum(r.seconds.values()) for r in results]))
     work = bench.flop(last)
     work["all"] = sum(work.values())
+    bench.seconds.setdefault(str(variant), seconds["all"])
+    before = bench.seconds.get(str(variant._replace(again=False))) if variant.again else None
     limit = peak(device) if bench.device.type == "cuda" and variant.dtype != "float32" else None
     memory = {part: max(r.memory[part] for r in results) for part in PARTS} if last.memory else None
     if memory:
@@ -105,7 +142,9 @@ def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: f
         "device": device,
         "pairs": config.pairs, "steps": config.steps, "pairs_per_update": config.pairs_per_update,
         "reward": config.reward,
-        "agreement": {name: rounded(error) for name, error in bench.errors.items()},
+        "agreement": {name: {loop: rounded(error) for loop, error in errors.items()}
+                      for name, errors in bench.agreement.errors.items()},
+        "disagreement": bench.agreement.failures,
         "rounds": len(results),
         "seconds": {part: rounded(value) for part, value in seconds.items()},
         "pairs_per_s": {part: rounded(config.pairs / value) for part, value in seconds.items()},
@@ -115,6 +154,7 @@ def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: f
         "peak_flop_per_s": limit,
         "utilisation": {part: rounded(work[part] / seconds[part] / limit) for part in work} if limit else None,
         "memory_bytes": memory,
+        "drift": before and rounded(seconds["all"] / before),
         "log_ratio": rounded(log_ratio),
         "clip_range": rounded(bench.trainer.clips["clip_range"]),
     }  # fmt: skip

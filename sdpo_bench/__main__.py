@@ -174,11 +174,12 @@ class Tables:
     """Compress the finished runs' eval.jsonl of the named folders to eval.jsonl.gz; both are read alike."""
 
     def __call__(self) -> int:
+        from sdpo_bench.kernel_results import FAMILIES
         from sdpo_bench.records import pack
         from sdpo_bench.results import reference_results, shown, sources, write_all
 
         results = reference_results()
-        present = [*results.glob("*"), *results.glob("kernels/*")]
+        present = [*results.glob("*"), *(path for family in FAMILIES for path in results.glob(f"{family}/*"))]
         folders = [*self.folders] or sorted(path for path in present if sources(path))
         if not folders:
             raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")

@@ -1,5 +1,5 @@
-"""Tables and plots of the benchmarks (`results/kernels/<device>/`), of the kernels and of the training step: a pure
-function of their JSON files.
+"""Tables and plots of the benchmarks (`results/kernels/<device>/`, `results/training_step/<device>/`), of the kernels
+and of the training step: a pure function of their JSON files.
 
 A file is what `pytest benchmarks` wrote for a commit. Files never share a table: each has a section of the device's
 README, by name. Files of a CPU hold times of PyTorch's own operations, and say so wherever they are shown.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
 STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
 STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
+FAMILIES = ("kernels", "training_step")  # folders of results/ with a folder per device
 OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
 RIVALS = ("ours", "eager", "compile", "copy")
 CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
@@ -82,9 +83,10 @@ def record_path(folder: str | os.PathLike[str], made_by: Mapping[str, Any]) -> P
 
 
 def record_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The records of a device's folder, `results/kernels/<device>`; none of any other folder."""
+    """The records of a device's folder, `results/kernels/<device>` or `results/training_step/<device>`; none of any
+    other folder."""
     folder = Path(folder)
-    return sorted(folder.glob("*.json")) if folder.resolve().parent.name == "kernels" else []
+    return sorted(folder.glob("*.json")) if folder.resolve().parent.name in FAMILIES else []
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -252,7 +254,10 @@ STEP_GOALS = (  # of an H100: column, text, met; against the official loop's alg
 
 
 def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per variant of the training step: seconds and pairs per second by part, the official loop's rows first."""
+    """A row per variant of the training step: seconds and pairs per second by part, the official loop's rows first.
+
+    What only some records tell (fused, backend, again, drift, disagreement) is a column where one of these does.
+    """
     rows = []
     for info in (info for info in infos if "training_step" in info):
         variant = info["training_step"]
@@ -261,6 +266,9 @@ def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "compiled": bool(variant["compiled"]), "architecture": info["architecture"], "pairs": info["pairs"],
             "steps": info["steps"], "log_ratio": info["log_ratio"], "clip_range": info["clip_range"],
         }  # fmt: skip
+        row |= {name: variant[name] for name in ("fused", "backend", "again") if name in variant}
+        row |= {"drift": info["drift"]} if info.get("drift") else {}
+        row |= {"disagreement": "; ".join(info["disagreement"])} if info.get("disagreement") else {}
         for part in STEP_PARTS:
             row[f"seconds_{part}"] = info["seconds"][part]
             row[f"pairs_per_s_{part}"] = info["pairs_per_s"][part]
@@ -271,8 +279,13 @@ def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         return pd.DataFrame()
     found = pd.DataFrame(rows)
     found["loop"] = pd.Categorical(found["loop"], ("official", "ours"))
-    found = found.sort_values(["loop", "dtype", "compiled", "rows"], ascending=[True, False, True, True])
-    official = found[found["loop"] == "official"].set_index("rows")
+    marks = [name for name in ("fused", "again", "backend") if name in found]
+    order = ["loop", "dtype", "compiled", *marks, "rows"]
+    found = found.sort_values(order, ascending=[name != "dtype" for name in order])
+    plain = found["loop"] == "official"
+    for name in ("fused", "again"):
+        plain &= ~found[name].astype(bool) if name in found else True
+    official = found[plain].set_index("rows")
     for rows_ in (1, 2):
         rival = official["pairs_per_s_all"].get(rows_, np.nan)
         found[f"speedup_{rows_}"] = found["pairs_per_s_all"] / rival
@@ -281,9 +294,19 @@ def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def step_label(row: Mapping[Any, Any]) -> str:
-    if row["loop"] == "official":
-        return f"official, micro-batch {row['rows']}"
-    return f"ours, {row['rows']} rows, {row['dtype']}{', compiled' if row['compiled'] else ''}"
+    parts = [f"official, micro-batch {row['rows']}"] if row["loop"] == "official" else [f"ours, {row['rows']} rows"]
+    parts += [row["dtype"]] if row["loop"] == "ours" else []
+    parts += ["fused attention"] if row.get("fused") else []
+    parts += [f"{row['backend']} backend"] if row.get("backend", "auto") != "auto" else []
+    parts += ["compiled"] if row["compiled"] else []
+    parts += ["again"] if row.get("again") else []
+    return ", ".join(parts)
+
+
+def step_warnings(rows: pd.DataFrame) -> list[str]:
+    """What is wrong with the numbers: loops that do not compute the same."""
+    texts = list(rows["disagreement"].dropna().unique()) if "disagreement" in rows else []
+    return [f"The loops did not compute the same when this was measured: {text}" for text in texts]
 
 
 def step_table(rows: pd.DataFrame, name: str, title: str) -> Table:
@@ -310,6 +333,12 @@ def step_table(rows: pd.DataFrame, name: str, title: str) -> Table:
         "pairs per second in all over the official loop's at micro-batch 1 and 2. log-ratio: the largest of the "
         f"unchanged policy, in means over latent dimensions; the clip range is {first['clip_range']:g}."
     )
+    if "fused" in rows:
+        note += " fused attention: with our attention and layout. torch backend: loss and sampler in PyTorch."
+    if "drift" in rows:
+        drift = rows["drift"].dropna().iloc[0]
+        note += f" again: the first, measured once more at the end, at {drift:.3g} times its first time."
+    note += "".join(f" **{text}.**" for text in step_warnings(rows))
     if rows["utilisation_all"].isna().all():
         note += " No utilisation: the device's peak is not listed, or it is a CPU."
     return Table(name, title, note, header, tuple(blocks), rows)
@@ -452,6 +481,7 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
             name, note = f"{path.stem}_training_step", STEP_CPU_NOTE if cpu else STEP_NOTE
             tables.append(step_table(steps, name, f"{device}, {path.stem}: {note}"))
             parts.append(f"**{note[:1].upper() + note[1:]}**: [{name}](tables/{name}.md), [CSV](tables/{name}.csv).")
+            parts += [f"**{text}.**" for text in step_warnings(steps)]
             if not cpu:
                 parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
                 parts.append("\n".join(step_verdicts(steps)))

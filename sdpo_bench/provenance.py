@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
+COMMIT = "SDPO_BENCH_COMMIT"  # environment variable: the commit of a copy that lies in no checkout
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "triton")
 CODE = ("*.py", "*.txt", "*.json", "*.safetensors")  # what decides a result: the code and the assets it loads
 
@@ -43,16 +45,28 @@ def source_hash(package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
+def _given_commit() -> str | None:
+    given = os.environ.get(COMMIT) or None
+    if given is not None and not re.fullmatch("[0-9a-f]{40}", given):
+        from sdpo_bench.errors import UserError
+
+        raise UserError(f"{COMMIT} is {given!r}; expected what `git rev-parse HEAD` prints, 40 hexadecimal digits")
+    return given
+
+
 @functools.cache  # of the code as it was when this process loaded it, whatever is committed while it runs
 def code_version() -> dict[str, Any]:
-    """commit and dirty; where no commit says what ran (no checkout, or changed code), the hash of the source too."""
+    """commit and dirty; where git doesn't say what ran (no checkout, or changed code), the hash of the source too.
+
+    Of a copy without git the commit is what SDPO_BENCH_COMMIT says, if it is set.
+    """
     # An installed copy may lie inside somebody else's repository: its commit would say nothing.
     tracked = _git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py")) is not None
-    commit = _git("rev-parse", "HEAD") if tracked else None
+    commit = _git("rev-parse", "HEAD") if tracked else _given_commit()
     # Only code counts: results written while a profile runs do not make its later runs dirty.
-    dirty = commit is not None and _git("status", "--porcelain", "--", PACKAGE.name, "kernels") != ""
+    dirty = tracked and commit is not None and _git("status", "--porcelain", "--", PACKAGE.name, "kernels") != ""
     version = {"commit": commit, "dirty": dirty}
-    return version if commit and not dirty else version | {"source": source_hash()}
+    return version if tracked and commit and not dirty else version | {"source": source_hash()}
 
 
 def versions() -> dict[str, str]:

@@ -236,7 +236,7 @@ def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
     timer.backend, timer.free = "torch", lambda: 10**12
     benchmark = SimpleNamespace(extra_info={}, pedantic=lambda function, rounds, warmup_rounds: function())
     case = Case(name, (4, 8, 8), 2, "float16", 4 if name == "anchor_similarity" else 0)
-    test_kernels.test_kernel(benchmark, case, timer)
+    test_kernels.test_kernel(benchmark, case, True, timer)
     info = json.loads(json.dumps(benchmark.extra_info))
     assert info["what"] == "kernel"
     assert info["us"].keys() == info["gb_per_s"].keys() == {"call", "events", "graph"}

@@ -62,9 +62,10 @@ print(json.dumps([provenance.code_version(), str(provenance.PACKAGE)]))
 """
 
 
-@pytest.mark.parametrize("inside", ["nothing", "foreign", "clean", "changed"])
+@pytest.mark.parametrize("inside", ["nothing", "foreign", "given", "clean", "changed"])
 def test_commit_is_this_projects_own(tmp_path, inside):
-    """An installed copy has no commit, in somebody else's repository either; a changed checkout says so."""
+    """An installed copy has no commit, in somebody else's repository either, but for one that is given; a changed
+    checkout says so, and believes git alone."""
     root = tmp_path / "root"
     (root / "sdpo_bench").mkdir(parents=True)
     for name in ("__init__.py", "provenance.py"):
@@ -74,7 +75,7 @@ def test_commit_is_this_projects_own(tmp_path, inside):
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments], cwd=root, check=True,
                        capture_output=True)  # fmt: skip
 
-    if inside != "nothing":
+    if inside not in ("nothing", "given"):
         git("init")
         (root / "README").write_text("x")
         git("add", "README" if inside == "foreign" else ".")
@@ -84,6 +85,8 @@ def test_commit_is_this_projects_own(tmp_path, inside):
     (root / "results").mkdir()
     (root / "results" / "record.json").write_text("{}")  # not code
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"PYTHONDONTWRITEBYTECODE": "1"}
+    if inside not in ("nothing", "foreign"):
+        env |= {provenance.COMMIT: "a" * 40}
     command = [sys.executable, "-c", SCRIPT, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     version, package = json.loads(done.stdout)
@@ -92,5 +95,6 @@ def test_commit_is_this_projects_own(tmp_path, inside):
         assert version["commit"] is None
     else:
         assert len(version["commit"]) == 40
+        assert (version["commit"] == "a" * 40) == (inside == "given")
         assert version["dirty"] == (inside == "changed")
     assert ("source" in version) == (inside != "clean")

@@ -16,14 +16,21 @@ class FusedUpsample:
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        weight = convolution.weight.detach()
+        self.convolution = convolution
+        self._make()
+
+    def _make(self) -> None:
+        weight, bias = self.convolution.weight.detach(), self.convolution.bias
         pairs = torch.ones(1, 1, 2, 2, dtype=weight.dtype, device=weight.device)
         kernel = F.conv2d(weight.flip(2, 3).reshape(-1, 1, 3, 3), pairs, padding=1)
         self.kernel = kernel.reshape(*weight.shape[:2], 4, 4).transpose(0, 1).contiguous()
-        self.bias = None if convolution.bias is None else convolution.bias.detach()
+        self.bias = None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C', 2 H, 2 W]."""
+        weight = self.convolution.weight
+        if (weight.dtype, weight.device) != (self.kernel.dtype, self.kernel.device):
+            self._make()  # the decoder was cast or moved meanwhile
         return F.conv_transpose2d(x, self.kernel, self.bias, stride=2, padding=1)
 
 

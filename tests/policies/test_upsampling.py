@@ -23,6 +23,18 @@ def test_a_fused_layer_computes_the_same(bias, size):
     assert fused.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_a_decoder_may_be_copied_and_cast():
+    """A tensor of its own would stay what it was."""
+    plain = Upsample2D(12, use_conv=True, out_channels=7).requires_grad_(False)
+    fused = copy.deepcopy(plain)
+    fuse_upsampling(fused)
+    x = torch.randn(3, 12, 5, 9, generator=torch.Generator().manual_seed(0))
+    wide = copy.deepcopy(fused).double()
+    assert torch.allclose(wide(x.double()), copy.deepcopy(plain).double()(x.double()), rtol=0, atol=1e-14)
+    assert fused(x).dtype == torch.float32
+    assert torch.allclose(wide.float()(x), fused(x), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options", [{"use_conv": False}, {"use_conv_transpose": True}, {"use_conv": True, "kernel_size": 5, "padding": 2}]
 )
