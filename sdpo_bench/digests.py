@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.policies.loading import INDEX, source_of
+from sdpo_bench.errors import UserError
+from sdpo_bench.policies.loading import INDEX, is_local_adapter, source_of
+from sdpo_bench.policies.networks import weight_files
 
-WEIGHTS = (".safetensors", ".bin")
+ADAPTERS = (".safetensors", ".bin")
 SETTINGS = (".json", ".txt", ".model")  # networks' and schedulers' configurations, tokenizers
 UNUSED = ("safety_checker", "feature_extractor")
 
@@ -27,14 +29,13 @@ def _digests(paths: list[Path], root: Path) -> dict[str, str]:
 
 
 def loaded(folder: Path) -> list[Path]:
-    """The files of a component's folder that are loaded: of its weights no variant, such as fp16, where there are plain
-    ones, and none pickled where there are safetensors."""
-    files = [path for path in folder.iterdir() if path.is_file()]
-    weights = [path for path in files if path.suffix in WEIGHTS]
-    for wanted in (lambda path: path.suffix == WEIGHTS[0], lambda path: "." not in path.stem):
-        weights = [path for path in weights if wanted(path)] or weights
-    settings = [path for path in files if path.suffix in SETTINGS and not path.name.endswith(".index.json")]
-    return weights + settings
+    """The files of a component's folder that are loaded: a network's weights and its configuration, or a tokenizer's or
+    a scheduler's files."""
+    settings = [path for path in folder.iterdir() if path.suffix in SETTINGS and not path.name.endswith(".index.json")]
+    try:
+        return settings + weight_files(folder)[1]
+    except UserError:  # no network
+        return settings
 
 
 def _commit(repository: str, revision: str | None) -> dict[str, str]:
@@ -60,10 +61,9 @@ def weights_of(config: RunConfig) -> dict[str, dict[str, str]]:
         found = {"model": _commit(source, config.revision)}
     if config.adapter is not None:
         path = Path(config.adapter).expanduser()
-        if path.is_file():
-            found["adapter"] = _digests([path], path.parent)
-        elif path.is_dir():
-            found["adapter"] = _digests(loaded(path), path)
+        if is_local_adapter(config.adapter):
+            files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in ADAPTERS]
+            found["adapter"] = _digests(files, path if path.is_dir() else path.parent)
         else:
             name, _, revision = config.adapter.partition("@")
             found["adapter"] = _commit("/".join(name.split("/")[:2]), revision or None)

@@ -43,6 +43,7 @@ CHANGEABLE = (*EXECUTION, *CADENCE, "epochs")
 """Settings with which a run may go on though it was begun with others: how it is executed, when it is evaluated, and
 for how long it is trained."""
 FILES = ("adapter", "model", "prompts", "unseen_prompts")
+ROWS = ("train.jsonl", "eval.jsonl", "dense.jsonl")
 CHECKPOINT = "checkpoint.pt"
 RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
 
@@ -227,19 +228,25 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         os.close(folder)
 
 
-def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
-    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+def _content(path: Path) -> bytes | None:
+    """Of a .jsonl, or of its .gz; None where there is neither."""
     packed = path.with_suffix(path.suffix + ".gz")
     if path.exists():
-        lines = path.read_bytes().split(b"\n")
-    elif packed.exists():
-        try:
-            lines = gzip.decompress(packed.read_bytes()).split(b"\n")
-        except (OSError, EOFError, zlib.error) as error:
-            raise _bad(packed, f"not gzip ({error})") from error
-    else:
+        return path.read_bytes()
+    if not packed.exists():
+        return None
+    try:
+        return gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise _bad(packed, f"not gzip ({error})") from error
+
+
+def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
+    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+    content = _content(path)
+    if content is None:
         return []
-    rows = []
+    lines, rows = content.split(b"\n"), []
     if lines.pop() and not torn_ok:
         raise _bad(path, "the last line is torn", len(lines) + 1)
     for number, line in enumerate(lines, 1):
@@ -399,18 +406,21 @@ class RunWriter:
 
     def truncate(self, epoch: int) -> None:
         """Makes the folder fit to be resumed after `epoch`: later rows, a torn last line and `done.json`
-        go."""
+        go, compressed rows are as before."""
         self._path("done.json").unlink(missing_ok=True)
-        for name in ("train.jsonl", "eval.jsonl", "dense.jsonl"):
+        for name in ROWS:
             path = self._path(name)
-            if path.exists():
+            if (stored := _content(path)) is not None:
                 content = _encode(row for row in _lines(path, torn_ok=True) if row["epoch"] <= epoch)
-                if content != path.read_bytes():
+                if content != stored or not path.exists():
                     write_atomic(path, content)
+                path.with_suffix(".jsonl.gz").unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `done.json`, from which on the run counts; refuses a folder that does not load."""
+        """Writes `done.json`, from which on the run counts, with digests of its rows; refuses a folder that does not
+        load."""
         load_run(self.folder)
+        summary = dict(summary) | {"records_sha256": _digests(self.folder)}
         write_atomic(self._path("done.json"), (_dumps(summary, indent=1) + "\n").encode())
 
 
@@ -474,6 +484,28 @@ def _check_eval(row: Mapping[str, Any], where: str) -> None:
                 raise _bad(where, f"{split} prompt {prompt!r} has a value that is not a finite number")
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the folder's files of rows, by name, of a compressed one as it was before."""
+    found = {}
+    for name in ROWS:
+        if (content := _content(folder / name)) is not None:
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _check_digests(folder: Path, done: Mapping[str, Any]) -> None:
+    """RecordError where a finished run has not the rows with which it ended. Earlier versions recorded no digests."""
+    if "records_sha256" not in done:
+        return
+    expected, found = done["records_sha256"], _digests(folder)
+    if not isinstance(expected, dict):
+        raise _bad(folder / "done.json", "'records_sha256' is not an object")
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise _bad(folder / name, "not the rows with which the run ended (done.json has their SHA-256): some were "
+                                      "lost, added or changed")
+
+
 def load_run(folder: str | os.PathLike[str]) -> RunRecord:
     """Reads and checks one run's folder, finished or not.
 
@@ -506,6 +538,8 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
     for number, row in enumerate(dense, 1):
         if missing := [key for key in DENSE_KEYS if key not in row]:
             raise _bad(folder / "dense.jsonl", f"lacks {', '.join(missing)}", number)
+    if done is not None:
+        _check_digests(folder, done)
     return RunRecord(folder, config, provenance, train, evaluations, dense, done)
 
 

@@ -592,13 +592,14 @@ def train(
             done, evaluated, seconds = state["epoch"], state["evaluated"], state["seconds"]
 
         def begin() -> None:
-            report("begin", done, 0.0, recorded=recorded_epoch(folder))
+            recorded = recorded_epoch(folder)
             writer.write_config(row)
             found = {"processes": world.size} if world.size > 1 else {}
             found |= {"sharded": True} if world.sharded else {}
             found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
             writer.write_provenance(collect(policy.device, rewards) | {"weights": weights_read} | found)
             writer.truncate(done if begun else -1)
+            report("begin", done, 0.0, recorded=recorded)
 
         # A signal is heeded where the weights are those of a whole epoch, or where a copy of these is at hand: it is
         # taken before an epoch's first update if that takes no noticeable time. Else the epoch is ended first, as where
