@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import Any, Literal
 
 import tyro
 
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import UserError, is_full_disk
+from sdpo_bench.interruption import Interrupted, exit_code, watched
 from sdpo_bench.terminal import echo
 
 
@@ -357,7 +359,7 @@ def train_command() -> type:
         out: Path = field(default=Path("runs/train"))
         """Where to write: the run gets a folder of its own in OUT/raw/."""
         resume: bool = False
-        """Go on with the same run from its checkpoint."""
+        """Go on with the same run from its checkpoint, also with more epochs or other settings of execution."""
         tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
         """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
         shard: bool = False
@@ -389,22 +391,30 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     from tqdm import tqdm
 
     from sdpo_bench.distributed import join
-    from sdpo_bench.records import load_run, run_id
-    from sdpo_bench.reproduce import speed
+    from sdpo_bench.records import find_run, load_run
+    from sdpo_bench.reproduce import beginning, speed
     from sdpo_bench.results import shown
     from sdpo_bench.tracking import Tracker
     from sdpo_bench.trainer import train as run
 
     quiet_libraries()
-    folder = out / "raw" / run_id(config.to_json())
+    row = config.to_json()
+    folder = find_run(out / "raw", row)
+    if resume and not (folder / "config.json").exists():
+        refuse_other_settings(out / "raw", row)
     world = join(config.device, shard)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
-    terminal = sys.stderr.isatty() and world.first
+    terminal, begun = sys.stderr.isatty() and world.first, False
     with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
 
         def on_epoch(event: dict[str, Any]) -> None:
+            nonlocal begun
+            if event["phase"] == "begin":
+                begun = True
+                bar.write(f"{config.label}: {beginning(event)}", file=sys.stderr)
+                bar.update(event["epoch"] - bar.n)
             if event["phase"] != "train":
                 return
             bar.update(event["epoch"] - bar.n)
@@ -413,7 +423,17 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
                 text = f"{config.label}: epoch {event['epoch']}/{config.epochs}, reward {event['reward_mean']:.3f}"
                 print(text, file=sys.stderr, flush=True)
 
-        run(config, folder, resume=resume, on_epoch=on_epoch, world=world, tracker=followed)
+        try:
+            with watched(launched=world.size > 1):
+                run(config, folder, resume=resume, on_epoch=on_epoch, world=world, tracker=followed, keep=True)
+        except Interrupted as stop:
+            bar.close()
+            if world.first:
+                again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(world.size)}"
+                print(f"\n{again}", file=sys.stderr)
+            return exit_code(stop)
+    if not begun and world.first:
+        print(f"{config.label}: finished before, all {config.epochs} epochs", file=sys.stderr)
     if followed is not None:
         followed.close()
     world.close()
@@ -427,7 +447,37 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     if weights.is_dir():
         how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
         echo(f'weights: {how}("{shown(weights)}")')
+    elif config.epochs:
+        print(
+            f"warning: {shown(weights)} was deleted, and no checkpoint is left to make it from: to have the weights, "
+            f"delete {shown(folder)} and train the run again",
+            file=sys.stderr,
+        )
     return 0
+
+
+def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
+    """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
+    other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
+    from sdpo_bench.records import nearest_run
+    from sdpo_bench.results import shown
+
+    if (nearest := nearest_run(raw, row)) is not None:
+        folder, found = nearest
+        finished = (folder / "done.json").exists() and all(text.startswith("epochs ") for text in found)
+        why = ", and it is finished: there is no checkpoint to go on from" if finished else ""
+        raise UserError(
+            f"--resume: {shown(folder)} has the same label, reward, K and seed, but other settings: "
+            f"{', '.join(found)}{why}; give its settings, or for another run another --label, or no --resume"
+        )
+
+
+def resuming(processes: int) -> str:
+    """The command that goes on with a run of `train`."""
+    if processes > 1:
+        return "the same command with --resume"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["sdpo-bench", *arguments, "--resume"])
 
 
 NOT_WRITABLE = (
@@ -481,7 +531,7 @@ def unboxed(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C."""
+    """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # What concerns a user comes as an exception too, and then in one line; set before the libraries are imported, for
     # workers too.
@@ -503,9 +553,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         message = str(error)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said = stop.said if isinstance(stop, Interrupted) else ""
+        print("\nstopped" + f": {said}" * bool(said), file=sys.stderr)
+        return exit_code(stop)
     except BrokenPipeError:  # a reader such as `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -515,7 +566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if isinstance(error, OtherFailed):
             return 2
-        if os.strerror(errno.ENOSPC) in str(error):  # not every library that writes files raises OSError
+        if is_full_disk(error):
             message = f"the disk is full ({error}): free space and go on with --resume"
         elif isinstance(error, OSError) and error.errno in NOT_WRITABLE:
             message = f"{error.strerror}: {error.filename or 'while writing'}"

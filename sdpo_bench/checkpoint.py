@@ -29,6 +29,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
+def copied(state: Any) -> Any:
+    """A copy in the host's memory of a state's tensors, however deep they lie in dicts and lists."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list) else state
+
+
 def load_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote; UserError for a file that is corrupt or of another run."""
     remedy = "delete it and go on with --resume to train this run from its beginning"

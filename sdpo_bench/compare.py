@@ -129,7 +129,7 @@ def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
 def _differing(pair: Pair) -> str:
     """Settings and commits in which the runs of a pair differ, for a note."""
     one, other = (next(iter(_runs(*side).values())) for side in (pair[1:3], pair[3:5]))
-    keys = sorted((one.config.keys() | other.config.keys()) - {"label", "run_id", "seed"})
+    keys = sorted((one.config.keys() | other.config.keys()) - {"label", "run_id", "seed", "begun"})
     found = [f"{key} {one.config.get(key)} and {other.config.get(key)}" for key in keys
              if one.config.get(key) != other.config.get(key)]
     commits = [run.provenance["commit"] for run in (one, other)]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
-from sdpo_bench.prompts import read_prompts
+from sdpo_bench.prompts import ALL, splits
+from sdpo_bench.records import FILES, slug
 from sdpo_bench.rewards import canonical
 from sdpo_bench.schema import is_line
 
@@ -25,6 +29,9 @@ LATER = (
     "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
+
+LONGEST_NAME = 100  # letters of a label or a reward: names of folders and of tables have both, and at most 255
+MOST_SEED = 2**64 - 1  # the generators' seeds have 64 bits
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,13 @@ class RunConfig:
             raise UserError(f"--noise-level is {self.noise_level}; expected 0 (no noise) or more")
         if not 1 <= self.guidance < math.inf:
             raise UserError(f"--guidance is {self.guidance}; expected 1 (none) or more")
+        for name in ("seed", "eval_seed"):
+            if getattr(self, name) > MOST_SEED:
+                raise UserError(f"{flag(name)} is {getattr(self, name)}; expected 0 to 2^64 - 1 ({MOST_SEED})")
+        for name in ("label", "reward"):
+            if len(slug(getattr(self, name))) > LONGEST_NAME:
+                raise UserError(f"{flag(name)} has {len(slug(getattr(self, name)))} letters; expected at most "
+                                f"{LONGEST_NAME}, for folders and tables are named after it")  # fmt: skip
         if self.finetune == "full" and self.dtype != "float32":
             raise UserError(f"--finetune full trains the weights themselves, which {self.dtype} is too coarse for; "
                             f"use --dtype float32, or --finetune lora")  # fmt: skip
@@ -221,20 +235,28 @@ class RunConfig:
             object.__setattr__(self, "label", METHODS[self.method].title if self.epochs else "start")
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as config.json holds it: with schema, and the method's options resolved."""
+        """The configuration as config.json holds it: with schema, the method's options resolved, and of files and
+        folders their names, for a run is the same wherever they lie."""
         row = {"schema": SCHEMA} | dataclasses.asdict(self)
+        row |= {name: file_name(row[name]) for name in FILES}
         options = dataclasses.asdict(build_method(row.pop("method"), row.pop("options")))
         row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
-        files = [path for path in (self.prompts, self.unseen_prompts) if path]
-        if files:  # a changed file makes another run
-            row["prompts_sha256"] = [hashlib.sha256("\n".join(read_prompts(p)).encode()).hexdigest() for p in files]
+        given = [split for split, path in (("seen", self.prompts), ("unseen", self.unseen_prompts)) if path]
+        if given:  # a changed file makes another run
+            lists = [self.prompt_lists[split] for split in given]
+            row["prompts_sha256"] = [hashlib.sha256("\n".join(prompts).encode()).hexdigest() for prompts in lists]
         default = {f.name: f.default for f in dataclasses.fields(RunConfig)}
         return {
             k: list(v) if isinstance(v, tuple) else v
             for k, v in row.items()
             if k != "device" and not (k in LATER and v == default[k])
         }
+
+    @cached_property
+    def prompt_lists(self) -> dict[str, list[str]]:
+        """`splits` of the run's prompts. Their files are read once: what is changed in them later is not this run's."""
+        return splits(self.prompts, self.unseen_prompts)
 
     @property
     def resolved_updates(self) -> str:
@@ -244,6 +266,14 @@ class RunConfig:
     def trained_steps(self) -> int:
         """How many of the K steps are trained: all, or all but the last."""
         return self.steps if self.train_last_step else self.steps - 1
+
+
+def file_name(path: str | None) -> str | None:
+    """The name of a file or folder; a hub id, "embedded" and "animals" are names as they are."""
+    if path is None or path in (EMBEDDED, ALL):
+        return path
+    local = path.startswith((".", "~", "/")) or Path(path).exists()
+    return os.path.basename(os.path.abspath(os.path.expanduser(path))) if local else path
 
 
 def flag(name: str) -> str:

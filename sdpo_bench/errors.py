@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -15,3 +17,13 @@ def choose(kind: str, name: str, valid: Iterable[str]) -> str:
     if name not in valid:
         raise UserError(f"unknown {kind} {name!r}; choose one of: {', '.join(valid)}")
     return name
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed for lack of space: the disk is full, a quota is used up or a file has its largest size.
+    Not every library that writes files raises OSError, hence the texts."""
+    texts = (os.strerror(code) for code in FULL_DISK)
+    return getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in texts)

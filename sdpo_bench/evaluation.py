@@ -20,7 +20,6 @@ from sdpo_bench.distributed import ALONE, World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.policies.base import resolve_device
-from sdpo_bench.prompts import splits
 from sdpo_bench.records import write_atomic
 from sdpo_bench.recovery import score, within_memory
 from sdpo_bench.rewards import Reward, load_rewards
@@ -103,7 +102,7 @@ def evaluate(
 
 def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
     """The prompts of each evaluated split that has any; UserError if none has."""
-    lists = splits(config.prompts, config.unseen_prompts)
+    lists = config.prompt_lists
     chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
     if not chosen:
         raise UserError(f"--eval-splits {' '.join(config.eval_splits)}: no prompts to evaluate; name seen")
@@ -129,7 +128,7 @@ def evaluation_rewards(config: RunConfig, device: torch.device | None = None) ->
 def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
     """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen. Where
     weights are shared out all processes call this, and one of them writes."""
-    lists = splits(config.prompts, config.unseen_prompts)
+    lists = config.prompt_lists
     unseen = lists["unseen"][: GRID_PROMPTS // 2]
     prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
     rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]

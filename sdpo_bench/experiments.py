@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_bench.config import EMBEDDED, RunConfig
+from sdpo_bench.config import EMBEDDED, RunConfig, file_name
 from sdpo_bench.dense import most_queries
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
-from sdpo_bench.prompts import splits
 
 Options = dict[str, Any]
 
@@ -508,7 +507,7 @@ def evaluated_images(config: RunConfig) -> int:
 
 def images_each(config: RunConfig) -> int:
     """Pictures of one evaluation at one number of sampling steps."""
-    lists = splits(config.prompts, config.unseen_prompts)
+    lists = config.prompt_lists
     return config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
 
 
@@ -524,7 +523,7 @@ PIXELS = 512
 def disk(config: RunConfig) -> dict[str, float]:
     """Bytes that a LoRA run of SD-Turbo takes: what stays, and the checkpoint, twice while it is replaced."""
     weights = 4.0 * LORA_WEIGHTS * config.lora_rank * (config.epochs > 0)
-    lists = splits(config.prompts, config.unseen_prompts)
+    lists = config.prompt_lists
     prompts = [p for split in config.eval_splits for p in lists[split]]
     evaluations = evaluated_images(config) / (len(prompts) * config.eval_noises)
     rewards = len({config.reward, *config.eval_rewards})
@@ -582,7 +581,7 @@ def calibrate(
                 amounts = work(config)
             except (OSError, ValueError, KeyError, TypeError, UserError):
                 continue
-            if not found.startswith(device) or config.model != model:
+            if not found.startswith(device) or config.model != file_name(model):
                 continue
             runs += 1
             for kind, amount in amounts.items():

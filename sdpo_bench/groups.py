@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .records import RecordError, RunRecord, load_profile, mean_frame, slug, unfinished_runs
+from .records import EXECUTION, RecordError, RunRecord, load_profile, mean_frame, slug, unfinished_runs
 
 START = "start"
 ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
@@ -155,8 +155,11 @@ def _check_labels(runs: Iterable[RunRecord]) -> None:
     for run in runs:
         key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
         first = seen.setdefault(key, run)
-        differ = [k for k in sorted(first.config.keys() | run.config.keys()) if k not in ("seed", "run_id")
+        differ = [k for k in sorted(first.config.keys() | run.config.keys())
+                  if k not in ("seed", "run_id", "begun", *EXECUTION)
                   and first.config.get(k) != run.config.get(k)]
+        weights = [r.provenance["weights"] for r in (first, run) if "weights" in r.provenance]
+        differ += ["the files of the model"] if weights and weights[0] != weights[-1] else []
         if differ or (run is not first and run.config["seed"] == first.config["seed"]):
             what = differ[0] if differ else "nothing, not even the seed"
             raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "

@@ -11,6 +11,7 @@ Imports neither torch nor anything that does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -35,6 +36,17 @@ SCHEMA = 1
 COUNTERS = tuple(schema.COUNTS)
 EVAL_COLUMNS = ("run", "label", "method", "model", "reward_trained", "reward", "seed", *COUNTERS, "epoch",
                 "steps", "split", "prompt", "noise_seed", "value", "training_steps", "device")
+EXECUTION = (
+    "channels_last", "checkpoint_every", "compile", "gradient_checkpointing", "offload_trajectories", "pad_rows",
+    "reward_batch", "rows", "vae_slicing",
+)
+CADENCE = ("eval_every", "eval_interim_noises", "eval_start", "probe_every")
+CHANGEABLE = (*EXECUTION, *CADENCE, "epochs")
+"""Settings with which a run may go on though it was begun with others: how it is executed, when it is evaluated, and
+for how long it is trained."""
+FILES = ("adapter", "model", "prompts", "unseen_prompts")
+ROWS = ("train.jsonl", "eval.jsonl", "dense.jsonl")
+CHECKPOINT = "checkpoint.pt"
 RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
 
 
@@ -76,25 +88,129 @@ def _dumps(value: Any, indent: int | None = None) -> str:
 def run_id(config: Mapping[str, Any]) -> str:
     """Name of a run: `<label>-<reward>-k<K>-s<seed>-<8 hex digits>`.
 
-    The digits are of the SHA-256 of the configuration's canonical JSON, without `run_id` and `label`: two
-    runs share a name only if they are the same run, and renaming a method's row does not change the digits.
+    The digits are of the SHA-256 of the configuration's canonical JSON, without `run_id` and `label`, as the run was
+    begun (see `continued`): two runs share a name only if they are the same run, and renaming a method's row does not
+    change the digits.
     """
-    content = _dumps({key: value for key, value in config.items() if key not in ("run_id", "label")})
+    begun = config.get("begun", {})
+    content = _dumps({key: value for key, value in (dict(config) | begun).items()
+                      if key not in ("run_id", "label", "begun") and not (key in begun and value is None)})
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}-{digest}"
+    return f"{_stem(config)}-{digest}"
+
+
+def _stem(config: Mapping[str, Any]) -> str:
+    return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}"
 
 
 def _difference(stored: Any, new: Any, path: str = "") -> str | None:
     """The first key, in sorted order, at which two configurations differ; None if they are equal."""
+    return next(_differences(stored, new, path), None)
+
+
+def _differences(stored: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(new, dict):
         for key in sorted(stored.keys() | new.keys()):
             where = f"{path}.{key}" if path else key
             if key not in stored or key not in new:
-                return f"{where} ({'only stored' if key in stored else 'only new'})"
-            if found := _difference(stored[key], new[key], where):
-                return found
-        return None
-    return None if stored == new else f"{path} (stored {stored!r}, new {new!r})"
+                side, value = ("stored", stored[key]) if key in stored else ("new", new[key])
+                yield f"{where} (only {side}: {value!r})"
+            else:
+                yield from _differences(stored[key], new[key], where)
+    elif stored != new:
+        yield f"{path} (stored {stored!r}, new {new!r})"
+
+
+def _identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run and no other. Files are compared by their names, which is what configurations hold; an
+    earlier version's have paths."""
+    kept = {key: value for key, value in config.items() if key not in (*CHANGEABLE, "run_id", "begun")}
+    for key in FILES:
+        other = like.get(key)
+        if isinstance(other, str) and isinstance(kept.get(key), str) and Path(kept[key]).name == other:
+            kept[key] = other
+    return kept
+
+
+def differences(stored: Mapping[str, Any], new: Mapping[str, Any], extended: bool = True) -> list[str]:
+    """In words, each setting of `new` with which the run of the configuration `stored` can't go on. `extended`: it can
+    with more epochs."""
+    found = list(_differences(_identity(stored, new), _identity(new, stored)))
+    if new["epochs"] < stored["epochs"] or (new["epochs"] > stored["epochs"] and not extended):
+        found.append(f"epochs (stored {stored['epochs']}, new {new['epochs']})")
+    return found
+
+
+def continued(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the run of `stored` that goes on with the settings of `new`, which differ in `CHANGEABLE`
+    alone. `begun` keeps what they were at first, null for what was left out: the run's id comes from it."""
+    begun = {key: stored.get(key) for key in CHANGEABLE} | stored.get("begun", {})
+    begun = {key: value for key, value in begun.items() if value != new.get(key)}
+    config = {key: value for key, value in stored.items() if key not in (*CHANGEABLE, "begun")}
+    config |= {key: new[key] for key in CHANGEABLE if key in new}
+    return config | ({"begun": begun} if begun else {})
+
+
+def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with which the run in `folder` goes on under `config`: see `continued`. RecordError where the
+    folder holds another run, or a run of more epochs."""
+    path = folder / "config.json"
+    stored = _object(path)
+    if found := _difference(_identity(stored, config), _identity(config, stored)):
+        raise RecordError(f"{path} belongs to another configuration: they differ first at {found}; "
+                          "use another results folder, or delete this run's")
+    _check_config(stored, path)
+    if others := differences(stored, config):
+        raise RecordError(f"{path}: the run has other settings: {', '.join(others)}; it can go on with as many epochs, "
+                          "or more")
+    return continued(stored, config)
+
+
+def recorded_epoch(folder: Path) -> int:
+    """The last epoch in train.jsonl; 0 if there is none."""
+    return max((row["epoch"] for row in _lines(folder / "train.jsonl", torn_ok=True)), default=0)
+
+
+def recorded_weights(folder: Path) -> dict[str, dict[str, str]]:
+    """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
+    recorded none."""
+    path = folder / "provenance.json"
+    found = _object(path).get("weights", {}) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+        raise _bad(path, "'weights' is not an object of objects")
+    return found
+
+
+def _may_be_extended(folder: Path) -> bool:
+    return (folder / CHECKPOINT).exists() or not (folder / "done.json").exists()
+
+
+def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
+    """The folder in `raw` of the run of this configuration: the one that holds it, perhaps begun with other
+    `CHANGEABLE` settings and so named after them, or else a new one."""
+    own = raw / run_id(config)
+    if (own / "config.json").exists():
+        return own
+    found = [path for path, stored in _alike(raw, config) if not differences(stored, config, _may_be_extended(path))]
+    # Of several (each of an earlier version, or begun without --resume) the one that has come furthest.
+    return max(found, key=lambda path: len(_lines(path / "train.jsonl", torn_ok=True)), default=own)
+
+
+def nearest_run(raw: Path, config: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+    """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
+    what; None where there is none."""
+    found = [(path, differences(stored, config, _may_be_extended(path))) for path, stored in _alike(raw, config)]
+    return min(found, key=lambda entry: len(entry[1]), default=None)
+
+
+def _alike(raw: Path, config: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders and configurations of the runs in `raw` with the same label, reward, K and seed."""
+    paths = sorted(raw.glob(f"{_stem(config)}-{'[0-9a-f]' * 8}/config.json"))
+    found = [(path.parent, _object(path)) for path in paths]
+    for folder, stored in found:
+        _check_config(stored, folder / "config.json")
+    keys = ("label", "reward", "steps", "seed")
+    return [(folder, stored) for folder, stored in found if all(stored[key] == config[key] for key in keys)]
 
 
 def temporary_name(name: str) -> str:
@@ -162,19 +278,25 @@ def _read(path: Path) -> bytes:
         raise _bad(path, f"cannot be read ({error.strerror})") from error
 
 
-def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
-    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+def _content(path: Path) -> bytes | None:
+    """Of a .jsonl, or of its .gz; None where there is neither."""
     packed = path.with_suffix(path.suffix + ".gz")
     if path.exists():
-        lines = _read(path).split(b"\n")
-    elif packed.exists():
-        try:
-            lines = gzip.decompress(_read(packed)).split(b"\n")
-        except (OSError, EOFError, zlib.error) as error:
-            raise _bad(packed, f"not gzip ({error})") from error
-    else:
+        return _read(path)
+    if not packed.exists():
+        return None
+    try:
+        return gzip.decompress(_read(packed))
+    except (OSError, EOFError, zlib.error) as error:
+        raise _bad(packed, f"not gzip ({error})") from error
+
+
+def _lines(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
+    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+    content = _content(path)
+    if content is None:
         return []
-    rows = []
+    lines, rows = content.split(b"\n"), []
     if lines.pop() and not torn_ok:
         raise _bad(path, "the last line is torn", len(lines) + 1)
     for number, line in enumerate(lines, 1):
@@ -259,14 +381,14 @@ class RunWriter:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Stores the configuration; a folder that already holds it is left as it is, one that holds another
-        is refused."""
+        is refused. Where the run goes on with other `CHANGEABLE` settings it is no longer finished."""
         path, new = self._path("config.json"), json.loads(_dumps(config))
         _check_config(new, path)
         if path.exists():
-            if found := _difference(_object(path), new):
-                raise RecordError(f"{path} belongs to another configuration: they differ first at {found}; "
-                                  "use another results folder, or delete this run's")
-            return
+            new = resumed(self.folder, new)
+            if _object(path) == new:
+                return
+            self._path("done.json").unlink(missing_ok=True)
         write_atomic(path, (_dumps(new, indent=1) + "\n").encode())
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
@@ -290,7 +412,7 @@ class RunWriter:
                 raise RecordError(f"{path}: the last line is torn; truncate(epoch), to resume, removes it")
             try:
                 if os.write(file.fileno(), line) != len(line):
-                    raise OSError(28, "No space left on device", str(path))
+                    raise OSError(errno.ENOSPC, "No space left on device", str(path))
                 os.fsync(file.fileno())
             except BaseException:
                 os.ftruncate(file.fileno(), size)  # takes no space
@@ -327,18 +449,21 @@ class RunWriter:
 
     def truncate(self, epoch: int) -> None:
         """Makes the folder fit to be resumed after `epoch`: later rows, a torn last line and `done.json`
-        go."""
+        go, compressed rows are as before."""
         self._path("done.json").unlink(missing_ok=True)
-        for name in ("train.jsonl", "eval.jsonl", "dense.jsonl"):
+        for name in ROWS:
             path = self._path(name)
-            if path.exists():
+            if (stored := _content(path)) is not None:
                 content = _encode(row for row in _lines(path, torn_ok=True) if row["epoch"] <= epoch)
-                if content != path.read_bytes():
+                if content != stored or not path.exists():
                     write_atomic(path, content)
+                path.with_suffix(".jsonl.gz").unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `done.json`, from which on the run counts; refuses a folder that does not load."""
+        """Writes `done.json`, from which on the run counts, with digests of its rows; refuses a folder that does not
+        load."""
         load_run(self.folder)
+        summary = dict(summary) | {"records_sha256": _digests(self.folder)}
         write_atomic(self._path("done.json"), (_dumps(summary, indent=1) + "\n").encode())
 
 
@@ -378,6 +503,9 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
                           "wrote it")
     if found := schema.problem(config, {"schema": schema.COUNT} | schema.CONFIG, schema.CONFIG_OPTIONAL):
         raise _bad(path, f"the configuration: {found}")
+    begun = config.get("begun", {})
+    if not isinstance(begun, dict) or begun.keys() - {*CHANGEABLE}:
+        raise _bad(path, "'begun' is not an object with earlier settings of a run that went on with others")
     if config["run_id"] != (expected := run_id(config)):
         raise _bad(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
     if config["run_id"] != path.parent.name:
@@ -393,6 +521,28 @@ def _config(path: Path) -> dict[str, Any]:
 def _check_eval(row: Mapping[str, Any], where: str) -> None:
     if found := schema.evaluation_problem(row):
         raise _bad(where, found)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the folder's files of rows, by name, of a compressed one as it was before."""
+    found = {}
+    for name in ROWS:
+        if (content := _content(folder / name)) is not None:
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _check_digests(folder: Path, done: Mapping[str, Any]) -> None:
+    """RecordError where a finished run has not the rows with which it ended. Earlier versions recorded no digests."""
+    if "records_sha256" not in done:
+        return
+    expected, found = done["records_sha256"], _digests(folder)
+    if not isinstance(expected, dict):
+        raise _bad(folder / "done.json", "'records_sha256' is not an object")
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise _bad(folder / name, "not the rows with which the run ended (done.json has their SHA-256): some were "
+                                      "lost, added or changed")
 
 
 def load_run(folder: str | os.PathLike[str]) -> RunRecord:
@@ -436,6 +586,8 @@ def load_run(folder: str | os.PathLike[str]) -> RunRecord:
         if (row["epoch"], row["budget"]) in probed:
             raise _bad(folder / "dense.jsonl", "this epoch and budget is there twice", number)
         probed.add((row["epoch"], row["budget"]))
+    if done is not None:
+        _check_digests(folder, done)
     return RunRecord(folder, config, provenance, train, evaluations, dense, done)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import World
 from sdpo_bench.errors import UserError
@@ -28,6 +29,7 @@ def within_memory(policy: Policy, work: Callable[[], T]) -> T:
     They stay halved. Results do not depend on them but by rounding, and what failed is not counted. UserError where
     one pair does not fit.
     """
+    interruption.check()
     evaluations = policy.evaluations
     while True:
         try:

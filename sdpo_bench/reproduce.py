@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from sdpo_bench import experiments
+from sdpo_bench import experiments, interruption
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.paper import load_curves, shows
 from sdpo_bench.provenance import PACKAGE, code_version, repository
-from sdpo_bench.records import load_run, run_id, write_plan
+from sdpo_bench.records import FILES, find_run, load_run, write_plan
 from sdpo_bench.results import reference_results, shown, write_all
 from sdpo_bench.rewards import find_weights
 from sdpo_bench.terminal import echo, printable
@@ -31,6 +31,7 @@ from sdpo_bench.terminal import echo, printable
 RESULTS = Path("runs")  # not results/, which holds the committed reference
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
 CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precision
+STOPPING = 120.0  # seconds in which a worker saves what it has; it looks for signals between forward passes
 PLAIN_EVERY = 30.0  # seconds between status lines where there is no terminal
 
 
@@ -83,7 +84,7 @@ def gpus() -> list[str]:
 
 def plan(folder: Path, configs: Sequence[RunConfig], cost: experiments.Cost | experiments.GPUCost) -> list[Run]:
     """The profile's runs with their folders and estimated seconds."""
-    return [Run(config, folder / "raw" / run_id(config.to_json()), cost.seconds(config)) for config in configs]
+    return [Run(config, find_run(folder / "raw", config.to_json()), cost.seconds(config)) for config in configs]
 
 
 def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
@@ -161,16 +162,17 @@ class Worker:
         assert self.process.stdin is not None
         self.run = run
         config = run.config.to_json() | {"device": run.config.device}
+        config |= {name: path for name in FILES if (path := getattr(run.config, name)) is not None}  # not by name
         job = {"config": config, "folder": str(run.folder), "argv": sys.argv}
         with contextlib.suppress(BrokenPipeError):  # it has died: "ended" is on its way
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Ends the process; a run that it is making can go on from its checkpoint."""
+        """Ends the process, which first saves the last whole epoch of the run that it is making."""
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(STOPPING)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -241,10 +243,10 @@ class Progress:
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM ends the runs as Ctrl-C does."""
+    """SIGTERM ends the runs as Ctrl-C does, but for the exit code."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, _: object) -> None:
+        raise interruption.Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -301,6 +303,9 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None, dev
                     continue  # the end of one that was told to stop
                 run, kind = worker.run, event["kind"]
                 if kind == "progress" and run is not None:
+                    if event["phase"] == "begin":
+                        run.epoch = event["epoch"]
+                        progress.say(f"{run.name}: {beginning(event)}")
                     if event["phase"] == "train":
                         run.epoch, run.epochs_here = event["epoch"], run.epochs_here + 1
                     progress.update(worker, event["reward_mean"])
@@ -323,9 +328,24 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None, dev
                     settle(worker, kind)
                 next_run(worker)
     finally:
+        for worker in staff:  # all at once, for each may have an epoch's state to save
+            worker.process.terminate()
         for worker in staff:
             worker.stop()
         progress.close()
+
+
+def beginning(event: dict[str, Any]) -> str:
+    """Where a run begins, in words."""
+    done, epochs, lost = event["epoch"], event["epochs"], event["recorded"] - event["epoch"]
+    if not epochs:
+        return "no epochs, an evaluation alone"
+    if done == epochs:
+        return f"all {epochs} epochs are trained; what comes after them is left"
+    text = f"begins at epoch {done + 1} of {epochs}"
+    if lost and not done:
+        return f"{text}, anew: {lost} recorded, but there is no checkpoint (deleted, or none was due yet)"
+    return f"{text}; {lost} recorded after the checkpoint, made again" if lost else text
 
 
 def pace(folder: Path) -> str:
@@ -359,20 +379,20 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             f"{folder} already holds {len(present)} run{'s' * (len(present) > 1)}: add --resume to keep the finished "
             f"ones and go on with the others, or --results OTHER to start anew elsewhere"
         )
-    ours, foreign = code_version(), 0
+    ours, foreign, finished = code_version(), 0, {}
     for path in sorted(present):
         if (path / "done.json").exists():
-            made_by = load_run(path).provenance  # names a record that is corrupt, now rather than after hours
-            foreign += any(made_by.get(key) != ours.get(key) for key in ("commit", "source"))
+            record = load_run(path)  # names a record that is corrupt, now rather than after hours
+            finished[path.name] = record.config["epochs"]
+            foreign += any(record.provenance.get(key) != ours.get(key) for key in ("commit", "source"))
     if foreign:
         print(
             f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit "
             f"(provenance.json says which); --results OTHER makes all of them anew",
             file=sys.stderr,
         )
-    finished = {path.name for path in present if (path / "done.json").exists()}
     for run in runs:
-        if run.name in finished:
+        if finished.get(run.name) == run.config.epochs:
             run.state = "done"
 
 
@@ -533,9 +553,9 @@ def reproduce(
     begin = time.monotonic()
     try:
         execute(runs, count, devices=devices)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
-        return 130
+        return interruption.exit_code(stop)
     if any(run.state == "done" for run in runs):
         write_all(folder)
         echo(summarise(folder, profile, runs, time.monotonic() - begin))

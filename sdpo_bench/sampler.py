@@ -9,6 +9,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.policies import Policy
 from sdpo_bench.types import Trajectory
 
@@ -50,6 +51,7 @@ def sample(
     seeds = step_seeds.flatten().to(device)
     latents, clean, log_probs = [x.to(policy.storage)], [], []
     for k in range(steps):
+        interruption.check()
         if k == 0:
             m = policy.predict(scale[k] * start, timesteps[k].expand(B), conditions).repeat_interleave(G, 0)
         else:

@@ -18,10 +18,11 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench import dense, probe
+from sdpo_bench import dense, interruption, probe
 from sdpo_bench.advantages import Normaliser
-from sdpo_bench.checkpoint import load_checkpoint, save_checkpoint
-from sdpo_bench.config import RunConfig
+from sdpo_bench.checkpoint import copied, load_checkpoint, save_checkpoint
+from sdpo_bench.config import RunConfig, flag
+from sdpo_bench.digests import changed, weights_of
 from sdpo_bench.distributed import ALONE, World, gathered, own, spread, whole
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import (
@@ -31,11 +32,10 @@ from sdpo_bench.evaluation import (
     save_grid,
     warn_of_long_prompts,
 )
-from sdpo_bench.methods import build_method
+from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import Policy, load_policy
-from sdpo_bench.prompts import splits
 from sdpo_bench.provenance import collect
-from sdpo_bench.records import RunWriter, run_id
+from sdpo_bench.records import CHECKPOINT, RunWriter, recorded_epoch, recorded_weights, resumed, run_id
 from sdpo_bench.recovery import find_rows, score, within_memory
 from sdpo_bench.rewards import Reward
 from sdpo_bench.sampler import derive_seeds, joined, sample
@@ -46,6 +46,8 @@ GROUP = 2
 CLIP_RANGE, CLIP_DIMENSIONS = 1e-4, 16_384  # [official], on latents of 4 x 64 x 64
 PROMPTS, INITIAL, STEPS, ORDER, PROBE = range(5)  # what an epoch's seeds are for
 
+MOST_COPIED = 1 << 30  # bytes of weights and moments, about 0.3 s from a GPU
+
 T = TypeVar("T")
 Microbatch = tuple[Tensor, Tensor]
 """Pairs int64 [P], counted among those of this process, and the step of each, int64 [P], on the CPU."""
@@ -53,6 +55,23 @@ Microbatch = tuple[Tensor, Tensor]
 
 class TrainingDiverged(UserError):
     """A loss, a gradient or a weight is no longer finite."""
+
+
+def likely_causes(config: RunConfig) -> str:
+    """What to change after a divergence: whatever of the settings is known to cause it, the learning rate where it is
+    above the default or where nothing else is."""
+    causes = []
+    if config.dtype == "float16":
+        causes.append("give --dtype bfloat16 or float32 (float16 overflows above 65504)")
+    defaults = dataclasses.asdict(METHODS[config.method]())
+    if given := [f"{name} {value:g}" for name, value in config.options.items() if value != defaults[name]]:
+        causes.append(f"take --options {' '.join(given)} back to the method's defaults")
+    for name in ("weight_decay", "max_grad_norm"):
+        if getattr(config, name) > getattr(RunConfig, name):  # the class has the defaults
+            causes.append(f"lower {flag(name)} ({getattr(config, name):g})")
+    if not causes or config.learning_rate > RunConfig.learning_rate:
+        causes.append(f"lower --learning-rate ({config.learning_rate:g})")
+    return " or ".join(causes)
 
 
 class Trainer:
@@ -84,7 +103,7 @@ class Trainer:
                     f"--offload-trajectories keeps latents on the {policy.storage}, where their similarities are "
                     f"computed: {error}"
                 ) from error
-        self.prompts = splits(config.prompts, config.unseen_prompts)[config.train_split]
+        self.prompts = config.prompt_lists[config.train_split]
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
         policy.schedule(config.steps, eta=config.eta, trained_steps=config.trained_steps)  # refuses sigma = 0
@@ -134,9 +153,8 @@ class Trainer:
         def check() -> None:
             if not bool(torch.isfinite(logs).all()) or not all(end[2] for end in ends):
                 raise TrainingDiverged(
-                    f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; lower "
-                    f"--learning-rate ({self.config.learning_rate:g}) and start another run; this run's records and "
-                    f"its last checkpoint stay"
+                    f"training diverged in epoch {epoch}: a loss, gradient or weight is not finite; "
+                    f"{likely_causes(self.config)}, in another run; this run's records and its last checkpoint stay"
                 )
             if len({end[3] for end in ends}) > 1:
                 raise UserError(
@@ -494,29 +512,50 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     world: World = ALONE,
     tracker: Tracker | None = None,
+    keep: bool = False,
 ) -> None:
-    """Runs `config` into `folder`, whose name is the run's id, and writes done.json last.
+    """Runs `config` into `folder`, which `find_run` finds, and writes done.json last.
 
     With resume a finished run is left as it is, and an unfinished one goes on from its checkpoint: on a CPU to the
-    same weights, bit for bit, as without the interruption. `on_epoch` gets {"epoch", "epochs", "phase", "seconds",
-    "reward_mean"} after each epoch ("train") and each evaluation ("evaluate"). Of the processes of `world` the first
-    one writes; `folder` must be on a disk that all of them see. `tracker` gets a copy of the records.
+    same weights, bit for bit, as without the interruption. So does a finished one with more epochs, where its
+    checkpoint was left (`keep`). `on_epoch` gets {"epoch", "epochs", "phase", "seconds", "reward_mean"} after each
+    epoch ("train") and each evaluation ("evaluate"), and before the first one ("begin", with the epochs that are done,
+    and "recorded", the last epoch in the records). Of the processes of `world` the first one writes; `folder` must be
+    on a disk that all of them see. `tracker` gets a copy of the records.
 
-    An error between two epochs, such as of a reward model, leaves a checkpoint of the last one.
+    An error between two epochs, such as of a reward model, leaves a checkpoint of the last one; so does a signal within
+    `interruption.watched`, at any time.
     """
-    row = config.to_json()
-    row["run_id"] = run_id(row)
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT
+    saved_weights = folder / ("adapter" if config.finetune == "lora" else "model")
 
-    def finished() -> bool:
+    def opened() -> tuple[dict[str, Any], bool]:
+        """The configuration of the run, and whether it is finished."""
+        row = config.to_json()
+        row["run_id"] = run_id(row)
         if not resume and ((folder / "config.json").exists() or checkpoint.exists()):
             raise UserError(f"{folder} already holds a run; go on with --resume, or choose another folder")
-        if (folder / "done.json").exists():
+        if not (folder / "config.json").exists():
+            return row, False
+        row = resumed(folder, row)
+        if not (folder / "done.json").exists():
+            return row, False
+        trained = recorded_epoch(folder)
+        if config.epochs > trained:
+            if not checkpoint.exists():
+                raise UserError(
+                    f"{folder} holds a finished run of {trained} epochs without a checkpoint, so that it can't go on "
+                    f"to {config.epochs}; train another run, with another --label"
+                )
+            return row, False
+        if config.epochs and not saved_weights.is_dir() and checkpoint.exists():
+            return row, False  # they are made again
+        if not keep:
             checkpoint.unlink(missing_ok=True)  # a kill may have come between the two
-            return True
-        return False
+        return row, True
 
-    if world.alone(finished):
+    row, finished = world.alone(opened)
+    if finished:
         return
     # All that can be refused is refused before anything is written.
     def load() -> tuple[dict[str, Reward], Policy]:
@@ -537,21 +576,22 @@ def train(
     if world.sharded:
         policy.shard()
     trainer = world.together(prepare)
+    weights_read = world.alone(lambda: same_weights(config, folder))
     if config.rows == 0:
         find_rows(policy, config, world)
     on_policy = trainer.check_on_policy(1) if config.epochs and not world.alone(checkpoint.exists) else None
     seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
 
-    def report(phase: str, epoch: int, spent: float, reward_mean: float | None = None) -> None:
+    def report(phase: str, epoch: int, spent: float, reward_mean: float | None = None, **more: int) -> None:
         if on_epoch is not None and world.first:
-            on_epoch(
-                {"epoch": epoch, "epochs": config.epochs, "phase": phase, "seconds": spent, "reward_mean": reward_mean}
-            )
+            event = {"epoch": epoch, "epochs": config.epochs, "phase": phase, "seconds": spent}
+            on_epoch(event | {"reward_mean": reward_mean} | more)
 
     with contextlib.ExitStack() as stack:
         # Of the first process alone, as are all calls of its methods.
         writer: Any = world.together(lambda: stack.enter_context(RunWriter(folder)) if world.first else None)
-        if world.alone(finished):  # by another process, while this one was loading
+        row, finished = world.alone(opened)
+        if finished:  # by another process, while this one was loading
             return
         done, evaluated, begun = 0, False, world.alone(checkpoint.exists)
         if begun:
@@ -560,12 +600,25 @@ def train(
             done, evaluated, seconds = state["epoch"], state["evaluated"], state["seconds"]
 
         def begin() -> None:
+            recorded = recorded_epoch(folder)
             writer.write_config(row)
             found = {"processes": world.size} if world.size > 1 else {}
             found |= {"sharded": True} if world.sharded else {}
             found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
-            writer.write_provenance(collect(policy.device, rewards) | found)
+            writer.write_provenance(collect(policy.device, rewards) | {"weights": weights_read} | found)
             writer.truncate(done if begun else -1)
+            report("begin", done, 0.0, recorded=recorded)
+
+        # A signal is heeded where the weights are those of a whole epoch, or where a copy of these is at hand: it is
+        # taken before an epoch's first update if that takes no noticeable time. Else the epoch is ended first, as where
+        # several processes have to stop at the same point.
+        size = sum(p.numel() * p.element_size() for p in policy.parameters)
+        copies = interruption.is_watched() and world.size == 1 and 3 * size <= MOST_COPIED  # AdamW has two moments
+        kept: dict[str, Any] | None = None
+        whole_steps = trainer.counts.optimiser_steps
+
+        def may_stop() -> bool:
+            return world.size == 1 and (kept is not None or trainer.counts.optimiser_steps == whole_steps)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
             known = {"run_id": row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(seconds)}
@@ -576,12 +629,14 @@ def train(
             """Saves `state` when an error comes that left the weights as they are in it."""
             try:
                 yield
-            except Exception as error:
+            except (Exception, interruption.Interrupted) as error:
+                stopped = isinstance(error, interruption.Interrupted)  # of several processes all are at once
+                unchanged = trainer.counts.optimiser_steps == state["counts"]["optimiser_steps"]
                 # Where the others know nothing of the error, they would wait for this process for ever.
-                if not world.shared(error) or trainer.counts.optimiser_steps != state["counts"]["optimiser_steps"]:
+                if not (stopped or world.shared(error)) or not (unchanged or (stopped and kept)):
                     raise
 
-                weights = trainer.weights()
+                weights = trainer.weights() if unchanged or kept is None else kept
 
                 def save() -> bool:
                     with contextlib.suppress(OSError):  # the disk may be what failed; the earlier checkpoint stays
@@ -589,7 +644,11 @@ def train(
                         return True
                     return False
 
-                if world.alone(save) and isinstance(error, UserError):
+                saved = world.alone(save)
+                if isinstance(error, interruption.Interrupted):
+                    how = "is saved" if saved else "could not be saved, the last checkpoint stays"
+                    error.said = f"the state after epoch {state['epoch']} {how}"
+                elif saved and isinstance(error, UserError):
                     text = f"{error}; the state after epoch {state['epoch']} is saved, go on with --resume"
                     raise UserError(text) from error
                 raise
@@ -615,8 +674,13 @@ def train(
             world.alone(lambda: [writer.append_dense(row) for row in rows])
 
         def train_epoch(epoch: int) -> None:
+            nonlocal kept, whole_steps
             with saving(state_after(epoch - 1, True)):
+                if world.size > 1 and (signals := [x for x in world.gather(interruption.pending()) if x is not None]):
+                    raise interruption.Interrupted(signals[0])
+                kept = copied(trainer.weights()) if copies else None
                 result = trainer.epoch(epoch)
+                kept, whole_steps = None, trainer.counts.optimiser_steps
             if epoch == 1:
                 result["on_policy_log_ratio"] = on_policy
             world.alone(lambda: writer.append_train(result))
@@ -641,7 +705,7 @@ def train(
             world.together(work if world.first or world.sharded else lambda: None)
 
         def save_model() -> None:
-            policy.save(folder / ("adapter" if config.finetune == "lora" else "model"), world.first)
+            policy.save(saved_weights, world.first)
             save_grid(policy, config, folder / "grid_after.png", world.first)
 
         def finish() -> None:
@@ -655,8 +719,10 @@ def train(
                     "trained_weights": sum(p.numel() for p in policy.parameters),
                 }
             )
-            checkpoint.unlink(missing_ok=True)
+            if not keep:
+                checkpoint.unlink(missing_ok=True)
 
+        stack.enter_context(interruption.deferred(may_stop))
         world.alone(begin)
         if not evaluated and (done or config.eval_start or config.epochs == 0):
             evaluation(done)
@@ -671,6 +737,17 @@ def train(
         if config.epochs:
             with_model(save_model)
         world.alone(finish)
+
+
+def same_weights(config: RunConfig, folder: Path) -> dict[str, dict[str, str]]:
+    """`weights_of` the run, UserError where a run was begun in `folder` with others under the same names."""
+    stored, found = recorded_weights(folder), weights_of(config)
+    if stored and (words := changed(stored, found)):
+        raise UserError(
+            f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with "
+            f"another --label"
+        )
+    return found
 
 
 def check_shares(config: RunConfig, world: World) -> None:

@@ -5,7 +5,6 @@ One process serves many runs, since importing PyTorch takes as long as some epoc
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import queue
@@ -44,8 +43,8 @@ def main() -> None:
     received = jobs()
     import torch
 
-    from sdpo_bench import provenance
-    from sdpo_bench.errors import UserError
+    from sdpo_bench import interruption, provenance
+    from sdpo_bench.errors import UserError, is_full_disk
     from sdpo_bench.experiments import config_from_json
     from sdpo_bench.records import RecordError, RunLocked
     from sdpo_bench.trainer import train
@@ -58,16 +57,17 @@ def main() -> None:
         sys.argv = job["argv"]  # provenance records the command that the user gave
         try:
             config = config_from_json(job["config"])
-            train(config, Path(job["folder"]), resume=True, on_epoch=lambda event: report("progress", **event))
+            with interruption.watched():
+                train(config, Path(job["folder"]), resume=True, on_epoch=lambda event: report("progress", **event))
+        except interruption.Interrupted as stop:
+            sys.exit(interruption.exit_code(stop))
         except RunLocked as error:
             report("locked", message=str(error))
         except (UserError, RecordError) as error:
             report("failed", message=str(error), details="", full_disk=False)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            # Not every library that writes files raises OSError.
-            full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in message
-            report("failed", message=message, details=traceback.format_exc(), full_disk=full)
+            report("failed", message=message, details=traceback.format_exc(), full_disk=is_full_disk(error))
         else:
             report("done")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from synthetic_records import make_config, write_profile
 from sdpo_bench import __main__ as cli
 from sdpo_bench import experiments
 from sdpo_bench.config import RunConfig
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import FULL_DISK, UserError
 from sdpo_bench.records import run_id, write_plan
 
 
@@ -82,7 +84,7 @@ TINY_ARGUMENTS = [
         (["evaluate", "--rewards"], "--rewards is empty"),
         (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
         (["evaluate", "--out", "no/such/file.json"], "does not exist"),
-        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, quick, sd_"),
+        (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, paper_k20"),
         (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, "),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
@@ -178,14 +180,80 @@ def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
     assert "config.json" in err
 
 
-def test_a_full_disk_and_a_place_that_takes_nothing(run, tmp_path, tiny_model, monkeypatch):
+def test_train_goes_on_with_what_only_says_how(run, tmp_path, tiny_model, monkeypatch):
+    """Other rows, more epochs and a moved model go on; another learning rate or fewer epochs are refused, by name."""
+    command = ["train", "--model", tiny_model, *TINY_ARGUMENTS]
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert err.startswith("SDPO: begins at epoch 1 of 2\n")
+    (folder,) = Path("runs/train/raw").iterdir()
+    moved = shutil.copytree(tiny_model, tmp_path / "models" / tiny_model.name)
+    more = ["train", "--model", f"models/../models/{moved.name}/", *TINY_ARGUMENTS, "--epochs", "3", "--rows", "32"]
+    code, _, err = run(*more)
+    assert (code, "already holds a run; go on with --resume" in err) == (2, True)
+    code, _, err = run(*more, "--resume")
+    assert code == 0, err
+    assert err.startswith("SDPO: begins at epoch 3 of 3\n")
+    assert [*folder.parent.iterdir()] == [folder]
+    assert json.loads((folder / "config.json").read_text())["rows"] == 32
+    assert "finished before, all 3 epochs" in run(*more, "--resume")[2]
+
+    code, _, err = run(*more, "--learning-rate", "1e-3", "--resume")
+    assert code == 2
+    assert "other settings: learning_rate (stored 0.0001, new 0.001); give its settings, or" in err
+    code, _, err = run(*command, "--resume")
+    assert code == 2
+    assert "epochs (stored 3, new 2)" in err
+    assert [*folder.parent.iterdir()] == [folder]
+
+    (folder / "checkpoint.pt").unlink()
+    shutil.rmtree(folder / "adapter")
+    code, _, err = run(*more, "--resume")
+    assert code == 0
+    assert f"warning: {folder}/adapter was deleted, and no checkpoint is left to make it from" in err
+    (folder / "done.json").unlink()
+    err = run(*more, "--resume")[2]
+    assert "begins at epoch 1 of 3, anew: 3 recorded, but there is no checkpoint (deleted, or none was due yet)" in err
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until a run in `folder` has recorded so many epochs."""
+    while sum(path.read_bytes().count(b"\n") for path in folder.glob("raw/*/train.jsonl")) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def test_signals_stop_train_with_its_state_saved(tmp_path, tiny_model):
+    """SIGTERM, as of a scheduler, and Ctrl-C; each time it says how to go on, and goes on there."""
+    command = ["train", "--model", str(tiny_model), *TINY_ARGUMENTS, "--epochs", "5000", "--eval-every", "5000",
+               "--checkpoint-every", "5000"]  # fmt: skip
+    epoch = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sdpo_bench", *command, *["--resume"] * bool(epoch)],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        wait_for_rows(tmp_path / "runs" / "train", epoch + 2, process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        assert f"begins at epoch {epoch + 1} of 5000" in err
+        (saved,) = re.findall(r"stopped: the state after epoch (\d+) is saved\. Go on with: (.*)", err)
+        assert saved[1] == shlex.join(["sdpo-bench", *command, "--resume"])
+        assert int(saved[0]) > epoch
+        epoch = int(saved[0])
+
+
+@pytest.mark.parametrize("number", FULL_DISK)
+def test_a_full_disk_and_a_place_that_takes_nothing(run, tmp_path, tiny_model, monkeypatch, number):
     (tmp_path / "file").touch()
     code, _, err = run("train", "--model", tiny_model, *TINY_ARGUMENTS, "--out", "file")
     assert code == 2
     assert re.fullmatch("error: Not a directory: [^\n]*file[^\n]*\n", err)
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = run("train", "--model", tiny_model, *TINY_ARGUMENTS)

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_records import eval_row, make_config, provenance, train_row, write_profile, write_run
+from synthetic_records import EPOCHS, eval_row, make_config, provenance, train_row, write_profile, write_run
 
 from sdpo_bench.records import (
     COUNTERS,
+    DENSE_KEYS,
     EVAL_COLUMNS,
     PLAN_KEYS,
     RecordError,
@@ -86,6 +87,32 @@ def test_what_is_written_is_read(begun):
     assert [row["epoch"] for row in record.train] == [1, 2, 3]
     assert record.done is None
     assert not list(folder.glob(".*"))  # neither lock nor temporary files stay
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "eval.jsonl", "dense.jsonl"])
+@pytest.mark.parametrize("change", ["lost", "gained", "packed", "older"])
+def test_rows_of_a_finished_run_are_those_with_which_it_ended(tmp_path, name, change):
+    folder = write_run(tmp_path / "profile", make_config())
+    path, done = folder / name, folder / "done.json"
+    rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if change == "packed":
+        assert pack(tmp_path / "profile") == 1
+        assert load_run(folder).done
+        return
+    if change == "older":  # without digests it is read as before
+        summary = json.loads(done.read_text())
+        assert summary.pop("records_sha256").keys() == {"train.jsonl", "eval.jsonl"}
+        done.write_text(json.dumps(summary))
+    if change == "gained":
+        extra = {"budget": "2", "queries_per_sample": 2, **dict.fromkeys(DENSE_KEYS[2:], [0.0] * 4)}
+        row = json.loads(rows[-1]) if rows else extra
+        rows.append((json.dumps(row | {"epoch": EPOCHS + 1}) + "\n").encode())
+    path.write_bytes(b"".join(rows if change == "gained" else rows[:-1]))
+    if change == "older":
+        assert load_run(folder).done
+    else:
+        with pytest.raises(RecordError, match=f"{name}: not the rows with which the run ended"):
+            load_run(folder)
 
 
 def test_values_have_six_digits_and_numpy_is_accepted(tmp_path, config):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import itertools
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdpo_bench import recovery
+from sdpo_bench import interruption, recovery
 from sdpo_bench import trainer as trainer_module
 from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
@@ -217,6 +218,113 @@ def test_a_disk_that_is_full_at_any_moment(config, tmp_path, monkeypatch, undist
             assert comparable(folder) == undisturbed
         shutil.rmtree(folder)
     assert failures > 7
+
+
+def stopped(config, folder, monkeypatch, owner, name, call, number=signal.SIGTERM):
+    """Runs until a signal comes in that call of a function, whose end it does not wait for; what was said then."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def signalled(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, signalled)
+    with pytest.raises(interruption.Interrupted) as caught, interruption.watched():
+        train(config, folder)
+    monkeypatch.undo()
+    assert interruption.exit_code(caught.value) == 128 + number
+    return caught.value.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "saved"),
+    [
+        (Trainer, "sample", 3, 1),  # the first is the check that training begins on-policy
+        (Trainer, "update", 3, 1),  # the first of the second epoch, of two
+        (trainer_module, "evaluate", 1, 2),
+        (RunWriter, "append_train", 1, 1),
+    ],
+    ids=["sampling", "training", "evaluation", "record"],
+)
+def test_a_signal_saves_the_last_whole_epoch(
+    config, tmp_path, monkeypatch, undisturbed, owner, name, call, saved, number
+):
+    """At once, and nothing of the epoch that was begun; no checkpoint would be due."""
+    config = dataclasses.replace(config, checkpoint_every=0)
+    folder = folder_of(tmp_path, config)
+    said = stopped(config, folder, monkeypatch, owner, name, call, number)
+    assert said == f"the state after epoch {saved} is saved"
+    state = load_checkpoint(folder / "checkpoint.pt", folder.name)
+    assert (state["epoch"], state["evaluated"]) == (saved, name != "evaluate")
+    assert [row["epoch"] for row in load_run(folder).train] == list(range(1, saved + 1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(config, folder, resume=True)
+    assert comparable(folder) == undisturbed
+
+
+def test_a_signal_where_a_copy_would_take_long_ends_the_epoch_first(config, tmp_path, monkeypatch, undisturbed):
+    config = dataclasses.replace(config, checkpoint_every=0)
+    folder = folder_of(tmp_path, config)
+    monkeypatch.setattr(trainer_module, "MOST_COPIED", 0)
+    said = stopped(config, folder, monkeypatch, Trainer, "update", 1)
+    assert said == "the state after epoch 1 is saved"
+    train(config, folder, resume=True)
+    assert comparable(folder) == undisturbed
+
+
+def test_a_signal_on_a_full_disk_says_so(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", full)
+    said = stopped(config, folder_of(tmp_path, config), monkeypatch, Trainer, "update", 1)
+    assert said == "the state after epoch 0 could not be saved, the last checkpoint stays"
+
+
+def signalled_run(world, config, folder, notes):
+    """A signal comes to one of the processes, in epoch 1."""
+
+    def on_epoch(event):
+        if (event["epoch"], event["phase"]) == (1, "train"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with interruption.watched(launched=True):
+            train(config, folder, world=world, on_epoch=on_epoch)
+    except interruption.Interrupted as stop:
+        (notes / str(world.rank)).write_text(f"{interruption.exit_code(stop)} {stop.said}")
+
+
+def test_of_several_processes_all_stop_at_the_same_point(config, tmp_path):
+    config = dataclasses.replace(config, checkpoint_every=0)
+    folder = folder_of(tmp_path / "runs", config)
+    assert processes.run(2, signalled_run, config, folder, tmp_path) == [0, 0]
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"143 the state after epoch 1 is saved"}
+    assert load_checkpoint(folder / "checkpoint.pt", folder.name)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("launched", "numbers", "code"),
+    [(False, (2, 15), 143), (False, (2, 2), 130), (True, (2, 15), 0), (True, (2, 15, 15), 143)],
+)
+def test_a_second_signal_ends_the_process_at_once(launched, numbers, code):
+    """From a launcher another one follows by itself, and is no second one."""
+
+    def child():
+        with (
+            contextlib.suppress(interruption.Interrupted),
+            interruption.watched(launched),
+            interruption.deferred(lambda: False),
+        ):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == code
 
 
 def test_any_changed_byte_of_a_checkpoint_is_found(config, tmp_path):

@@ -1,28 +1,31 @@
 """The trainer on a small random pipeline: the invariants that need a model, records, resumption, saving."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 
 import pytest
 import sdpo_kernels
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sdpo_bench import dense
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.config import RunConfig
+from sdpo_bench.digests import changed, weights_of
 from sdpo_bench.errors import UserError
 from sdpo_bench.evaluation import evaluate, pictures
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
 from sdpo_bench.probe import BUDGETS
-from sdpo_bench.records import RecordError, load_run, run_id
+from sdpo_bench.records import RecordError, RunWriter, find_run, load_run, pack, run_id
 from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.sampler import derive_seeds, sample
-from sdpo_bench.trainer import Trainer, TrainingDiverged, train
+from sdpo_bench.trainer import Trainer, TrainingDiverged, likely_causes, train
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +399,175 @@ def test_resume_is_exact(config, tmp_path, name):
     assert (whole / "grid_after.png").read_bytes() == (parts / "grid_after.png").read_bytes()
 
 
+def test_a_run_goes_on_with_other_settings_of_execution(config, tmp_path):
+    """Stopped with --rows 64, gone on with --rows 8 in the same folder, to the same end; its id stays valid."""
+    whole, parts = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "parts", config)
+    train(config, whole)
+    with pytest.raises(Stop):
+        train(config, parts, on_epoch=stop_at(2, "train"))
+    other = dataclasses.replace(config, rows=8, pad_rows=8, checkpoint_every=2, gradient_checkpointing=True)
+    assert find_run(parts.parent, other.to_json()) == parts
+    events = []
+    train(other, parts, resume=True, on_epoch=events.append)
+    assert (events[0]["phase"], events[0]["epoch"], events[0]["recorded"]) == ("begin", 1, 2)
+    record = load_run(parts)
+    assert [row["epoch"] for row in record.train] == [1, 2, 3]
+    assert record.config["rows"] == 8
+    assert record.config["begun"] == {
+        "rows": 64, "pad_rows": 16, "checkpoint_every": 1, "gradient_checkpointing": None,
+    }  # fmt: skip
+    for row, expected in zip(record.eval, load_run(whole).eval, strict=True):
+        values = row["values"]["seen"]
+        assert values == {prompt: pytest.approx(v, abs=1e-3) for prompt, v in expected["values"]["seen"].items()}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_goes_on_with_more_epochs(config, tmp_path, finished):
+    """As if it had been begun with them, bit for bit, but for the evaluation after what was its last epoch. A finished
+    one needs its checkpoint."""
+    longer = dataclasses.replace(config, epochs=4)
+    whole, parts = folder_of(tmp_path / "whole", longer), folder_of(tmp_path / "parts" / "raw", config)
+    train(longer, whole)
+    if finished:
+        train(config, parts, keep=True)
+        assert pack(parts.parent.parent) == 1
+        assert (parts / "checkpoint.pt").exists()
+    else:
+        with pytest.raises(Stop):
+            train(config, parts, on_epoch=stop_at(3, "train"))
+    assert find_run(parts.parent, longer.to_json()) == parts
+    train(longer, parts, resume=True)
+    record, expected = load_run(parts), load_run(whole)
+    assert without_seconds(record)[0] == without_seconds(expected)[0]
+    assert [row for row in record.eval if row["epoch"] != 3] == expected.eval
+    assert record.done["epochs"] == record.config["epochs"] == 4
+    one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, parts))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert find_run(parts.parent, longer.to_json()) == parts
+    with pytest.raises(RecordError, match=r"epochs \(stored 4, new 3\); it can go on with as many epochs, or more"):
+        train(config, parts, resume=True)
+    with pytest.raises(UserError, match="finished run of 4 epochs without a checkpoint, so that it can't go on to 5"):
+        train(dataclasses.replace(config, epochs=5), parts, resume=True)
+
+
+def test_places_are_no_part_of_a_run(config, tmp_path, tiny_model, monkeypatch):
+    """A configuration holds names: the same id wherever model and prompts lie and however their paths are spelt."""
+    row = config.to_json()
+    assert (row["model"], row["prompts"], row["unseen_prompts"]) == (tiny_model.name, "seen", "unseen")
+    (tmp_path / "elsewhere").mkdir()
+    for file in (config.prompts, config.unseen_prompts):
+        shutil.copy(file, tmp_path / "elsewhere")
+    monkeypatch.chdir(tiny_model.parent)
+    moved = dataclasses.replace(
+        config, model=f"./{tiny_model.name}/", prompts=str(tmp_path / "elsewhere" / "seen"),
+        unseen_prompts=str(tmp_path / "." / "elsewhere" / "unseen"),
+    )  # fmt: skip
+    assert moved.to_json() == row
+    (tmp_path / "elsewhere" / "seen").write_text("cat\n")
+    assert moved.to_json() == row, "read once"
+    assert run_id(dataclasses.replace(moved).to_json()) != run_id(row)
+    assert dataclasses.replace(config, model="stabilityai/sd-turbo").to_json()["model"] == "stabilityai/sd-turbo"
+
+
+def test_a_run_of_an_earlier_version_whose_configuration_has_paths(config, tmp_path):
+    """It is found, goes on, and keeps its id."""
+    row = config.to_json() | {name: getattr(config, name) for name in ("model", "prompts", "unseen_prompts")}
+    row["run_id"] = run_id(row)
+    folder = tmp_path / row["run_id"]
+    with RunWriter(folder) as writer:
+        writer.write_config(row)
+    assert find_run(tmp_path, config.to_json()) == folder
+    train(dataclasses.replace(config, epochs=4), folder, resume=True)
+    record = load_run(folder)
+    assert (record.run_id, record.config["model"]) == (row["run_id"], config.model)
+    assert record.config["begun"] == {"epochs": 3}
+
+
+def test_prompts_edited_during_a_run_change_nothing(config, tmp_path):
+    for name in ("seen", "unseen"):
+        shutil.copy(getattr(config, {"seen": "prompts", "unseen": "unseen_prompts"}[name]), tmp_path / name)
+    config = dataclasses.replace(config, prompts=str(tmp_path / "seen"), unseen_prompts=str(tmp_path / "unseen"))
+    folder = folder_of(tmp_path / "runs", config)
+
+    def edit(event):
+        (tmp_path / "seen").write_text("a robot\n")
+        (tmp_path / "unseen").write_text("a house\n")
+
+    train(config, folder, on_epoch=edit)
+    assert {tuple(row["values"]["seen"]) for row in load_run(folder).eval} == {("cat", "dog", "horse")}
+    assert {tuple(row["values"]["unseen"]) for row in load_run(folder).eval} == {("fox", "wolf")}
+
+
+def test_other_weights_under_the_same_path_are_refused(config, tmp_path, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = dataclasses.replace(config, model=str(model))
+    folder = folder_of(tmp_path / "runs", config)
+    with pytest.raises(Stop):
+        train(config, folder, on_epoch=stop_at(2, "train"))
+    recorded = json.loads((folder / "provenance.json").read_text())["weights"]["model"]
+    (weights_file,) = (model / "unet").glob("*.safetensors")
+    name = f"unet/{weights_file.name}"
+    assert recorded[name] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"} <= recorded.keys()
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    good, state = weights_file.read_bytes(), load_file(weights_file)
+    save_file({key: value * 1.01 for key, value in state.items()}, weights_file)
+    with pytest.raises(UserError, match=rf"begun with other weights: model's {name} \(stored \w+, new \w+\); give"):
+        train(config, folder, resume=True)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    weights_file.write_bytes(good)
+    (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is not loaded")
+    train(config, folder, resume=True)
+    assert load_run(folder).done
+
+
+def test_digests_of_an_adapter_and_of_hub_models(config, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "a.safetensors").write_bytes(b"weights")
+    expected = {"a.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    for path in (tmp_path / "lora", tmp_path / "lora" / "a.safetensors"):
+        assert weights_of(dataclasses.replace(config, adapter=str(path)))["adapter"] == expected
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("abc123")
+    hub = dataclasses.replace(config, model="owner/name", adapter="owner/name/file.safetensors@0f0f")
+    assert weights_of(hub) == {"model": {"commit": "abc123"}, "adapter": {"commit": "0f0f"}}
+    assert changed({"model": {"commit": "abc"}}, {"model": {"commit": "def"}}) == [
+        "model's commit (stored abc, new def)"
+    ]
+
+
+def test_deleted_weights_are_made_again_from_the_checkpoint(config, tmp_path):
+    folder = folder_of(tmp_path, config)
+    train(config, folder, keep=True)
+    saved = load_file(next((folder / "adapter").glob("*.safetensors")))
+    before = without_seconds(load_run(folder))
+    shutil.rmtree(folder / "adapter")
+    train(config, folder, resume=True)
+    again = load_file(next((folder / "adapter").glob("*.safetensors")))
+    assert all(torch.equal(again[k], saved[k]) for k in saved)
+    assert without_seconds(load_run(folder)) == before
+    assert not (folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "silent"),
+    [
+        ({"learning_rate": 1e-4}, ["--learning-rate (0.0001)"], ["--dtype"]),
+        ({"dtype": "float16", "learning_rate": 1e-4}, ["--dtype bfloat16 or float32"], ["--learning-rate"]),
+        ({"options": {"gamma": 0.5}}, ["--options gamma 0.5", "--learning-rate (0.003)"], ["--weight-decay"]),
+        ({"weight_decay": 500.0, "learning_rate": 1e-4}, ["--weight-decay (500)"], ["--learning-rate"]),
+    ],
+)
+def test_the_causes_of_a_divergence_that_apply_are_named(config, change, named, silent):
+    text = likely_causes(dataclasses.replace(config, **change))
+    assert all(part in text for part in named)
+    assert not any(part in text for part in silent)
+
+
 def test_saved_weights_load_in_plain_diffusers(config, tmp_path, tiny_model):
     for finetune, rank, alpha in (("lora", 4, 4), ("lora", 8, 4), ("full", 4, 4)):
         c = dataclasses.replace(config, finetune=finetune, lora_rank=rank, lora_alpha=alpha, epochs=1)
@@ -532,6 +704,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, tm
         ({"pairs_per_update": 3}, "multiple of --pairs-per-update"),
         ({"eval_steps": ()}, "--eval-steps"),
         ({"eval_seed": -1}, "--eval-seed is -1"),
+        ({"eval_seed": 2**64}, r"--eval-seed is 18446744073709551616; expected 0 to 2\^64 - 1"),
+        ({"seed": 2**64}, "--seed is 18446744073709551616; expected 0 to"),
+        ({"label": "x" * 300}, "--label has 300 letters; expected at most 100"),
+        ({"reward": "+".join(["0.125*colourfulness"] * 20)}, "--reward"),
         ({"weight_decay": -1.0}, "--weight-decay is -1"),
         ({"weight_decay": float("nan")}, "--weight-decay is nan"),
         ({"eta": 5.0}, "--eta is 5"),
