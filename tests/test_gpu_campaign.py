@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from _pytest.mark.expression import Expression
 
-from sdpo_bench.__main__ import sources
 from sdpo_bench.errors import UserError
 from sdpo_bench.kernel_results import load, record_path, write_kernel_tables
+from sdpo_bench.results import sources
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package

@@ -18,7 +18,6 @@ from synthetic_records import EPOCHS, eval_row, make_config, provenance, train_r
 
 from sdpo_bench.records import (
     COUNTERS,
-    DENSE_KEYS,
     EVAL_COLUMNS,
     PLAN_KEYS,
     RecordError,
@@ -104,7 +103,8 @@ def test_rows_of_a_finished_run_are_those_with_which_it_ended(tmp_path, name, ch
         assert summary.pop("records_sha256").keys() == {"train.jsonl", "eval.jsonl"}
         done.write_text(json.dumps(summary))
     if change == "gained":
-        extra = {"budget": "2", "queries_per_sample": 2, **dict.fromkeys(DENSE_KEYS[2:], [0.0] * 4)}
+        lists = dict.fromkeys(("mae", "bias", "std", "corr", "return_corr", "return_sign"), [0.0] * 4)
+        extra = {"budget": "2", "queries_per_sample": 2} | lists
         row = json.loads(rows[-1]) if rows else extra
         rows.append((json.dumps(row | {"epoch": EPOCHS + 1}) + "\n").encode())
     path.write_bytes(b"".join(rows if change == "gained" else rows[:-1]))
