@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -81,6 +82,10 @@ def write_run(profile: Path, config: dict[str, Any], device: str = DEVICE, finis
         if finished:
             writer.finish({"epochs": epochs, "seconds": {"sample": 14.0, "reward": 8.0, "train": 36.0, "evaluate": 9.0},
                            "seconds_per_epoch": {"sample": 0.23, "reward": 0.14, "train": 0.6}})
+            # Tests change these records: without digests they are read as those of older versions.
+            done = json.loads((folder / "done.json").read_text())
+            del done["records_sha256"]
+            (folder / "done.json").write_text(json.dumps(done))
     return folder
 
 
