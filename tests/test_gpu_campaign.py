@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,6 +241,12 @@ def test_what_is_asked_for_wrongly(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("OUT", raising=False)
     assert gpu_campaign.main(["1", "--dry"]) == 2
     assert "OUT is not set" in capsys.readouterr().err
-    monkeypatch.setenv("PATH", "")
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    # In this module alone: git's answer is kept for the whole process.
+    stand_in = SimpleNamespace(run=absent, SubprocessError=subprocess.SubprocessError)
+    monkeypatch.setattr(gpu_campaign, "subprocess", stand_in)
     assert gpu_campaign.main(["1", "--out", str(tmp_path)]) == 2
     assert "nvidia-smi finds no GPU here" in capsys.readouterr().err
