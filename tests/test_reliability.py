@@ -242,7 +242,7 @@ def stopped(config, folder, monkeypatch, owner, name, call, number=signal.SIGTER
     ("owner", "name", "call", "saved"),
     [
         (Trainer, "sample", 3, 1),  # the first is the check that training begins on-policy
-        (Trainer, "update", 3, 1),  # the first of the second epoch, of two
+        (Trainer, "update", 4, 1),  # the second of the second epoch: of the first epoch's weights there is a copy
         (trainer_module, "evaluate", 1, 2),
         (RunWriter, "append_train", 1, 1),
     ],
@@ -268,7 +268,7 @@ def test_a_signal_where_a_copy_would_take_long_ends_the_epoch_first(config, tmp_
     config = dataclasses.replace(config, checkpoint_every=0)
     folder = folder_of(tmp_path, config)
     monkeypatch.setattr(trainer_module, "MOST_COPIED", 0)
-    said = stopped(config, folder, monkeypatch, Trainer, "update", 1)
+    said = stopped(config, folder, monkeypatch, Trainer, "update", 2)  # after the first step
     assert said == "the state after epoch 1 is saved"
     train(config, folder, resume=True)
     assert comparable(folder) == undisturbed

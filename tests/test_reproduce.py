@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from synthetic_records import write_profile
 
 from sdpo_bench import experiments, reproduce
+from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.records import RecordError, RunWriter, load_profile, run_id
@@ -219,6 +220,26 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     assert "Traceback" not in errors
     assert not alive(worker)
     assert not any(raw.glob("*/done.json"))
+
+
+def test_a_worker_that_is_stopped_saves_the_last_whole_epoch(tiny_model, tmp_path):
+    """No checkpoint is due; the same command then goes on after that epoch, and says so."""
+    given = configs(tiny_model, 1, epochs=5000, eval_every=5000, checkpoint_every=5000)
+    (run,) = runs_in(tmp_path, given)
+    worker = Worker(1, queue.SimpleQueue())
+    worker.give(run)
+    rows = run.folder / "train.jsonl"
+    wait_for(lambda: (rows.exists() and rows.read_bytes().count(b"\n") > 2) or worker.process.poll() is not None)
+    worker.stop()
+    assert worker.process.returncode == 143
+    epoch = load_checkpoint(run.folder / "checkpoint.pt", run.name)["epoch"]
+    assert epoch == rows.read_bytes().count(b"\n") > 2
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    again = Worker(1, events)
+    again.give(run)
+    begin = next(event for _, event in iter(lambda: events.get(timeout=120), None) if event["kind"] != "ready")
+    again.stop()
+    assert reproduce.beginning(begin) == f"begins at epoch {epoch + 1} of 5000"
 
 
 def test_a_worker_ends_with_its_parent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_records import DEVICE, STEPS, make_config, reported_profile, write_profile, write_run
+from synthetic_records import DEVICE, EPOCHS, STEPS, make_config, reported_profile, write_profile, write_run
 
 from sdpo_bench import groups, tables
 from sdpo_bench.compare import compare_with_reference
 from sdpo_bench.groups import load_groups, load_results, query_budget
-from sdpo_bench.records import RecordError, load_profile
+from sdpo_bench.records import RecordError, continued, load_profile
 from sdpo_bench.results import write_all
 from sdpo_bench.tables import (
     DASH,
@@ -106,6 +107,20 @@ def test_two_configurations_under_one_label_are_refused(tmp_path):
     profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
     write_run(profile, make_config("SDPO", 1, learning_rate=3e-4))
     with pytest.raises(RecordError, match="share the label 'SDPO' but differ in learning_rate"):
+        load_groups(profile)
+
+
+def test_runs_under_one_label_may_be_executed_differently(tmp_path):
+    """Rows, and epochs that were added later; but not on other weights of the same name."""
+    profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
+    config = make_config("SDPO", 1, epochs=10, rows=32)
+    write_run(profile, continued(config, config | {"epochs": EPOCHS, "rows": 8}))
+    (group,) = load_groups(profile)
+    assert [run.config["seed"] for run in group.runs if run.label == "SDPO"] == [0, 1]
+    for number, path in enumerate(sorted(profile.glob("raw/sdpo-*/provenance.json"))):
+        weights = {"model": {"unet/weights.safetensors": str(number)}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": weights}))
+    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in the files of the model"):
         load_groups(profile)
 
 
