@@ -193,7 +193,7 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
         for row in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
             evaluated.setdefault(row["epoch"], []).append(row)
     points = []
-    start = group.cell(START, group.reward, split, steps)
+    start = group.curve_ends(START, split, steps)
     if start and evaluated and 0 not in evaluated:
         # Before its first update every run is the start.
         points.append((0.0, *(next(iter(start.values())),) * 3))
@@ -219,7 +219,7 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
     title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
     figure, axes = _panels(title, _legend(labels, style), len(steps), columns)
     for axis, k in zip(axes, steps, strict=True):
-        for value in group.cell(START, group.reward, split, k).values():
+        for value in group.curve_ends(START, split, k).values():
             axis.axhline(value, **{**style[START], "linewidth": 1.2})
         for label in labels:
             if label != START:

@@ -59,6 +59,8 @@ class Group:
     runs: tuple[RunRecord, ...]
     curves: pd.DataFrame
     missing: tuple[str, ...]
+    full: pd.DataFrame | None = None
+    """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
 
     @cached_property
     def ids(self) -> dict[tuple[str, int], list[str]]:
@@ -96,8 +98,7 @@ class Group:
 
     @cached_property
     def values(self) -> pd.DataFrame:
-        last = self.curves.groupby(["run", "reward"])["epoch"].transform("max")
-        return self.curves[self.curves["epoch"] == last]
+        return _last(self.curves if self.full is None else self.full)
 
     @property
     def title(self) -> str:
@@ -127,16 +128,35 @@ class Group:
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str, int], Values]:
-        f = self.values.sort_values("seed")
-        cells: dict[tuple[str, str, str, int], Values] = {}
-        for label, reward, split, steps, seed, value in zip(
-                *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True):
-            cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
-        return cells
+        return _by_seed(self.values)
+
+    @cached_property
+    def _ends(self) -> dict[tuple[str, str, str, int], Values]:
+        return self._cells if self.full is None else _by_seed(_last(self.curves))
+
+    def curve_ends(self, label: str, split: str, steps: int) -> Values:
+        """As `cell` for the trained reward, but the last values of `curves`: what a curve's points are compared with
+        and the start's curves begin at."""
+        return self._ends.get((label, self.reward, split, steps), {})
 
     def cell(self, label: str, reward: str, split: str, steps: int) -> Values:
         """Value of each of a label's runs, by seed, sorted; empty where there is none."""
         return self._cells.get((label, reward, split, steps), {})
+
+
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each run's last evaluation."""
+    return frame[frame["epoch"] == frame.groupby(["run", "reward"])["epoch"].transform("max")]
+
+
+def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str, str, int], Values]:
+    """Values by seed, sorted, of each label, reward, split and number of sampling steps."""
+    f = frame.sort_values("seed")
+    cells: dict[tuple[str, str, str, int], Values] = {}
+    for label, reward, split, steps, seed, value in zip(
+            *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True):
+        cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
+    return cells
 
 
 def steps_of(frame: pd.DataFrame) -> list[int]:
@@ -223,8 +243,9 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
         suffix += f"_{name_part(device)}" if device != main_device else ""
         chosen = (*fitting[:1], *own)
-        groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen),
-                            tuple(sorted(missing))))
+        full = mean_frame(chosen) if any(run.interim_noises for run in chosen) else None
+        groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen, interim=True),
+                            tuple(sorted(missing)), full))
     return Results(Path(folder), runs, groups, unfinished)
 
 
@@ -255,7 +276,7 @@ def at_equal_queries(group: Group) -> Group | None:
         if last["label"] != START:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
-            start = group.cell(START, group.reward, split, steps)
+            start = group.curve_ends(START, split, steps)
             if x[0] > 0 and start:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
@@ -266,4 +287,4 @@ def at_equal_queries(group: Group) -> Group | None:
     rows = [row for row in rows if row["steps"] not in unknown]
     if not any(row["label"] != START for row in rows):
         return None
-    return replace(group, curves=pd.DataFrame(rows))
+    return replace(group, curves=pd.DataFrame(rows), full=None)

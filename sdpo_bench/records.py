@@ -492,6 +492,11 @@ class RunRecord:
         return str(self.provenance["device"])
 
     @property
+    def interim_noises(self) -> int | None:
+        """Noises of an evaluation before the last, which may have more; None: all have the same."""
+        return self.config.get("eval_interim_noises")
+
+    @property
     def sort_key(self) -> tuple[str, str, int, str, int, str]:
         c = self.config
         return c["model"], c["reward"], c["steps"], c["label"], c["seed"], c["run_id"]
@@ -602,7 +607,7 @@ def load_profile(folder: str | os.PathLike[str], means: bool = False) -> list[Ru
     """The finished runs of `results/<profile>`, sorted by model, reward, training steps, label, seed and id.
 
     `means`: for tables, in a fraction of the memory: in place of an evaluation's `values` by split, prompt and noise
-    there are its `means` by split, and its `prompts`.
+    there are its `means` by split, those over interim noises (`interim_means`), and its `prompts`.
     """
     runs: list[RunRecord] = []
     known: dict[tuple[str, ...], tuple[str, ...]] = {}  # lists of prompts, each kept once
@@ -610,6 +615,7 @@ def load_profile(folder: str | os.PathLike[str], means: bool = False) -> list[Ru
         if (path / "done.json").exists():
             runs.append(run := load_run(path))
             for row in run.eval if means else ():
+                row["interim_means"] = evaluation_means(row, run.interim_noises)
                 row["means"] = evaluation_means(row)
                 prompts = {split: tuple(sorted(prompts)) for split, prompts in row.pop("values").items()}
                 row["prompts"] = {split: known.setdefault(names, names) for split, names in prompts.items()}
@@ -663,13 +669,13 @@ def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [config for _, config in sorted((planned | pending).items())]
 
 
-def evaluation_means(row: Mapping[str, Any]) -> dict[str, float]:
-    """Means over prompts and noises of a row of eval.jsonl, by split."""
+def evaluation_means(row: Mapping[str, Any], noises: int | None = None) -> dict[str, float]:
+    """Means over prompts and noises of a row of eval.jsonl, by split; over the first `noises` if given."""
     if "means" in row:
-        return dict(row["means"])
+        return dict(row["interim_means" if noises else "means"])
     found = {}
     for split, prompts in sorted(row["values"].items()):
-        values = list(chain.from_iterable(prompts.values()))
+        values = list(chain.from_iterable(seeds[:noises] for seeds in prompts.values()))
         found[split] = math.fsum(values) / len(values)
     return found
 
@@ -694,10 +700,10 @@ def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(EVAL_COLUMNS))
 
 
-def mean_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+def mean_frame(records: Iterable[RunRecord], interim: bool = False) -> pd.DataFrame:
     """As `eval_frame`, but the mean over prompts and noises: a row per run, epoch, reward, step count and
-    split."""
-    rows = [(*head, split, mean, run.config["steps"], run.device)
-            for run, e, head in _heads(records) for split, mean in evaluation_means(e).items()]
+    split. `interim`: over the noises that all of a run's evaluations have, so that they can be compared."""
+    rows = [(*head, split, mean, run.config["steps"], run.device) for run, e, head in _heads(records)
+            for split, mean in evaluation_means(e, run.interim_noises if interim else None).items()]
     columns = [column for column in EVAL_COLUMNS if column not in ("prompt", "noise_seed")]
     return pd.DataFrame(rows, columns=columns)

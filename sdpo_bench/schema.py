@@ -62,7 +62,10 @@ PLANNED: Schema = {"run_id": LINE, "label": LINE, "model": LINE, "reward": LINE,
 CONFIG: Schema = PLANNED | {
     "method": ("an object with a 'name'", lambda value: isinstance(value, dict) and is_line(value.get("name"))),
 }
-CONFIG_OPTIONAL: Schema = {"epochs": COUNT, "eval_steps": ("a list of numbers of steps", _list_of(POSITIVE[1]))}
+CONFIG_OPTIONAL: Schema = {
+    "epochs": COUNT, "eval_interim_noises": POSITIVE,
+    "eval_steps": ("a list of numbers of steps", _list_of(POSITIVE[1])),
+}
 PROVENANCE: Schema = {
     "commit": ("a commit or null", lambda value: value is None or is_line(value)),
     "device": LINE, "versions": ("an object of texts", _texts),

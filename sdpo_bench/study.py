@@ -462,7 +462,7 @@ def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.nda
     values = np.array([point["value"] for point in points], float)
     costs = np.array([[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]]
                       for point in points], float).reshape(-1, len(COSTS))
-    start = group.cell(START, group.reward, split, steps)
+    start = group.curve_ends(START, split, steps)
     if points and points[0]["epoch"] > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
         costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
@@ -491,7 +491,7 @@ def reach_table(group: Group) -> Table | None:
     blocks: list[Block] = []
     long, texts = [], []
     for steps in group.steps_evaluated:
-        targets = group.cell(TARGET, group.reward, split, steps)
+        targets = group.curve_ends(TARGET, split, steps)
         if any(len(_curve(group, run, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
             continue  # evaluated at the end alone: nothing to interpolate between
         rows: list[tuple[str, ...]] = []

@@ -21,6 +21,7 @@ from sdpo_bench.compare import compare_with_reference
 from sdpo_bench.groups import load_groups, load_results, query_budget
 from sdpo_bench.records import RecordError, continued, load_profile
 from sdpo_bench.results import write_all
+from sdpo_bench.study import reach_table
 from sdpo_bench.tables import (
     DASH,
     cell_text,
@@ -238,3 +239,37 @@ def test_tables_and_figures_do_not_import_torch():
     code = ("import sys, sdpo_bench.results, sdpo_bench.compare\n"
             "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tables.__file__).parents[1])
+
+
+def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
+    """Evaluations before the last have 2 of 4 noises: the main table takes all 4 at the end, and whatever compares
+    evaluations with each other the first 2 everywhere, at the end and before training too."""
+    profile = tmp_path / "quick"
+    configs = [make_config("start", eval_interim_noises=2)]
+    configs += [make_config(label, seed, eval_interim_noises=2) for label in ("SDPO", "DDPO") for seed in range(2)]
+    for config in configs:
+        path = write_run(profile, config) / "eval.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            if row["epoch"] < max(other["epoch"] for other in rows):
+                row["noise_seeds"] = row["noise_seeds"][:2]
+            for prompts in row["values"].values():
+                for name, values in prompts.items():
+                    # The noises that are left out lie far from the others.
+                    prompts[name] = [*values[:2], *(value + 5 for value in values[2:])][: len(row["noise_seeds"])]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (group,) = load_groups(profile)
+    first = {row["epoch"]: row["value"] for row in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
+    assert max(first.values()) < 1
+    run = next(run for run in load_profile(profile) if run.label == "SDPO" and run.config["seed"] == 0)
+    (last,) = (e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))
+    values = np.array(list(last["values"]["seen"].values()))
+    assert values.shape[1] == 4
+    assert group.cell("SDPO", "alignment", "seen", 2)[0] == pytest.approx(values.mean())
+    assert group.curve_ends("SDPO", "seen", 2)[0] == first[60] == pytest.approx(values[:, :2].mean())
+    assert group.cell(groups.START, "alignment", "seen", 2)[0] > 2 > group.curve_ends(groups.START, "seen", 2)[0]
+    equal = groups.at_equal_queries(group)
+    assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("start", "SDPO", "DDPO")) < 1
+    reached = reach_table(group).frame
+    ends = reached[(reached["label"] == "DDPO") & (reached["cost"] == "samples")]
+    assert set(ends["reached"]) == {2}, "DDPO reaches what it ends with itself"
