@@ -204,9 +204,7 @@ class OfficialLoop:
         for first in range(0, len(pairs), self.microbatch):
             rows = slice(first, first + self.microbatch)
             before, after, old, wanted = ([x[rows] for x in parts] for parts in chosen)
-            log_probs = [
-                self.current(before[side], after[side], timesteps[rows], embeddings[rows]) for side in (0, 1)
-            ]
+            log_probs = [self.current(before[side], after[side], timesteps[rows], embeddings[rows]) for side in (0, 1)]
             loss = self.loss(log_probs, old, wanted, steps[rows])
             (loss.sum() / len(pairs)).backward()
             losses.append(loss.detach())

@@ -82,8 +82,12 @@ def sample_claims(group: Group, curves: pd.DataFrame) -> list[Claim]:
 def speedups(group: Group, rival: str, steps: int) -> Values:
     """By seed: the rival's samples over those of the first of SDPO's evaluations from which on all lie above the
     rival's last; 0 if there is none."""
-    curves = group.curves[(group.curves["reward"] == group.reward) & (group.curves["steps"] == steps)
-                          & (group.curves["split"] == shown_split(group.curves)) & (group.curves["samples"] > 0)]
+    curves = group.curves[
+        (group.curves["reward"] == group.reward)
+        & (group.curves["steps"] == steps)
+        & (group.curves["split"] == shown_split(group.curves))
+        & (group.curves["samples"] > 0)
+    ]
     found = {}
     for seed, runs in curves.sort_values("samples").groupby("seed"):
         ours, theirs = (runs[runs["label"] == label] for label in (SDPO, rival))
@@ -121,19 +125,37 @@ def claims_table(group: Group) -> Table:
             rows.setdefault(claim.text, []).append(text)
             value, low, high, n = claim.ours or Interval(np.nan, np.nan, np.nan, 0)
             few = n < MIN_RUNS
-            long.append({"claim": claim.text, "steps": claim.steps,
-                         "verdict": claim.verdict if claim.verdict != DASH else "", "paper": claim.paper, "n": n,
-                         "value": value, "low": np.nan if few else low, "high": np.nan if few else high,
-                         "runs": " ".join(f"{v:.6g}" for v in claim.values.values())})
+            long.append(
+                {
+                    "claim": claim.text,
+                    "steps": claim.steps,
+                    "verdict": claim.verdict if claim.verdict != DASH else "",
+                    "paper": claim.paper,
+                    "n": n,
+                    "value": value,
+                    "low": np.nan if few else low,
+                    "high": np.nan if few else high,
+                    "runs": " ".join(f"{v:.6g}" for v in claim.values.values()),
+                }
+            )
         blocks.append((title, tuple((text, *cells) for text, cells in rows.items())))
-    note = (f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
-            "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
-            f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
-            "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
-            "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
-            f"claim nothing there. {SOURCE}")
-    return Table(f"claims{group.suffix}", f"The paper's claims, {group.title}", note, _header("claim", curves),
-                 tuple(blocks), pd.DataFrame(long), verdicts(group))
+    note = (
+        f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
+        "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
+        f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
+        "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
+        "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
+        f"claim nothing there. {SOURCE}"
+    )
+    return Table(
+        f"claims{group.suffix}",
+        f"The paper's claims, {group.title}",
+        note,
+        _header("claim", curves),
+        tuple(blocks),
+        pd.DataFrame(long),
+        verdicts(group),
+    )
 
 
 def beside_table(group: Group) -> Table:
@@ -150,13 +172,32 @@ def beside_table(group: Group) -> Table:
             rows.append((f"{label}, paper", *(f"{paper[k]:.2f}" for k in paper)))
         for k in ours:
             value, low, high, n = summary(ours[k])
-            long.append({"label": label, "steps": k, "split": split, "n": n, "value": value, "low": low, "high": high,
-                         "runs": " ".join(f"{v:.6g}" for v in ours[k].values()), "paper": paper[k]})
-    note = (f"Ours: {split} prompts at the last evaluation, interquartile mean over runs [95 % bootstrap interval] (n "
-            "runs), with fewer than 5 runs their values by seed; a dash: no finished run. The paper's: first point, "
-            f"mean of the last 10 epochs; its REBEL is also labelled PRDP/REBEL. {SOURCE}")
-    return Table(f"paper{group.suffix}", f"Final {group.reward} and the paper's, {group.title}", note,
-                 _header("method", curves), (("", tuple(rows)),), pd.DataFrame(long))
+            long.append(
+                {
+                    "label": label,
+                    "steps": k,
+                    "split": split,
+                    "n": n,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "runs": " ".join(f"{v:.6g}" for v in ours[k].values()),
+                    "paper": paper[k],
+                }
+            )
+    note = (
+        f"Ours: {split} prompts at the last evaluation, interquartile mean over runs [95 % bootstrap interval] (n "
+        "runs), with fewer than 5 runs their values by seed; a dash: no finished run. The paper's: first point, "
+        f"mean of the last 10 epochs; its REBEL is also labelled PRDP/REBEL. {SOURCE}"
+    )
+    return Table(
+        f"paper{group.suffix}",
+        f"Final {group.reward} and the paper's, {group.title}",
+        note,
+        _header("method", curves),
+        (("", tuple(rows)),),
+        pd.DataFrame(long),
+    )
 
 
 def verdicts(group: Group) -> str:

@@ -28,16 +28,21 @@ def compare(a: str, b: str, profile: Path) -> list[Table]:
         return _folders(*folders)
     for name, folder in zip((a, b), folders, strict=True):
         if (folder / "raw").is_dir() or folder.is_dir() or os.sep in name:
-            raise UserError(f"{name}: expected two folders of results, each with a raw/ folder of records (as "
-                            "results/quick), or two labels of one profile")
+            raise UserError(
+                f"{name}: expected two folders of results, each with a raw/ folder of records (as "
+                "results/quick), or two labels of one profile"
+            )
     return _labels(a, b, profile)
 
 
 def _labels(a: str, b: str, profile: Path) -> list[Table]:
     if not (profile / "raw").is_dir():
         there = sorted(path.parent.name for path in profile.parent.glob("*/raw"))
-        raise UserError(f"{profile} has no raw/ folder of records; --profile is one of: {joined(there)}" if there else
-                        f"{profile} has no raw/ folder of records; say with --results where the profiles are")
+        raise UserError(
+            f"{profile} has no raw/ folder of records; --profile is one of: {joined(there)}"
+            if there
+            else f"{profile} has no raw/ folder of records; say with --results where the profiles are"
+        )
     groups = load_groups(profile)
     known = sorted({run.label for group in groups for run in group.runs}, key=label_key)
     first, second = (_known(name, known, profile) for name in (a, b))
@@ -63,15 +68,29 @@ def _folders(a: Path, b: Path) -> list[Table]:
     rows = []
     for x in ours:
         # With one model in each folder, two models may be compared; with several, each with itself.
-        other = [y for y in theirs if (y.device, y.reward, y.steps) == (x.device, x.reward, x.steps)
-                 and (y.model == x.model or max(map(len, models)) == 1)]
-        rows.append([Pair(label, x, label, y, label) for y in other for label in x.labels
-                     if label in y.labels and label != START])
+        other = [
+            y
+            for y in theirs
+            if (y.device, y.reward, y.steps) == (x.device, x.reward, x.steps)
+            and (y.model == x.model or max(map(len, models)) == 1)
+        ]
+        rows.append(
+            [
+                Pair(label, x, label, y, label)
+                for y in other
+                for label in x.labels
+                if label in y.labels and label != START
+            ]
+        )
     if not any(rows):
-        have = [f"{folder} has " + "; ".join(f"{', '.join(group.labels)} {group.title}" for group in groups)
-                for folder, groups in ((a, ours), (b, theirs))]
-        raise UserError(f"the folders share no label trained on the same reward, with the same K, on the same device: "
-                        f"{'. '.join(have)}")
+        have = [
+            f"{folder} has " + "; ".join(f"{', '.join(group.labels)} {group.title}" for group in groups)
+            for folder, groups in ((a, ours), (b, theirs))
+        ]
+        raise UserError(
+            f"the folders share no label trained on the same reward, with the same K, on the same device: "
+            f"{'. '.join(have)}"
+        )
     return _tables([pairs for pairs in rows if pairs], str(a), str(b))
 
 
@@ -106,14 +125,19 @@ def _measured_alike(pair: Pair) -> bool:
         y = dict.fromkeys(x, next(iter(y.values()))) if pair.other == START else y
     shared = sorted(x.keys() & y.keys())
     for seed in shared:
-        for what, one, other in zip(("settings", "reward's version", "prompts", "noises"),
-                                    _measure(x[seed], pair.group.reward), _measure(y[seed], pair.group.reward),
-                                    strict=True):
+        for what, one, other in zip(
+            ("settings", "reward's version", "prompts", "noises"),
+            _measure(x[seed], pair.group.reward),
+            _measure(y[seed], pair.group.reward),
+            strict=True,
+        ):
             if one != other:
                 differ = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in one if one[key] != other.get(key)]
-                raise UserError(f"{x[seed].run_id} and {y[seed].run_id} were not evaluated alike ({what}: "
-                                f"{'; '.join(differ)[:300] or 'others'}), so their difference would mean nothing: "
-                                "evaluate both with the same settings")
+                raise UserError(
+                    f"{x[seed].run_id} and {y[seed].run_id} were not evaluated alike ({what}: "
+                    f"{'; '.join(differ)[:300] or 'others'}), so their difference would mean nothing: "
+                    "evaluate both with the same settings"
+                )
     return bool(shared)
 
 
@@ -122,16 +146,23 @@ def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
     rows = [row for row in run.eval if row["reward"] == reward]
     version = run.provenance.get("rewards", {}).get(reward, {})
     prompts = {split: list(names) for row in rows for split, names in row["prompts"].items()}
-    return ({key: run.config.get(key) for key in MEASURING}, {key: version.get(key) for key in ("revision", "scale")},
-            prompts, {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})})
+    return (
+        {key: run.config.get(key) for key in MEASURING},
+        {key: version.get(key) for key in ("revision", "scale")},
+        prompts,
+        {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})},
+    )
 
 
 def _differing(pair: Pair) -> str:
     """Settings and commits in which the runs of a pair differ, for a note."""
     one, other = (next(iter(_runs(*side).values())) for side in (pair[1:3], pair[3:5]))
     keys = sorted((one.config.keys() | other.config.keys()) - {"label", "run_id", "seed", "begun"})
-    found = [f"{key} {one.config.get(key)} and {other.config.get(key)}" for key in keys
-             if one.config.get(key) != other.config.get(key)]
+    found = [
+        f"{key} {one.config.get(key)} and {other.config.get(key)}"
+        for key in keys
+        if one.config.get(key) != other.config.get(key)
+    ]
     commits = [run.provenance["commit"] for run in (one, other)]
     found += [f"commit {commits[0]} and {commits[1]}"] if commits[0] != commits[1] else []
     return f" They differ in: {'; '.join(found)}." if found else " Their settings and commits are the same."
@@ -149,8 +180,7 @@ def rendered(tables: list[Table], form: str) -> str:
 def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
     """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
     freedom."""
-    cells = [list(group.cell(label, group.reward, split, steps).values())
-             for label in group.labels if label != START]
+    cells = [list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != START]
     freedom = sum(len(cell) - 1 for cell in cells if cell)
     squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
     return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
@@ -183,16 +213,28 @@ def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.Pat
                     y = list(other.cell(label, group.reward, split, steps).values())
                     tolerance, verdict = np.nan, "not in both"
                     if x and y:
-                        tolerance = 0.01 * abs(y[0]) if label == START else float(
-                            stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                        tolerance = (
+                            0.01 * abs(y[0])
+                            if label == START
+                            else float(stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                        )
                         within = abs(np.mean(x) - np.mean(y)) <= tolerance
                         verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"
                     verdicts.append(verdict)
-                    rows.append((split, label, str(steps), *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH
-                                                             for v in (x, y)),
-                                 DASH if np.isnan(tolerance) else f"{tolerance:.3f}", verdict))
+                    rows.append(
+                        (
+                            split,
+                            label,
+                            str(steps),
+                            *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH for v in (x, y)),
+                            DASH if np.isnan(tolerance) else f"{tolerance:.3f}",
+                            verdict,
+                        )
+                    )
         lines += [*aligned(rows), ""]
     inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
-    lines.append(f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
-                 f"chance; {len(verdicts) - inside - outside} not compared.")
+    lines.append(
+        f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
+        f"chance; {len(verdicts) - inside - outside} not compared."
+    )
     return "\n".join(lines)

@@ -30,9 +30,7 @@ EVALUATION = 0x5EED  # keeps evaluation's seeds apart from training's
 GRID_PROMPTS = 8
 
 
-def pictures(
-    policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig
-) -> Tensor:
+def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig) -> Tensor:
     """Pictures [len(prompts) * len(noises), 3, H, W], prompt by prompt.
 
     A picture is the clean latent predicted at the last step, decoded: the noise of the last step comes after it.

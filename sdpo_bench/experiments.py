@@ -221,12 +221,7 @@ def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConf
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Does the order of the methods change between K = 4 and K = 20?"""
-    return [start()] + [
-        run(name, seed, steps=k, eval_every=5)
-        for seed in seeds
-        for k in (4, 20)
-        for name in methods
-    ]
+    return [start()] + [run(name, seed, steps=k, eval_every=5) for seed in seeds for k in (4, 20) for name in methods]
 
 
 REWARDS = ("alignment", "jpeg_compressibility", "colourfulness")
@@ -244,9 +239,7 @@ def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     mains = [name for name in methods if name not in ABLATIONS]
     ablations = [name for name in methods if name in ABLATIONS]
 
-    def part(
-        names: Sequence[str], steps: Sequence[int], reward: str = "alignment", every: int = 5
-    ) -> list[RunConfig]:
+    def part(names: Sequence[str], steps: Sequence[int], reward: str = "alignment", every: int = 5) -> list[RunConfig]:
         settings: Options = MEASURED | {"eval_every": every}
         return [
             # What dense rewards miss is a question of the trajectories, which one method's stand for.

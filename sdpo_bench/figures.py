@@ -31,26 +31,51 @@ from .statistics import paired_difference
 from .tables import MIN_RUNS, joined, summary
 
 KNOWN = {  # label: (colour, marker)
-    START: ("#7f7f7f", ""), "SDPO": ("#0072b2", "o"), "SDPO-causal": ("#56b4e9", "s"), "DDPO": ("#d55e00", "^"),
-    "DDPO-dense": ("#e69f00", "v"), "REBEL": ("#009e73", "D"), "PRDP": ("#cc79a7", "P"), "D3PO": ("#000000", "X"),
+    START: ("#7f7f7f", ""),
+    "SDPO": ("#0072b2", "o"),
+    "SDPO-causal": ("#56b4e9", "s"),
+    "DDPO": ("#d55e00", "^"),
+    "DDPO-dense": ("#e69f00", "v"),
+    "REBEL": ("#009e73", "D"),
+    "PRDP": ("#cc79a7", "P"),
+    "D3PO": ("#000000", "X"),
 }
 SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#2f6f4f")  # of other methods, by name
 MARKERS = "hp*d<>"  # of other methods and of variants
 BUDGETS = {  # reward queries of a trajectory, in dense.jsonl: (name, colour, marker); no method's colours
-    "terminal": ("final reward only", "#fd8d3c", "v"), "2": ("2 queries", "#9e9ac8", "s"),
-    "3": ("3 queries (the paper's)", "#c51b8a", "o"), "4": ("4 queries", "#6a51a3", "D"),
-    "adaptive": ("adaptive queries", "#8c6d31", "P"), "linear3": ("3 queries, linear", "#74a9cf", "X"),
+    "terminal": ("final reward only", "#fd8d3c", "v"),
+    "2": ("2 queries", "#9e9ac8", "s"),
+    "3": ("3 queries (the paper's)", "#c51b8a", "o"),
+    "4": ("4 queries", "#6a51a3", "D"),
+    "adaptive": ("adaptive queries", "#8c6d31", "P"),
+    "linear3": ("3 queries, linear", "#74a9cf", "X"),
 }
 COUNTS = {"samples": "samples (trajectories)", "reward_queries": "reward queries", "optimiser_steps": "optimiser steps"}
 WIDTH = 8.0  # inches
 RC: Any = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
-    "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4, "legend.frameon": False,
-    "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "sdpo_bench", "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "sdpo_bench",
+    "svg.fonttype": "path",
 }
 TEXT = RC | {  # small files, and a label's dollars are dollars
-    "font.size": 10, "svg.fonttype": "none", "xtick.bottom": False, "ytick.left": False, "text.parse_math": False,
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "text.parse_math": False,
 }
 
 Style = dict[str, dict[str, Any]]  # label -> matplotlib's properties of its line
@@ -113,8 +138,9 @@ def _bands(group: Group, word: str) -> str:
 
 def _ends(group: Group, steps: int) -> bool:
     """Whether this number of sampling steps was evaluated before and after training only."""
-    f = group.curves[(group.curves["steps"] == steps) & (group.curves["reward"] == group.reward)
-                     & (group.curves["epoch"] > 0)]
+    f = group.curves[
+        (group.curves["steps"] == steps) & (group.curves["reward"] == group.reward) & (group.curves["epoch"] > 0)
+    ]
     return len(f) > 0 and int(f.groupby("run")["epoch"].nunique().max()) == 1
 
 
@@ -122,16 +148,25 @@ def _highest(group: Group, split: str, steps: Iterable[int]) -> str:
     """Which method is highest at the end, at which numbers of sampling steps; estimates."""
     found: dict[str, list[int]] = {}
     for k in steps:
-        points = {label: summary(values).value for label in _methods(group)
-                  if (values := group.cell(label, group.reward, split, k))}
+        points = {
+            label: summary(values).value
+            for label in _methods(group)
+            if (values := group.cell(label, group.reward, split, k))
+        }
         if len(points) > 1:
             found.setdefault(max(points, key=lambda label: points[label]), []).append(k)
-    return "Highest at the end, by the estimates: " + "; ".join(
-        f"{label} at {at_steps(ks)}" for label, ks in found.items()) + "." if found else "No two methods to compare."
+    return (
+        "Highest at the end, by the estimates: "
+        + "; ".join(f"{label} at {at_steps(ks)}" for label, ks in found.items())
+        + "."
+        if found
+        else "No two methods to compare."
+    )
 
 
-def _panels(title: str, handles: list[Line2D], count: int, columns: int, height: float = 2.1,
-            **options: Any) -> tuple[Figure, list[Axes]]:
+def _panels(
+    title: str, handles: list[Line2D], count: int, columns: int, height: float = 2.1, **options: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, `height` inches each, below its title and its legend, whose rows fill left to
     right."""
     columns = min(columns, count)
@@ -151,18 +186,27 @@ def _panels(title: str, handles: list[Line2D], count: int, columns: int, height:
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     figure.suptitle(title, x=0.01, y=1 - 0.05 / total, ha="left", va="top", fontsize=12, fontweight="bold")
     for row, line in enumerate(legend):
-        figure.legend(handles=line, loc="upper left", bbox_to_anchor=(0.002, 1 - (0.32 + 0.21 * row) / total),
-                      ncols=len(line), handlelength=2.2, columnspacing=1.3, borderaxespad=0)
-    figure.subplots_adjust(left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total,
-                           wspace=0.32, hspace=0.65 / height)
+        figure.legend(
+            handles=line,
+            loc="upper left",
+            bbox_to_anchor=(0.002, 1 - (0.32 + 0.21 * row) / total),
+            ncols=len(line),
+            handlelength=2.2,
+            columnspacing=1.3,
+            borderaxespad=0,
+        )
+    figure.subplots_adjust(
+        left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total, wspace=0.32, hspace=0.65 / height
+    )
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, list(axes.flat[:count])
 
 
 def _legend(labels: Iterable[str], style: Style) -> list[Line2D]:
-    return [Line2D([], [], label=label + (" (untrained)" if label == START else ""), **style[label])
-            for label in labels]
+    return [
+        Line2D([], [], label=label + (" (untrained)" if label == START else ""), **style[label]) for label in labels
+    ]
 
 
 def _columns(panels: int) -> int:
@@ -186,8 +230,7 @@ def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: st
             axis.set_xlabel(x)
 
 
-def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str,
-           style: dict[str, Any]) -> None:
+def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str, style: dict[str, Any]) -> None:
     evaluated: dict[int, list[dict[str, Any]]] = {}
     for run in group.runs:
         for row in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
@@ -234,14 +277,16 @@ def paper_curves() -> Figure:
     curves, style = load_curves(), styles(METHODS)
     steps = sorted(int(k) for k in curves["steps"].unique())
     columns = _columns(len(steps))
-    figure, axes = _panels("Published: Aesthetic Score of SD-Turbo (arXiv 2411.11727)", _legend(METHODS, style),
-                           len(steps), columns)
+    figure, axes = _panels(
+        "Published: Aesthetic Score of SD-Turbo (arXiv 2411.11727)", _legend(METHODS, style), len(steps), columns
+    )
     for axis, k in zip(axes, steps, strict=True):
         for method in METHODS:
             curve = curves[(curves["steps"] == k) & (curves["method"] == method)].iloc[::2]
             axis.plot(curve["samples"], curve["mean"], markevery=[-1], **style[method])
-            axis.fill_between(curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15,
-                              linewidth=0)
+            axis.fill_between(
+                curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15, linewidth=0
+            )
     _axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
     return figure
 
@@ -249,8 +294,14 @@ def paper_curves() -> Figure:
 def reward_by_steps(group: Group, style: Style) -> Figure:
     """Reward against the number of sampling steps, before (start) and after training, a panel per split."""
     splits, steps, labels = group.splits, group.steps_evaluated, _methods(group)
-    figure, axes = _panels(f"{group.reward} before and after training with K = {group.steps}", _legend(labels, style),
-                           len(splits), len(splits), height=2.6, sharey=True)
+    figure, axes = _panels(
+        f"{group.reward} before and after training with K = {group.steps}",
+        _legend(labels, style),
+        len(splits),
+        len(splits),
+        height=2.6,
+        sharey=True,
+    )
     for axis, split in zip(axes, splits, strict=True):
         for index, label in enumerate(labels):
             cells = {k: values for k in steps if (values := group.cell(label, group.reward, split, k))}
@@ -282,8 +333,11 @@ def changes(group: Group, label: str, reward: str) -> Values:
 
 def _others(group: Group) -> list[str]:
     """The quantities that were evaluated and not trained, with a change to show."""
-    return [reward for reward in sorted(set(group.values["reward"]) - {group.reward})
-            if any(changes(group, label, reward) for label in _methods(group) if label != START)]
+    return [
+        reward
+        for reward in sorted(set(group.values["reward"]) - {group.reward})
+        if any(changes(group, label, reward) for label in _methods(group) if label != START)
+    ]
 
 
 def hacking(group: Group, style: Style) -> Figure:
@@ -292,8 +346,9 @@ def hacking(group: Group, style: Style) -> Figure:
     others, labels = _others(group), [label for label in _methods(group) if label != START]
     columns = min(3, len(others))
     handles = [Line2D([], [], label=label, **style[label] | {"linestyle": ""}) for label in labels]
-    figure, axes = _panels(f"What else changes when {group.reward} is trained, K = {group.steps}", handles,
-                           len(others), columns)
+    figure, axes = _panels(
+        f"What else changes when {group.reward} is trained, K = {group.steps}", handles, len(others), columns
+    )
     for index, (axis, other) in enumerate(zip(axes, others, strict=True)):
         axis.axhline(0, color="#7f7f7f", linewidth=1)
         axis.axvline(0, color="#7f7f7f", linewidth=1)
@@ -341,8 +396,12 @@ def dense_errors(group: Group) -> Figure:
     looks: Style = {b: {"color": BUDGETS[b][1], "marker": BUDGETS[b][2]} for b in budgets}
     spread: dict[str, Any] = {"color": "#7f7f7f", "linestyle": "--"}
     handles = [Line2D([], [], label=BUDGETS[b][0], **looks[b]) for b in budgets]
-    figure, axes = _panels(f"Predicted dense rewards, {label} on {group.reward} with K = {group.steps}",
-                           [*handles, Line2D([], [], label="spread of the exact rewards", **spread)], 3, 3)
+    figure, axes = _panels(
+        f"Predicted dense rewards, {label} on {group.reward} with K = {group.steps}",
+        [*handles, Line2D([], [], label="spread of the exact rewards", **spread)],
+        3,
+        3,
+    )
     means = {b: [float(_dense(runs, b, "mae", epoch).mean()) for epoch in epochs] for b in budgets}
     for budget in budgets:
         for axis, field in zip(axes, ("mae", "return_corr"), strict=False):
@@ -350,8 +409,12 @@ def dense_errors(group: Group) -> Figure:
             axis.plot(np.arange(group.steps) + 1, np.ma.filled(values, np.nan), **looks[budget])
         axes[2].plot(epochs, means[budget], **looks[budget])
     axes[0].plot(np.arange(group.steps) + 1, _dense(runs, budgets[0], "std", epochs[-1]).mean(0), **spread)
-    for axis, title, x in zip(axes, ("mean absolute error", "correlation of returns", "error during training"),
-                              ("denoising step", "denoising step", "epoch"), strict=True):
+    for axis, title, x in zip(
+        axes,
+        ("mean absolute error", "correlation of returns", "error during training"),
+        ("denoising step", "denoising step", "epoch"),
+        strict=True,
+    ):
         axis.set_title(title, loc="left")
         axis.set_xlabel(x)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -363,9 +426,15 @@ def dense_errors(group: Group) -> Figure:
 def _ablations(group: Group) -> list[tuple[str, str]]:
     """(ablation, its parent) with a pair of runs of one seed."""
     split, steps = shown_split(group.values), group.steps_evaluated
-    return [(label, method) for label in group.labels if (method := parent(label)) and any(
-        group.cell(label, group.reward, split, k).keys() & group.cell(method, group.reward, split, k).keys()
-        for k in steps)]
+    return [
+        (label, method)
+        for label in group.labels
+        if (method := parent(label))
+        and any(
+            group.cell(label, group.reward, split, k).keys() & group.cell(method, group.reward, split, k).keys()
+            for k in steps
+        )
+    ]
 
 
 def forest(group: Group, style: Style) -> Figure:
@@ -373,8 +442,9 @@ def forest(group: Group, style: Style) -> Figure:
     interval, or with fewer than 5 pairs the differences themselves."""
     rows, split, steps = _ablations(group), shown_split(group.values), group.steps_evaluated
     parents = sorted({method for _, method in rows}, key=label_key)
-    handles = [Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""})
-               for method in parents]
+    handles = [
+        Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""}) for method in parents
+    ]
     title = f"Ablations: {group.reward} minus the method's, K = {group.steps}"
     columns = _columns(len(steps))
     figure, axes = _panels(title, handles, len(steps), columns, 0.35 + 0.2 * len(rows), sharex=True, sharey=True)
@@ -405,17 +475,25 @@ def _paper_alt() -> str:
     curves = load_curves()
     last = curves.groupby(["steps", "method"])["mean"].last().unstack()
     leaders = {method: [int(k) for k in last.index[last.idxmax(axis=1) == method]] for method in METHODS}
-    return ("Published curves of SDPO, DDPO, REBEL and D3PO. Highest at their last point: "
-            + "; ".join(f"{method} at {at_steps(ks)}" for method, ks in leaders.items() if ks) + ".")
+    return (
+        "Published curves of SDPO, DDPO, REBEL and D3PO. Highest at their last point: "
+        + "; ".join(f"{method} at {at_steps(ks)}" for method, ks in leaders.items() if ks)
+        + "."
+    )
 
 
 def _steps_alt(group: Group) -> str:
     split, steps = shown_split(group.values), group.steps_evaluated
-    start = [f"{next(iter(cell.values())):.3f} at {at_steps([k])}" for k in (steps[0], steps[-1])
-             if (cell := group.cell(START, group.reward, split, k))]
+    start = [
+        f"{next(iter(cell.values())):.3f} at {at_steps([k])}"
+        for k in (steps[0], steps[-1])
+        if (cell := group.cell(START, group.reward, split, k))
+    ]
     before = f" Before training: {joined(start)}." if start else ""
-    return (f"{group.reward} on {split} prompts against sampling steps, trained with K = {group.steps}.{before} "
-            + _highest(group, split, steps))
+    return (
+        f"{group.reward} on {split} prompts against sampling steps, trained with K = {group.steps}.{before} "
+        + _highest(group, split, steps)
+    )
 
 
 def _hacking_alt(group: Group) -> str:
@@ -423,20 +501,29 @@ def _hacking_alt(group: Group) -> str:
     trained = {label: changes(group, label, group.reward) for label in labels}
     texts = []
     for other in _others(group):
-        raised = [value for label in labels for seed, value in changes(group, label, other).items()
-                  if trained[label].get(seed, 0) > 0]
+        raised = [
+            value
+            for label in labels
+            for seed, value in changes(group, label, other).items()
+            if trained[label].get(seed, 0) > 0
+        ]
         texts.append(f"{other} in {sum(value < 0 for value in raised)} of {len(raised)}")
-    return (f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that "
-            f"raised {group.reward} these end below the start: {joined(texts)}.")
+    return (
+        f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that "
+        f"raised {group.reward} these end below the start: {joined(texts)}."
+    )
 
 
 def _dense_alt(group: Group) -> str:
     _, runs = _probed(group)
     last = max(row["epoch"] for run in runs for row in run.dense)
     errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
-    return (f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
-            f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
-            + joined(f"{error:.4f} with {name}" for name, error in errors.items() if not np.isnan(error)) + ".")
+    return (
+        f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
+        f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "
+        + joined(f"{error:.4f} with {name}" for name, error in errors.items() if not np.isnan(error))
+        + "."
+    )
 
 
 def _forest_alt(group: Group) -> str:
@@ -448,8 +535,10 @@ def _forest_alt(group: Group) -> str:
                 mean, low, high, _ = paired_difference(ours, theirs)
                 if low > 0 or high < 0:
                     sure.append(f"{label} {'above' if mean > 0 else 'below'} at {k}")
-    return (f"Differences of {len(_ablations(group))} ablations to their methods, {group.reward} on {split} prompts, "
-            f"K = {group.steps}. Intervals that exclude 0, at sampling steps: {joined(sure)}.")
+    return (
+        f"Differences of {len(_ablations(group))} ablations to their methods, {group.reward} on {split} prompts, "
+        f"K = {group.steps}. Intervals that exclude 0, at sampling steps: {joined(sure)}."
+    )
 
 
 def drawings(groups: list[Group]) -> list[Drawing]:
@@ -462,47 +551,72 @@ def drawings(groups: list[Group]) -> list[Drawing]:
 
     def curves(group: Group, counter: str, heading: str) -> None:
         split, steps = shown_split(group.values), group.steps_evaluated
-        add(f"curves_{counter}{group.suffix}", heading,
+        add(
+            f"curves_{counter}{group.suffix}",
+            heading,
             f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {_bands(group, 'band')}",
             f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
             f"each number of sampling steps. {_highest(group, split, steps)}",
-            partial(reward_curves, group, counter, style))
+            partial(reward_curves, group, counter, style),
+        )
 
     for group in groups[:1]:
         curves(group, "samples", "Reward against samples")
     if any(label in METHODS for group in groups for label in group.labels):
         # An installed package has no results/paper; the report says that it lacks the figure.
         with contextlib.suppress(RecordError):
-            add("published", "Reward against samples", "Published, SD-Turbo, Aesthetic Score: the paper's figure "
-                "(arXiv 2411.11727), digitised; not the scale of our rewards. Band: as in its figure.", _paper_alt(),
-                paper_curves)
+            add(
+                "published",
+                "Reward against samples",
+                "Published, SD-Turbo, Aesthetic Score: the paper's figure "
+                "(arXiv 2411.11727), digitised; not the scale of our rewards. Band: as in its figure.",
+                _paper_alt(),
+                paper_curves,
+            )
     for group in groups[1:]:
         curves(group, "samples", "Reward against samples")
     for group in groups:
-        add(f"steps{group.suffix}", "Reward against sampling steps, before and after training",
+        add(
+            f"steps{group.suffix}",
+            "Reward against sampling steps, before and after training",
             f"{group.reward} before (dashed) and after training with K = {group.steps}. {_bands(group, 'bar')}",
-            _steps_alt(group), partial(reward_by_steps, group, style))
+            _steps_alt(group),
+            partial(reward_by_steps, group, style),
+        )
     for group in groups:
         for counter in ("reward_queries", "optimiser_steps"):
             curves(group, counter, "Sample efficiency: reward queries and optimiser steps")
     for group in groups:
         if _others(group):
-            add(f"hacking{group.suffix}", "Reward hacking: rewards that were not trained, and diversity",
+            add(
+                f"hacking{group.suffix}",
+                "Reward hacking: rewards that were not trained, and diversity",
                 f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
-                f"horizontal line it fell while {group.reward} was trained.", _hacking_alt(group),
-                partial(hacking, group, style))
+                f"horizontal line it fell while {group.reward} was trained.",
+                _hacking_alt(group),
+                partial(hacking, group, style),
+            )
     for group in groups:
         if _probed(group)[1]:
-            add(f"dense{group.suffix}", "Accuracy of the dense rewards",
+            add(
+                f"dense{group.suffix}",
+                "Accuracy of the dense rewards",
                 f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
                 f"epoch, and by epoch, mean over steps; mean over runs, n = {len(_probed(group)[1])}. Spread: standard "
-                "deviation over samples. Correlation: of a pair's difference of returns.", _dense_alt(group),
-                partial(dense_errors, group))
+                "deviation over samples. Correlation: of a pair's difference of returns.",
+                _dense_alt(group),
+                partial(dense_errors, group),
+            )
     for group in groups:
         if _ablations(group):
-            add(f"ablations{group.suffix}", "Ablations",
+            add(
+                f"ablations{group.suffix}",
+                "Ablations",
                 "Paired by seed. A point with a bar: mean and 95 % interval; without one, a pair of runs "
-                f"(fewer than {MIN_RUNS}).", _forest_alt(group), partial(forest, group, style))
+                f"(fewer than {MIN_RUNS}).",
+                _forest_alt(group),
+                partial(forest, group, style),
+            )
     return found
 
 
@@ -532,8 +646,9 @@ def pictures(group: Group) -> list[Picture]:
             if when == "before":
                 title = f"{label}, before training" if before else "before training"
                 before.add(data)
-            alt = (f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt"
-                   + (f", rows from above: {at_steps(rows)}" if rows else ""))
+            alt = f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt" + (
+                f", rows from above: {at_steps(rows)}" if rows else ""
+            )
             try:
                 with Image.open(io.BytesIO(data)) as image:
                     buffer = io.BytesIO()
@@ -563,8 +678,9 @@ def svg(figure: Figure) -> str:
     for number, style in enumerate(classes):
         text = text.replace(f' style="{style}"', f' class="s{number}"')
     rules = "".join(f".s{number}{{{style}}}" for number, style in enumerate(classes))
-    text = text.replace("</style>", " text{font-family: DejaVu Sans, Verdana, sans-serif}</style>"
-                                    f"<style>{rules}</style>")
+    text = text.replace(
+        "</style>", f" text{{font-family: DejaVu Sans, Verdana, sans-serif}}</style><style>{rules}</style>"
+    )
 
     def rounded(tag: re.Match[str]) -> str:  # coordinates, and not the numbers that texts show
         return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag[0])

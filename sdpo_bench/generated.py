@@ -45,8 +45,10 @@ def read_manifest(folder: Path) -> dict[str, set[str]]:
         if not all(re.fullmatch(r"README\.md|report\.html|(tables|figures)/[^/\0]+", name) for name in hashes):
             raise ValueError("a name that no generated file has")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise RecordError(f"{path}: not a list of generated files ({error}); restore it, or remove it and the "
-                          "generated files beside it") from error
+        raise RecordError(
+            f"{path}: not a list of generated files ({error}); restore it, or remove it and the "
+            "generated files beside it"
+        ) from error
     return hashes
 
 
@@ -74,20 +76,26 @@ def _check_place(folder: Path, contents: Contents, known: Mapping[str, set[str]]
     for name in sorted({parent for key in (*contents, *known) if (parent := os.path.dirname(key))}):
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_dir()):
-            raise UserError(f"{place} is {'a link' if place.is_symlink() else 'no folder'}; move it away, generated "
-                            "files are written into a folder of that name")
+            raise UserError(
+                f"{place} is {'a link' if place.is_symlink() else 'no folder'}; move it away, generated "
+                "files are written into a folder of that name"
+            )
     foreign = []
     for name, content in contents.items():
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise UserError(f"{path} is {'a link' if path.is_symlink() else 'no file'}; move it away, a generated file "
-                            "has that name")
+            raise UserError(
+                f"{path} is {'a link' if path.is_symlink() else 'no file'}; move it away, a generated file "
+                "has that name"
+            )
         if path.exists() and (found := path.read_bytes()) != content and _hash(found) not in known.get(name, ()):
             foreign.append(path)
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        raise UserError(f"{foreign[0]}{more} would be overwritten, but is not as `sdpo-bench tables` wrote it: move it "
-                        "away, or delete it, and run this again; nothing was written")
+        raise UserError(
+            f"{foreign[0]}{more} would be overwritten, but is not as `sdpo-bench tables` wrote it: move it "
+            "away, or delete it, and run this again; nothing was written"
+        )
 
 
 def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list[Path]:
@@ -105,14 +113,22 @@ def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list
         known = read_manifest(folder)
         _check_place(folder, contents, known)
         hashes = {name: _hash(content) for name, content in contents.items()}
-        changed = {name: content for name, content in contents.items()
-                   if not (folder / name).exists() or (folder / name).read_bytes() != content}
-        stale = {name: path for name in known.keys() - contents.keys() if (path := folder / name).is_file()
-                 and not path.is_symlink()}
+        changed = {
+            name: content
+            for name, content in contents.items()
+            if not (folder / name).exists() or (folder / name).read_bytes() != content
+        }
+        stale = {
+            name: path
+            for name in known.keys() - contents.keys()
+            if (path := folder / name).is_file() and not path.is_symlink()
+        }
         if changed or stale:
             # Killed from here on, each file is the earlier or the new one: both are listed until all are written.
-            both = {name: " ".join(sorted(known.get(name, set()) | ({hashes[name]} if name in hashes else set())))
-                    for name in known.keys() | hashes.keys()}
+            both = {
+                name: " ".join(sorted(known.get(name, set()) | ({hashes[name]} if name in hashes else set())))
+                for name in known.keys() | hashes.keys()
+            }
             write_atomic(folder / MANIFEST, manifest_bytes(both))
         for name, content in changed.items():
             path = folder / name

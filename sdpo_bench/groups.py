@@ -38,7 +38,7 @@ def label_key(label: str) -> tuple[int, str]:
 def name_part(text: str) -> str:
     """A text as a part of a file's name: its slug, or the beginning of a long one and a hash."""
     short = slug(text)
-    return short if len(short) <= LONGEST else f"{short[:LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return short if len(short) <= LONGEST else f"{short[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ class Group:
 
     def points(self, run_id: str, reward: str, split: str, steps: int) -> list[dict[str, Any]]:
         """A run's evaluations, rows of `curves`, by epoch."""
-        return [{name: column[place] for name, column in self._columns.items()}
-                for place in self._places.get((run_id, reward, split, steps), ())]
+        return [
+            {name: column[place] for name, column in self._columns.items()}
+            for place in self._places.get((run_id, reward, split, steps), ())
+        ]
 
     @cached_property
     def labels(self) -> list[str]:
@@ -154,7 +156,8 @@ def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str, str, int], Values]:
     f = frame.sort_values("seed")
     cells: dict[tuple[str, str, str, int], Values] = {}
     for label, reward, split, steps, seed, value in zip(
-            *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True):
+        *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True
+    ):
         cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
     return cells
 
@@ -175,15 +178,19 @@ def _check_labels(runs: Iterable[RunRecord]) -> None:
     for run in runs:
         key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
         first = seen.setdefault(key, run)
-        differ = [k for k in sorted(first.config.keys() | run.config.keys())
-                  if k not in ("seed", "run_id", "begun", *EXECUTION)
-                  and first.config.get(k) != run.config.get(k)]
+        differ = [
+            k
+            for k in sorted(first.config.keys() | run.config.keys())
+            if k not in ("seed", "run_id", "begun", *EXECUTION) and first.config.get(k) != run.config.get(k)
+        ]
         weights = [r.provenance["weights"] for r in (first, run) if "weights" in r.provenance]
         differ += ["the files of the model"] if weights and weights[0] != weights[-1] else []
         if differ or (run is not first and run.config["seed"] == first.config["seed"]):
             what = differ[0] if differ else "nothing, not even the seed"
-            raise RecordError(f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
-                              f"{what}: give one another label")
+            raise RecordError(
+                f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
+                f"{what}: give one another label"
+            )
 
 
 def still_missing(pending: list[dict[str, Any]]) -> str:
@@ -228,31 +235,52 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     models = {run.config["model"] for run in runs}
     unfinished = unfinished_runs(folder)
     pending = [config for config in unfinished if "label" in config]
-    keys = sorted({(run.device, run.config["model"], run.config["reward"], run.config["steps"])
-                   for run in trained or starts})
+    keys = sorted(
+        {(run.device, run.config["model"], run.config["reward"], run.config["steps"]) for run in trained or starts}
+    )
     groups = []
     for device, model, reward, steps in keys:
-        own = [run for run in trained if (run.device, *(run.config[k] for k in ("model", "reward", "steps")))
-               == (device, model, reward, steps)]
+        own = [
+            run
+            for run in trained
+            if (run.device, *(run.config[k] for k in ("model", "reward", "steps"))) == (device, model, reward, steps)
+        ]
         # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
         fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
-        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps,
-                                      run.sort_key))
-        missing = {str(config["label"]) for config in pending if device == main_device and
-                   (config["model"], config["reward"], config["steps"]) == (model, reward, steps)}
+        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
+        missing = {
+            str(config["label"])
+            for config in pending
+            if device == main_device and (config["model"], config["reward"], config["steps"]) == (model, reward, steps)
+        }
         suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
         suffix += f"_{name_part(device)}" if device != main_device else ""
         chosen = (*fitting[:1], *own)
         full = mean_frame(chosen) if any(run.interim_noises for run in chosen) else None
-        groups.append(Group(profile, device, model, reward, steps, suffix, chosen, mean_frame(chosen, interim=True),
-                            tuple(sorted(missing)), full))
+        groups.append(
+            Group(
+                profile,
+                device,
+                model,
+                reward,
+                steps,
+                suffix,
+                chosen,
+                mean_frame(chosen, interim=True),
+                tuple(sorted(missing)),
+                full,
+            )
+        )
     return Results(Path(folder), runs, groups, unfinished)
 
 
 def query_budget(group: Group) -> int | None:
     """Smallest final number of reward queries among the trained methods' runs; None without one."""
-    final = [max(row["reward_queries"] for row in run.eval) for run in group.runs
-             if run.label != START and parent(run.label) is None]
+    final = [
+        max(row["reward_queries"] for row in run.eval)
+        for run in group.runs
+        if run.label != START and parent(run.label) is None
+    ]
     return min(final) if final else None
 
 
@@ -281,8 +309,11 @@ def at_equal_queries(group: Group) -> Group | None:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
                 continue
-            last |= {"value": float(np.interp(budget, x, y)), "samples": round(np.interp(budget, x, samples)),
-                     "reward_queries": budget}
+            last |= {
+                "value": float(np.interp(budget, x, y)),
+                "samples": round(np.interp(budget, x, samples)),
+                "reward_queries": budget,
+            }
         rows.append(last)
     rows = [row for row in rows if row["steps"] not in unknown]
     if not any(row["label"] != START for row in rows):

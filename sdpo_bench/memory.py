@@ -144,6 +144,7 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
     except Exception as error:  # a missing file, no network, a class that this version does not know
         raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
 
+
 def measure(config: RunConfig) -> Costs:
     """Counts what the run's policy needs. UserError where the model's configuration files are not to be had."""
     config = replace(config, device="cpu", pad_rows=1, rows=64, compile=False, adapter=None)

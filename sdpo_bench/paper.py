@@ -50,8 +50,9 @@ def load_curves(folder: str | os.PathLike[str] = FOLDER) -> pd.DataFrame:
 def final_values(curves: pd.DataFrame) -> pd.DataFrame:
     """A row per step count and method: start (first point), mean of the last 10 epochs, last point."""
     by = curves.groupby(["steps", "method"])["mean"]
-    return pd.DataFrame({"start": by.first(), "final": by.apply(lambda mean: mean.tail(LAST).mean()),
-                         "last": by.last()}).reset_index()
+    return pd.DataFrame(
+        {"start": by.first(), "final": by.apply(lambda mean: mean.tail(LAST).mean()), "last": by.last()}
+    ).reset_index()
 
 
 def samples_to_reach(curves: pd.DataFrame) -> pd.DataFrame:
@@ -72,8 +73,15 @@ def samples_to_reach(curves: pd.DataFrame) -> pd.DataFrame:
             reached = below.size and below[-1] + 1 < len(sdpo)
             samples = float(sdpo.index[below[-1] + 1]) if reached else np.nan
             speedup = float(wide.index[-1]) / samples
-            rows.append({"steps": steps, "baseline": baseline, "samples": samples, "speedup": speedup,
-                         "speedup_per_query": speedup * QUERIES[baseline] / QUERIES["SDPO"]})
+            rows.append(
+                {
+                    "steps": steps,
+                    "baseline": baseline,
+                    "samples": samples,
+                    "speedup": speedup,
+                    "speedup_per_query": speedup * QUERIES[baseline] / QUERIES["SDPO"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -88,10 +96,13 @@ def samples_to_part(curves: pd.DataFrame) -> pd.DataFrame:
     for steps, group in curves.groupby("steps"):
         wide = group.pivot(index="samples", columns="method", values=["mean", "low", "high"])
         for baseline in METHODS[1:]:
-            gaps = {"line": wide["mean", "SDPO"] - wide["mean", baseline],
-                    "band": wide["low", "SDPO"] - wide["high", baseline]}
-            rows.append({"steps": steps, "baseline": baseline,
-                         **{name: _positive_from(gap) for name, gap in gaps.items()}})
+            gaps = {
+                "line": wide["mean", "SDPO"] - wide["mean", baseline],
+                "band": wide["low", "SDPO"] - wide["high", baseline],
+            }
+            rows.append(
+                {"steps": steps, "baseline": baseline, **{name: _positive_from(gap) for name, gap in gaps.items()}}
+            )
     return pd.DataFrame(rows)
 
 
@@ -107,31 +118,63 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
     final, reach = final_values(curves), samples_to_reach(curves)
     starts = final[final["method"] == "SDPO"].set_index("steps")["start"]
     cells = final.set_index(["steps", "method"])
-    rows = tuple((str(k), f"{starts[k]:.2f}", *(f"{cells.loc[(k, m), 'final']:.2f} ({cells.loc[(k, m), 'last']:.2f})"
-                                               for m in METHODS)) for k in starts.index)
+    rows = tuple(
+        (
+            str(k),
+            f"{starts[k]:.2f}",
+            *(f"{cells.loc[(k, m), 'final']:.2f} ({cells.loc[(k, m), 'last']:.2f})" for m in METHODS),
+        )
+        for k in starts.index
+    )
     note = f"Mean of the last {LAST} epochs (last point in brackets). Source: the authors' figure, digitised."
-    first = Table("final_values", "Aesthetic Score of SD-Turbo in the paper's figure (arXiv 2411.11727)", note,
-                  ("sampling steps", "start", *METHODS), (("", rows),), final)
-    reached = {(row["steps"], row["baseline"]): DASH if np.isnan(row["samples"]) else
-               f"{row['samples']:,.0f} ({row['speedup']:.1f}x; {row['speedup_per_query']:.1f}x)"
-               for row in reach.to_dict("records")}
-    note = ("In brackets: the baseline's total of samples over that, per sample and per reward query (SDPO queries "
-            f"the reward {QUERIES['SDPO']} times per trajectory, the baselines once: below 1 it is behind). SDPO's "
-            f"curve is smoothed over {SMOOTH} epochs; the final value is the mean of the last {LAST}. A dash: SDPO is "
-            "not distinguishable from it at the start.")
-    second = Table("samples_to_final", "Samples from which SDPO stays above a baseline's final value", note,
-                   ("sampling steps", *METHODS[1:]),
-                   (("", tuple((str(k), *(reached[k, b] for b in METHODS[1:])) for k in starts.index)),), reach)
+    first = Table(
+        "final_values",
+        "Aesthetic Score of SD-Turbo in the paper's figure (arXiv 2411.11727)",
+        note,
+        ("sampling steps", "start", *METHODS),
+        (("", rows),),
+        final,
+    )
+    reached = {
+        (row["steps"], row["baseline"]): DASH
+        if np.isnan(row["samples"])
+        else f"{row['samples']:,.0f} ({row['speedup']:.1f}x; {row['speedup_per_query']:.1f}x)"
+        for row in reach.to_dict("records")
+    }
+    note = (
+        "In brackets: the baseline's total of samples over that, per sample and per reward query (SDPO queries "
+        f"the reward {QUERIES['SDPO']} times per trajectory, the baselines once: below 1 it is behind). SDPO's "
+        f"curve is smoothed over {SMOOTH} epochs; the final value is the mean of the last {LAST}. A dash: SDPO is "
+        "not distinguishable from it at the start."
+    )
+    second = Table(
+        "samples_to_final",
+        "Samples from which SDPO stays above a baseline's final value",
+        note,
+        ("sampling steps", *METHODS[1:]),
+        (("", tuple((str(k), *(reached[k, b] for b in METHODS[1:])) for k in starts.index)),),
+        reach,
+    )
     parting = samples_to_part(curves)
-    parted = {(row["steps"], row["baseline"]): " / ".join(DASH if np.isnan(row[name]) else f"{row[name]:,.0f}"
-                                                          for name in ("line", "band"))
-              for row in parting.to_dict("records")}
-    note = (f"Of {SAMPLES:,} samples. First: from there to the end SDPO's line lies above the baseline's; second: the "
-            "lower edge of its band above the upper edge of the baseline's (the authors do not say what the bands "
-            "are). Not smoothed; evaluations are 256 samples apart. 0: from the start. A dash: not at the end either.")
-    third = Table("samples_to_part", "Samples from which SDPO stays above a baseline at the same number of samples",
-                  note, ("sampling steps", *METHODS[1:]),
-                  (("", tuple((str(k), *(parted[k, b] for b in METHODS[1:])) for k in starts.index)),), parting)
+    parted = {
+        (row["steps"], row["baseline"]): " / ".join(
+            DASH if np.isnan(row[name]) else f"{row[name]:,.0f}" for name in ("line", "band")
+        )
+        for row in parting.to_dict("records")
+    }
+    note = (
+        f"Of {SAMPLES:,} samples. First: from there to the end SDPO's line lies above the baseline's; second: the "
+        "lower edge of its band above the upper edge of the baseline's (the authors do not say what the bands "
+        "are). Not smoothed; evaluations are 256 samples apart. 0: from the start. A dash: not at the end either."
+    )
+    third = Table(
+        "samples_to_part",
+        "Samples from which SDPO stays above a baseline at the same number of samples",
+        note,
+        ("sampling steps", *METHODS[1:]),
+        (("", tuple((str(k), *(parted[k, b] for b in METHODS[1:])) for k in starts.index)),),
+        parting,
+    )
     return [first, second, third]
 
 

@@ -34,11 +34,34 @@ from . import schema
 
 SCHEMA = 1
 COUNTERS = tuple(schema.COUNTS)
-EVAL_COLUMNS = ("run", "label", "method", "model", "reward_trained", "reward", "seed", *COUNTERS, "epoch",
-                "steps", "split", "prompt", "noise_seed", "value", "training_steps", "device")
+EVAL_COLUMNS = (
+    "run",
+    "label",
+    "method",
+    "model",
+    "reward_trained",
+    "reward",
+    "seed",
+    *COUNTERS,
+    "epoch",
+    "steps",
+    "split",
+    "prompt",
+    "noise_seed",
+    "value",
+    "training_steps",
+    "device",
+)
 EXECUTION = (
-    "channels_last", "checkpoint_every", "compile", "gradient_checkpointing", "offload_trajectories", "pad_rows",
-    "reward_batch", "rows", "vae_slicing",
+    "channels_last",
+    "checkpoint_every",
+    "compile",
+    "gradient_checkpointing",
+    "offload_trajectories",
+    "pad_rows",
+    "reward_batch",
+    "rows",
+    "vae_slicing",
 )
 CADENCE = ("eval_every", "eval_interim_noises", "eval_start", "probe_every")
 CHANGEABLE = (*EXECUTION, *CADENCE, "epochs")
@@ -77,8 +100,14 @@ def _plain(value: Any) -> Any:
 
 def _dumps(value: Any, indent: int | None = None) -> str:
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False, default=_plain, indent=indent,
-                          separators=(",", ": ") if indent else (",", ":"))
+        return json.dumps(
+            value,
+            sort_keys=True,
+            allow_nan=False,
+            default=_plain,
+            indent=indent,
+            separators=(",", ": ") if indent else (",", ":"),
+        )
     except ValueError as error:
         raise RecordError(f"not written, a value is NaN or infinite ({error}): has it diverged?") from error
     except RecursionError as error:
@@ -93,8 +122,13 @@ def run_id(config: Mapping[str, Any]) -> str:
     change the digits.
     """
     begun = config.get("begun", {})
-    content = _dumps({key: value for key, value in (dict(config) | begun).items()
-                      if key not in ("run_id", "label", "begun") and not (key in begun and value is None)})
+    content = _dumps(
+        {
+            key: value
+            for key, value in (dict(config) | begun).items()
+            if key not in ("run_id", "label", "begun") and not (key in begun and value is None)
+        }
+    )
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"{_stem(config)}-{digest}"
 
@@ -157,12 +191,15 @@ def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / "config.json"
     stored = _object(path)
     if found := _difference(_identity(stored, config), _identity(config, stored)):
-        raise RecordError(f"{path} belongs to another configuration: they differ first at {found}; "
-                          "use another results folder, or delete this run's")
+        raise RecordError(
+            f"{path} belongs to another configuration: they differ first at {found}; "
+            "use another results folder, or delete this run's"
+        )
     _check_config(stored, path)
     if others := differences(stored, config):
-        raise RecordError(f"{path}: the run has other settings: {', '.join(others)}; it can go on with as many epochs, "
-                          "or more")
+        raise RecordError(
+            f"{path}: the run has other settings: {', '.join(others)}; it can go on with as many epochs, or more"
+        )
     return continued(stored, config)
 
 
@@ -350,8 +387,10 @@ class RunWriter:
             except OSError as error:
                 holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
                 os.close(lock)
-                raise RunLocked(f"{self.folder} is being written by process {holder or '?'}: wait for it, or "
-                                "end it; a lock left by a dead process is released by itself") from error
+                raise RunLocked(
+                    f"{self.folder} is being written by process {holder or '?'}: wait for it, or "
+                    "end it; a lock left by a dead process is released by itself"
+                ) from error
             # The holder before us removes its lock file: make sure that ours is the one others will find.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self._lock_path).st_ino == os.fstat(lock).st_ino:
@@ -504,8 +543,9 @@ class RunRecord:
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     if "schema" in config and config["schema"] != SCHEMA:
-        raise RecordError(f"{path}: schema {schema.shortened(config['schema'])}, not {SCHEMA}; use the version that "
-                          "wrote it")
+        raise RecordError(
+            f"{path}: schema {schema.shortened(config['schema'])}, not {SCHEMA}; use the version that wrote it"
+        )
     if found := schema.problem(config, {"schema": schema.COUNT} | schema.CONFIG, schema.CONFIG_OPTIONAL):
         raise _bad(path, f"the configuration: {found}")
     begun = config.get("begun", {})
@@ -546,8 +586,10 @@ def _check_digests(folder: Path, done: Mapping[str, Any]) -> None:
         raise _bad(folder / "done.json", "'records_sha256' is not an object")
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise _bad(folder / name, "not the rows with which the run ended (done.json has their SHA-256): some were "
-                                      "lost, added or changed")
+            raise _bad(
+                folder / name,
+                "not the rows with which the run ended (done.json has their SHA-256): some were lost, added or changed",
+            )
 
 
 def load_run(folder: str | os.PathLike[str]) -> RunRecord:
@@ -663,8 +705,11 @@ def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Configurations of the profile's runs without `done.json`, sorted by id: whole ones of those that were begun
     (only `run_id` where none was written yet), `PLAN_KEYS` of those in plan.json that were not."""
     paths = {path.name: path for path in _folders(folder)}
-    pending = {name: _config(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
-               for name, path in paths.items() if not (path / "done.json").exists()}
+    pending = {
+        name: _config(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
+        for name, path in paths.items()
+        if not (path / "done.json").exists()
+    }
     planned = {row["run_id"]: row for row in _plan(Path(folder) / "plan.json") if row["run_id"] not in paths}
     return [config for _, config in sorted((planned | pending).items())]
 
@@ -685,25 +730,45 @@ def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any
     for run in runs:
         c = run.config
         for e in run.eval:
-            yield run, e, (c["run_id"], c["label"], c["method"]["name"], c["model"], c["reward"], e["reward"],
-                           c["seed"], *(e[counter] for counter in COUNTERS), e["epoch"], e["steps"])
+            yield (
+                run,
+                e,
+                (
+                    c["run_id"],
+                    c["label"],
+                    c["method"]["name"],
+                    c["model"],
+                    c["reward"],
+                    e["reward"],
+                    c["seed"],
+                    *(e[counter] for counter in COUNTERS),
+                    e["epoch"],
+                    e["steps"],
+                ),
+            )
 
 
 def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Every evaluated value, one row each: columns `EVAL_COLUMNS`; `steps` are sampling steps,
     `training_steps` the run's own K, `split` is seen or unseen prompts, the counters are cumulative at that
     evaluation."""
-    rows = [(*head, split, prompt, seed, value, run.config["steps"], run.device)
-            for run, e, head in _heads(records) for split, prompts in sorted(e["values"].items())
-            for prompt, seeds in sorted(prompts.items())
-            for seed, value in zip(e["noise_seeds"], seeds, strict=True)]
+    rows = [
+        (*head, split, prompt, seed, value, run.config["steps"], run.device)
+        for run, e, head in _heads(records)
+        for split, prompts in sorted(e["values"].items())
+        for prompt, seeds in sorted(prompts.items())
+        for seed, value in zip(e["noise_seeds"], seeds, strict=True)
+    ]
     return pd.DataFrame(rows, columns=list(EVAL_COLUMNS))
 
 
 def mean_frame(records: Iterable[RunRecord], interim: bool = False) -> pd.DataFrame:
     """As `eval_frame`, but the mean over prompts and noises: a row per run, epoch, reward, step count and
     split. `interim`: over the noises that all of a run's evaluations have, so that they can be compared."""
-    rows = [(*head, split, mean, run.config["steps"], run.device) for run, e, head in _heads(records)
-            for split, mean in evaluation_means(e, run.interim_noises if interim else None).items()]
+    rows = [
+        (*head, split, mean, run.config["steps"], run.device)
+        for run, e, head in _heads(records)
+        for split, mean in evaluation_means(e, run.interim_noises if interim else None).items()
+    ]
     columns = [column for column in EVAL_COLUMNS if column not in ("prompt", "noise_seed")]
     return pd.DataFrame(rows, columns=columns)

@@ -48,7 +48,8 @@ def _seconds(value: Any) -> bool:
 def _rewards(value: Any) -> bool:
     return isinstance(value, dict) and all(
         is_line(name) and isinstance(reward, dict) and {"revision", "scale"} <= reward.keys()
-        for name, reward in value.items())
+        for name, reward in value.items()
+    )
 
 
 LINE: Rule = ("a line of text", is_line)
@@ -63,26 +64,33 @@ CONFIG: Schema = PLANNED | {
     "method": ("an object with a 'name'", lambda value: isinstance(value, dict) and is_line(value.get("name"))),
 }
 CONFIG_OPTIONAL: Schema = {
-    "epochs": COUNT, "eval_interim_noises": POSITIVE,
+    "epochs": COUNT,
+    "eval_interim_noises": POSITIVE,
     "eval_steps": ("a list of numbers of steps", _list_of(POSITIVE[1])),
 }
 PROVENANCE: Schema = {
     "commit": ("a commit or null", lambda value: value is None or is_line(value)),
-    "device": LINE, "versions": ("an object of texts", _texts),
+    "device": LINE,
+    "versions": ("an object of texts", _texts),
 }
 PROVENANCE_OPTIONAL: Schema = {
-    "source": LINE, "dirty": ("true or false", lambda value: isinstance(value, bool)),
+    "source": LINE,
+    "dirty": ("true or false", lambda value: isinstance(value, bool)),
     "command": ("a text", lambda value: isinstance(value, str)),
     "rewards": ("an object of rewards, each with its revision and scale", _rewards),
 }
 TRAIN: Schema = {"epoch": COUNT, **COUNTS, "seconds": SECONDS}
 EVAL: Schema = {
-    "epoch": COUNT, **COUNTS, "reward": LINE, "steps": POSITIVE,
+    "epoch": COUNT,
+    **COUNTS,
+    "reward": LINE,
+    "steps": POSITIVE,
     "noise_seeds": ("a list of seeds, at least one", lambda value: _list_of(SEED[1])(value) and bool(value)),
     "values": ("an object of values by prompts and noises", lambda value: isinstance(value, dict)),
 }
 DENSE: Schema = {
-    "epoch": COUNT, "queries_per_sample": ("a number", is_number),
+    "epoch": COUNT,
+    "queries_per_sample": ("a number", is_number),
     "budget": (f"one of {', '.join(BUDGETS)}", lambda value: isinstance(value, str) and value in BUDGETS),
 }
 MEASURED = ("mae", "bias", "std")  # lists in dense.jsonl: a number for each step of training
@@ -125,16 +133,25 @@ def _sound(lists: list[Any], count: int) -> bool:
     if {*map(type, lists)} != {list} or {*map(len, lists)} != {count}:
         return False
     values = [*chain.from_iterable(lists)]
-    return {*map(type, values)} <= {int, float} and min(values) >= -LARGEST and max(values) <= LARGEST and not any(
-        map(math.isnan, values))
+    return (
+        {*map(type, values)} <= {int, float}
+        and min(values) >= -LARGEST
+        and max(values) <= LARGEST
+        and not any(map(math.isnan, values))
+    )
 
 
 def dense_problem(row: Mapping[str, Any], steps: int) -> str | None:
     """The same of a row of dense.jsonl, of a run with so many steps of training."""
     lists: Schema = {
         **dict.fromkeys(MEASURED, (f"a list of {steps} numbers", lambda v: _list_of(is_number)(v) and len(v) == steps)),
-        **dict.fromkeys(CORRELATED, (f"a list of {steps} numbers or nulls", lambda v: _list_of(
-            lambda x: x is None or is_number(x))(v) and len(v) == steps)),
+        **dict.fromkeys(
+            CORRELATED,
+            (
+                f"a list of {steps} numbers or nulls",
+                lambda v: _list_of(lambda x: x is None or is_number(x))(v) and len(v) == steps,
+            ),
+        ),
     }
     return problem(row, DENSE | lists)
 

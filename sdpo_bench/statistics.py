@@ -52,7 +52,7 @@ def iqm(scores: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(scores, dtype=np.float64)
     flat = np.sort(array.reshape(*array.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
-    return np.asarray(flat[..., cut:flat.shape[-1] - cut].mean(axis=-1))
+    return np.asarray(flat[..., cut : flat.shape[-1] - cut].mean(axis=-1))
 
 
 def mean(scores: ArrayLike) -> NDArray[np.float64]:
@@ -79,8 +79,7 @@ def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def stratified_bootstrap(scores: ArrayLike, statistic: Statistic = iqm, reps: int = REPS,
-                         seed: int = 0) -> Interval:
+def stratified_bootstrap(scores: ArrayLike, statistic: Statistic = iqm, reps: int = REPS, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of `statistic` for scores [runs, tasks], or [runs].
 
     `statistic` maps [..., runs, tasks] to [...]. ValueError: scores empty or not finite.
@@ -128,8 +127,9 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Interval:
     """
     a, b = _scores(x)[:, 0], _scores(y)[:, 0]
     estimate = float((np.sign(a[:, None] - b).mean() + 1) / 2)
-    return Interval(estimate, _lower(estimate, len(a), len(b)), 1 - _lower(1 - estimate, len(a), len(b)),
-                    min(len(a), len(b)))
+    return Interval(
+        estimate, _lower(estimate, len(a), len(b)), 1 - _lower(1 - estimate, len(a), len(b)), min(len(a), len(b))
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -41,10 +41,18 @@ from .tables import (
 )
 
 TARGET = "DDPO"  # whose final reward the others are to reach
-CROSSED = (("SDPO", "DDPO (per step)"), ("SDPO (per trajectory)", "DDPO"), ("SDPO-causal", "SDPO"),
-           ("SDPO (exact)", "SDPO (terminal)"), ("SDPO (last step)", "DDPO (last step)"),
-           ("DDPO-dense", "DDPO"), ("DDPO-dense (no baseline)", "DDPO"), ("DDPO-dense (linear)", "DDPO"),
-           ("DDPO-dense (lower rate)", "DDPO"), ("SDPO", "DDPO-dense"))
+CROSSED = (
+    ("SDPO", "DDPO (per step)"),
+    ("SDPO (per trajectory)", "DDPO"),
+    ("SDPO-causal", "SDPO"),
+    ("SDPO (exact)", "SDPO (terminal)"),
+    ("SDPO (last step)", "DDPO (last step)"),
+    ("DDPO-dense", "DDPO"),
+    ("DDPO-dense (no baseline)", "DDPO"),
+    ("DDPO-dense (linear)", "DDPO"),
+    ("DDPO-dense (lower rate)", "DDPO"),
+    ("SDPO", "DDPO-dense"),
+)
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
 
@@ -59,8 +67,12 @@ def mean_text(values: Values, decimals: int = 3, sign: str = "") -> str:
 def summarised(values: Values) -> dict[str, object]:
     """Columns of a frame: mean over runs, its interval, the runs' values."""
     found = mean_interval(list(values.values())) if values else Interval(np.nan, np.nan, np.nan, 0)
-    return {"n": found.n, "value": found.value, **interval_columns(found),
-            "runs": " ".join(f"{value:.6g}" for value in values.values())}
+    return {
+        "n": found.n,
+        "value": found.value,
+        **interval_columns(found),
+        "runs": " ".join(f"{value:.6g}" for value in values.values()),
+    }
 
 
 def clearly(values: Values) -> int:
@@ -96,31 +108,63 @@ def protocol_table(groups: list[Group]) -> Table | None:
             if label == "SDPO" and steps is not None:
                 shares["optimiser_steps"].append(steps / SDPO_STEPS)
                 texts[-1] += f" ({steps / SDPO_STEPS:.1%})".replace("%", " %")
-        rows.append((f"{group.reward}, K = {group.steps}",
-                     *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS), *texts))
-        long += [{**context(group), "label": label, "learning_rate": rate, "samples": spent[label]["samples"],
-                  "optimiser_steps": spent[label]["optimiser_steps"],
-                  "run_ids": run_ids(group, label, [run.config["seed"] for run in group.runs if run.label == label])}
-                 for label, rate in rates.items()]
+        rows.append(
+            (
+                f"{group.reward}, K = {group.steps}",
+                *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
+                *texts,
+            )
+        )
+        long += [
+            {
+                **context(group),
+                "label": label,
+                "learning_rate": rate,
+                "samples": spent[label]["samples"],
+                "optimiser_steps": spent[label]["optimiser_steps"],
+                "run_ids": run_ids(group, label, [run.config["seed"] for run in group.runs if run.label == label]),
+            }
+            for label, rate in rates.items()
+        ]
     if not rows:
         return None
     first = groups[0]
-    ways = [f"{what} on {cells_text(cells)}" for what, cells in
-            (("learning rates of their own", alike[False]), ("one learning rate for all", alike[True])) if cells]
-    of = {"samples": f"of the {SAMPLES:,} samples of a run in the paper's figure",
-          "optimiser_steps": f"of the {SDPO_STEPS:,} optimiser steps that SDPO takes there"}
+    ways = [
+        f"{what} on {cells_text(cells)}"
+        for what, cells in (("learning rates of their own", alike[False]), ("one learning rate for all", alike[True]))
+        if cells
+    ]
+    of = {
+        "samples": f"of the {SAMPLES:,} samples of a run in the paper's figure",
+        "optimiser_steps": f"of the {SDPO_STEPS:,} optimiser steps that SDPO takes there",
+    }
     lengths = [f"{_range(found)} {of[name]}" for name, found in shares.items() if found]
-    answer = (f"What is said about the order of the methods holds for this protocol and length: {'; '.join(ways)}; "
-              f"{' and '.join(lengths)}.")
+    answer = (
+        f"What is said about the order of the methods holds for this protocol and length: {'; '.join(ways)}; "
+        f"{' and '.join(lengths)}."
+    )
     if alike[False]:
-        answer += (" Orders at one rate for all methods are in the table order_rate of the profiles that sweep "
-                   "learning rates.")
-    note = (f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
-            f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper).")
-    return Table(f"protocol{_extra(first)}", f"Learning rates and length of training, {first.model} on {first.device}",
-                 note, ("trained on", *(f"{label}: rate" for label in METHODS), "samples",
-                        *(f"{label}: optimiser steps" for label in METHODS)),
-                 (("", tuple(rows)),), pd.DataFrame(long), answer)
+        answer += (
+            " Orders at one rate for all methods are in the table order_rate of the profiles that sweep learning rates."
+        )
+    note = (
+        f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
+        f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper)."
+    )
+    return Table(
+        f"protocol{_extra(first)}",
+        f"Learning rates and length of training, {first.model} on {first.device}",
+        note,
+        (
+            "trained on",
+            *(f"{label}: rate" for label in METHODS),
+            "samples",
+            *(f"{label}: optimiser steps" for label in METHODS),
+        ),
+        (("", tuple(rows)),),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def _range(shares: list[float]) -> str:
@@ -165,33 +209,63 @@ def rate_order_table(groups: list[Group]) -> Table | None:
                     above.append(points[names[0]] > points[names[1]])
                     held.append(all(points[better] > points[worse] for better, worse in pairwise(names)))
                     seeds |= {seed for values in cells.values() for seed in values}
-                    long += [{**context(group), "split": split, "learning_rate": rate, "compared": title, "steps": k,
-                              "whole_order": held[-1], "rank": rank, "label": name, "n": len(cells[name]),
-                              "value": points[name], "run_ids": run_ids(group, labels[name], cells[name])}
-                             for rank, name in enumerate(order, 1)]
+                    long += [
+                        {
+                            **context(group),
+                            "split": split,
+                            "learning_rate": rate,
+                            "compared": title,
+                            "steps": k,
+                            "whole_order": held[-1],
+                            "rank": rank,
+                            "label": name,
+                            "n": len(cells[name]),
+                            "value": points[name],
+                            "run_ids": run_ids(group, labels[name], cells[name]),
+                        }
+                        for rank, name in enumerate(order, 1)
+                    ]
                 leads.setdefault(title, []).extend(above)
                 if names == METHODS and held and all(held):
                     whole.setdefault((group.reward, group.steps), []).append(f"{rate:g}")
-                rows.append((f"{group.reward}, K = {group.steps}", f"{rate:g}", *texts,
-                             *(f"{sum(found)} of {len(found)}" for found in (above, held))))
+                rows.append(
+                    (
+                        f"{group.reward}, K = {group.steps}",
+                        f"{rate:g}",
+                        *texts,
+                        *(f"{sum(found)} of {len(found)}" for found in (above, held)),
+                    )
+                )
             if rows:
                 blocks.append((f"{split} prompts: {title}", tuple(rows)))
     if not long:
         return None
     only = "one tuning seed" if len(seeds) == 1 else f"{len(seeds)} tuning seeds"
-    note = (f"{only.capitalize()}: no interval, no verdict. Best first, by value. The last columns: at how many "
-            "numbers of sampling steps SDPO is above DDPO, and all are in the paper's order, "
-            + ", or ".join(" > ".join(names) for names in RATED.values()) + ".")
+    note = (
+        f"{only.capitalize()}: no interval, no verdict. Best first, by value. The last columns: at how many "
+        "numbers of sampling steps SDPO is above DDPO, and all are in the paper's order, "
+        + ", or ".join(" > ".join(names) for names in RATED.values())
+        + "."
+    )
     found = "; ".join(f"{cells_text([cell])} at {joined(rates)}" for cell, rates in whole.items())
-    counts = "; ".join(f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(sides)} of {len(sides)} cases"
-                       for title, sides in leads.items())
-    answer = (f"One learning rate for all methods, {only}, no interval and no verdict: the paper's whole order, "
-              f"{' > '.join(METHODS)}, stands at every number of sampling steps "
-              f"{f'on {found}' if found else 'at no rate'}. Of {counts}.")
-    return Table(f"order_rate{_extra(first)}", f"Order by shared learning rate, {first.model} on {first.device}",
-                 note_of(note, blocks, first.profile),
-                 step_header("trained on", steps, "SDPO above DDPO", "whole order", first=("learning rate",)),
-                 tuple(blocks), pd.DataFrame(long), answer)
+    counts = "; ".join(
+        f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(sides)} of {len(sides)} cases"
+        for title, sides in leads.items()
+    )
+    answer = (
+        f"One learning rate for all methods, {only}, no interval and no verdict: the paper's whole order, "
+        f"{' > '.join(METHODS)}, stands at every number of sampling steps "
+        f"{f'on {found}' if found else 'at no rate'}. Of {counts}."
+    )
+    return Table(
+        f"order_rate{_extra(first)}",
+        f"Order by shared learning rate, {first.model} on {first.device}",
+        note_of(note, blocks, first.profile),
+        step_header("trained on", steps, "SDPO above DDPO", "whole order", first=("learning rate",)),
+        tuple(blocks),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def _swept(group: Group) -> dict[float, dict[str, str]]:
@@ -234,9 +308,19 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
                         continue
                     claim = f"{better} above {worse}"
                     verdicts.setdefault((split, claim, group.reward, group.steps), []).append(verdict)
-                    long.append({**context(group), "split": split, "claim": claim, "steps": k,
-                                 "verdict": verdict, "n": ours.n, "difference": ours.value, **interval_columns(ours),
-                                 "run_ids": f"{run_ids(group, better, shared)} {run_ids(group, worse, shared)}"})
+                    long.append(
+                        {
+                            **context(group),
+                            "split": split,
+                            "claim": claim,
+                            "steps": k,
+                            "verdict": verdict,
+                            "n": ours.n,
+                            "difference": ours.value,
+                            **interval_columns(ours),
+                            "run_ids": f"{run_ids(group, better, shared)} {run_ids(group, worse, shared)}",
+                        }
+                    )
                 if set(texts) != {DASH}:
                     rows.append((f"{group.reward}, K = {group.steps}", *texts))
             if rows:
@@ -244,12 +328,20 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
     if not long:
         return None
     how = "at equal reward queries" if queries else "at equal samples"
-    note = (f"The paper's order is {' > '.join(METHODS)}, at every number of sampling steps. Differences of "
-            "neighbours, paired by seed: mean [95 % interval, Student's t] (n pairs). Supported: the interval is above "
-            f"0; contradicted: below; not decided: it holds 0, or there are fewer than {MIN_RUNS} pairs.")
-    return Table(f"order_paper{'_queries' * queries}{_extra(first)}", f"The paper's order {how}, {first.model} on "
-                 f"{first.device}", note_of(note, blocks, first.profile), step_header("trained on", steps),
-                 tuple(blocks), pd.DataFrame(long), _order_answer(verdicts, splits, how))
+    note = (
+        f"The paper's order is {' > '.join(METHODS)}, at every number of sampling steps. Differences of "
+        "neighbours, paired by seed: mean [95 % interval, Student's t] (n pairs). Supported: the interval is above "
+        f"0; contradicted: below; not decided: it holds 0, or there are fewer than {MIN_RUNS} pairs."
+    )
+    return Table(
+        f"order_paper{'_queries' * queries}{_extra(first)}",
+        f"The paper's order {how}, {first.model} on {first.device}",
+        note_of(note, blocks, first.profile),
+        step_header("trained on", steps),
+        tuple(blocks),
+        pd.DataFrame(long),
+        _order_answer(verdicts, splits, how),
+    )
 
 
 def _order_answer(verdicts: dict[tuple[str, str, str, int], list[str]], splits: list[str], how: str) -> str:
@@ -273,8 +365,10 @@ def _order_answer(verdicts: dict[tuple[str, str, str, int], list[str]], splits: 
         texts.append(f"{claim}: of {total.total()} cases {', '.join(parts)}")
     always = Counter(cell for cells in claims.values() for cell, count in cells.items() if {*count} == {SUPPORTED})
     whole = [cell for cell, found in always.items() if found == len(METHODS) - 1]
-    return (f"{where}. {'. '.join(texts)}. All of it is supported "
-            f"{f'throughout for {cells_text(whole)}' if whole else 'nowhere throughout'}.")
+    return (
+        f"{where}. {'. '.join(texts)}. All of it is supported "
+        f"{f'throughout for {cells_text(whole)}' if whole else 'nowhere throughout'}."
+    )
 
 
 # Ablations ------------------------------------------------------------------------------------------------------
@@ -284,8 +378,10 @@ def ablation_table(group: Group) -> Table | None:
     """Each ablation minus the method that it changes, then comparisons across methods; None without an ablation."""
     labels = group.labels
     own = [(label, method) for label in labels if (method := parent(label)) and method in labels]
-    pairs = [Pair(f"{label} minus {other}", group, label, group, other)
-             for label, other in (*own, *(pair for pair in CROSSED if {*pair} <= {*labels}))]
+    pairs = [
+        Pair(f"{label} minus {other}", group, label, group, other)
+        for label, other in (*own, *(pair for pair in CROSSED if {*pair} <= {*labels}))
+    ]
     if not own:
         return None
     title = f"Ablations: {group.reward}, {group.title}"
@@ -305,8 +401,11 @@ def _ablation_answer(group: Group, table: Table) -> str:
         part = "above 0" if found["low"] > 0 else "below 0" if found["high"] < 0 else "not decided"
         parts[part].append(name if part == "not decided" else f"{name} {cells[name]}")
     what = table.header[-1].replace(ALL, "mean over step counts")
-    return (f"K = {group.steps}, {group.reward}, {split} prompts, {what}: "
-            + "; ".join(f"{part}: {', '.join(texts)}" for part, texts in parts.items() if texts) + ".")
+    return (
+        f"K = {group.steps}, {group.reward}, {split} prompts, {what}: "
+        + "; ".join(f"{part}: {', '.join(texts)}" for part, texts in parts.items() if texts)
+        + "."
+    )
 
 
 # Predictions of dense rewards -----------------------------------------------------------------------------------
@@ -326,17 +425,27 @@ def dense_measures(row: dict[str, Any], steps: Iterable[int]) -> dict[str, float
         return float(np.mean(known)) if known else np.nan
 
     std = mean("std")
-    return {"error": mean("mae") / std if std > 0 else np.nan, "correlation": mean("corr"),
-            "return_correlation": mean("return_corr"), "sign": mean("return_sign")}
+    return {
+        "error": mean("mae") / std if std > 0 else np.nan,
+        "correlation": mean("corr"),
+        "return_correlation": mean("return_corr"),
+        "sign": mean("return_sign"),
+    }
 
 
-MEASURES = {"error": "error", "correlation": "correlation of differences", "return_correlation": "of returns",
-            "sign": "sign agrees"}
-MEASURED = ("Error: mean absolute error of the predicted rewards over the standard deviation of the exact ones. "
-            "Correlation of differences: of predicted and exact reward differences within pairs (the first step is "
-            "shared by the pair and left out); of returns: the same of discounted returns; sign agrees: share of pairs "
-            f"whose difference of returns has the exact sign. Steps that were queried have no error and count. Each "
-            f"{MEANS}.")
+MEASURES = {
+    "error": "error",
+    "correlation": "correlation of differences",
+    "return_correlation": "of returns",
+    "sign": "sign agrees",
+}
+MEASURED = (
+    "Error: mean absolute error of the predicted rewards over the standard deviation of the exact ones. "
+    "Correlation of differences: of predicted and exact reward differences within pairs (the first step is "
+    "shared by the pair and left out); of returns: the same of discounted returns; sign agrees: share of pairs "
+    f"whose difference of returns has the exact sign. Steps that were queried have no error and count. Each "
+    f"{MEANS}."
+)
 
 
 def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
@@ -350,8 +459,11 @@ def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
             before = [(run, row) for run, row in own if row["epoch"] == 0]
             after = [(run, row) for run, row in own if row["epoch"] == last[run.run_id] > 0]
             epochs = joined(sorted({row["epoch"] for _, row in after}))
-            found += [(group, label, when, probes) for when, probes in
-                      (("before training", before), (f"after {epochs} epochs", after)) if probes]
+            found += [
+                (group, label, when, probes)
+                for when, probes in (("before training", before), (f"after {epochs} epochs", after))
+                if probes
+            ]
     return found
 
 
@@ -381,32 +493,66 @@ def dense_budgets_table(groups: list[Group]) -> Table | None:
             more = differences(found["error"], measures[ANCHORED]["error"]) if budget != ANCHORED else {}
             if more and when != "before training":
                 sides.setdefault(budget, []).append(clearly(more))
-            rows.append((budget, f"{queries:.3g}", mean_text(found["error"]), mean_text(more, sign="+") if more else "",
-                         *(mean_text(found[name]) for name in MEASURES if name != "error")))
+            rows.append(
+                (
+                    budget,
+                    f"{queries:.3g}",
+                    mean_text(found["error"]),
+                    mean_text(more, sign="+") if more else "",
+                    *(mean_text(found[name]) for name in MEASURES if name != "error"),
+                )
+            )
             for name, values in (*found.items(), ("error_minus_anchored", more)):
                 if values:
-                    long.append({**context(group), "label": label, "when": when, "budget": budget,
-                                 "queries_per_sample": queries, "measure": name, **summarised(values)})
+                    long.append(
+                        {
+                            **context(group),
+                            "label": label,
+                            "when": when,
+                            "budget": budget,
+                            "queries_per_sample": queries,
+                            "measure": name,
+                            **summarised(values),
+                        }
+                    )
         blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
         if when != "before training" and measures[ANCHORED]["error"]:
-            texts.append(f"{group.reward}, K = {group.steps}: {mean_text(measures[ANCHORED]['error'])}, correlation of "
-                         f"returns {mean_text(measures[ANCHORED]['return_correlation'])}")
+            texts.append(
+                f"{group.reward}, K = {group.steps}: {mean_text(measures[ANCHORED]['error'])}, correlation of "
+                f"returns {mean_text(measures[ANCHORED]['return_correlation'])}"
+            )
     if not long:
         return None
-    note = (f"{MEASURED} Budgets: the final reward at every step (terminal), 2, 3 (the paper's anchored prediction), 4 "
-            "or an adaptive number of queries, and 3 joined by straight lines (linear3). Minus 3's: difference of "
-            "errors, paired by run.")
-    compared = [f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
-                for budget, found in sides.items()]
+    note = (
+        f"{MEASURED} Budgets: the final reward at every step (terminal), 2, 3 (the paper's anchored prediction), 4 "
+        "or an adaptive number of queries, and 3 joined by straight lines (linear3). Minus 3's: difference of "
+        "errors, paired by run."
+    )
+    compared = [
+        f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
+        for budget, found in sides.items()
+    ]
     answer = f"Error of the anchored prediction after training: {'; '.join(texts)}." if texts else ""
     if compared:
         answer += f" Error minus it, by an interval that leaves out 0: {'; '.join(compared)}."
-    header = ("budget", "queries a sample", "error", "minus 3's",
-              *(text for name, text in MEASURES.items() if name != "error"))
+    header = (
+        "budget",
+        "queries a sample",
+        "error",
+        "minus 3's",
+        *(text for name, text in MEASURES.items() if name != "error"),
+    )
     first = groups[0]
     title = f"Predictions of dense rewards by query budget, {first.model} on {first.device}"
-    return Table(f"dense_budgets{_extra(first)}", title, note_of(note, blocks, first.profile), header, tuple(blocks),
-                 pd.DataFrame(long), answer)
+    return Table(
+        f"dense_budgets{_extra(first)}",
+        title,
+        note_of(note, blocks, first.profile),
+        header,
+        tuple(blocks),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def step_ranges(steps: int) -> dict[str, list[int]]:
@@ -427,8 +573,18 @@ def dense_steps_table(groups: list[Group]) -> Table | None:
             rows.append((name, *(mean_text(found[measure]) if found[measure] else "" for measure in MEASURES)))
             if found["error"]:
                 errors[name] = found["error"]
-            long += [{**context(group), "label": label, "when": when, "steps": name, "measure": measure,
-                      **summarised(values)} for measure, values in found.items() if values]
+            long += [
+                {
+                    **context(group),
+                    "label": label,
+                    "when": when,
+                    "steps": name,
+                    "measure": measure,
+                    **summarised(values),
+                }
+                for measure, values in found.items()
+                if values
+            ]
         blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
         if errors and when != "before training":
             worst = max(errors, key=lambda name: float(np.mean(list(errors[name].values()))))
@@ -439,8 +595,15 @@ def dense_steps_table(groups: list[Group]) -> Table | None:
     answer = f"The anchored prediction's error after training is largest at: {'; '.join(texts)}." if texts else ""
     first = groups[0]
     title = f"The anchored prediction by step, {first.model} on {first.device}"
-    return Table(f"dense_steps{_extra(first)}", title, note_of(note, blocks, first.profile),
-                 ("steps", *MEASURES.values()), tuple(blocks), pd.DataFrame(long), answer)
+    return Table(
+        f"dense_steps{_extra(first)}",
+        title,
+        note_of(note, blocks, first.profile),
+        ("steps", *MEASURES.values()),
+        tuple(blocks),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def _extra(group: Group) -> str:
@@ -460,8 +623,10 @@ def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.nda
     spent = np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)])
     epochs = [row["epoch"] for row in run.train]
     values = np.array([point["value"] for point in points], float)
-    costs = np.array([[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]]
-                      for point in points], float).reshape(-1, len(COSTS))
+    costs = np.array(
+        [[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]] for point in points],
+        float,
+    ).reshape(-1, len(COSTS))
     start = group.curve_ends(START, split, steps)
     if points and points[0]["epoch"] > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
@@ -504,28 +669,61 @@ def reach_table(group: Group) -> Table | None:
             cells = {name: {seed: float(costs[i]) for seed, costs in reached.items()} for i, name in enumerate(COSTS)}
             texts_of = [_cost_text(cells[name], len(found)) for name in COSTS]
             rows.append((label, f"{len(reached)} of {len(found)}" if found else DASH, *texts_of))
-            long += [{**context(group), "split": split, "steps": steps, "label": label, "runs_compared": len(found),
-                      "reached": len(reached), "cost": name, **summarised(cells[name]),
-                      "run_ids": run_ids(group, label, found)} for name in COSTS]
+            long += [
+                {
+                    **context(group),
+                    "split": split,
+                    "steps": steps,
+                    "label": label,
+                    "runs_compared": len(found),
+                    "reached": len(reached),
+                    "cost": name,
+                    **summarised(cells[name]),
+                    "run_ids": run_ids(group, label, found),
+                }
+                for name in COSTS
+            ]
             if label == "SDPO" and found:
                 sdpo = f"in {len(reached)} of {len(found)} runs" + (
-                    f", {texts_of[0]} samples and {texts_of[1]} reward queries" if reached else "")
+                    f", {texts_of[0]} samples and {texts_of[1]} reward queries" if reached else ""
+                )
         blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
         texts += [f"at {steps} step{'s' * (steps > 1)} {sdpo}"] if sdpo else []
     if not blocks:
         return None
     last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]
-    spent = (f" ({TARGET} spent {np.mean([row['samples'] for row in last]):,.0f} samples and "
-             f"{np.mean([row['reward_queries'] for row in last]):,.0f} queries)") if last else ""
+    spent = (
+        (
+            f" ({TARGET} spent {np.mean([row['samples'] for row in last]):,.0f} samples and "
+            f"{np.mean([row['reward_queries'] for row in last]):,.0f} queries)"
+        )
+        if last
+        else ""
+    )
     answer = f"SDPO reaches {TARGET}'s final {group.reward}{spent} {'; '.join(texts)}." if texts else ""
-    note = (f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
-            f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
-            "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already.")
-    header = ("method", "runs that reach it", "samples", "reward queries", "optimiser steps", "model evaluations",
-              "seconds")
-    return Table(f"reach{group.suffix}", f"Cost to reach {TARGET}'s final {group.reward}, {group.title}",
-                 note_of(note, blocks, group.profile), header, tuple(blocks), pd.DataFrame(long),
-                 f"K = {group.steps}, {split} prompts: {answer}" if answer else "")
+    note = (
+        f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
+        f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
+        "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already."
+    )
+    header = (
+        "method",
+        "runs that reach it",
+        "samples",
+        "reward queries",
+        "optimiser steps",
+        "model evaluations",
+        "seconds",
+    )
+    return Table(
+        f"reach{group.suffix}",
+        f"Cost to reach {TARGET}'s final {group.reward}, {group.title}",
+        note_of(note, blocks, group.profile),
+        header,
+        tuple(blocks),
+        pd.DataFrame(long),
+        f"K = {group.steps}, {split} prompts: {answer}" if answer else "",
+    )
 
 
 def _cost_text(values: Values, compared: int) -> str:
@@ -549,8 +747,11 @@ def hacking_table(group: Group) -> Table | None:
     others = sorted(set(group.values["reward"]) - {group.reward})
     trained = [label for label in group.labels if label != START]
     methods = [label for label in trained if label in group.methods]
-    rewards = [name for name in (group.reward, *others)
-               if any(group.cell(START, name, split, k) for k in group.steps_evaluated)]
+    rewards = [
+        name
+        for name in (group.reward, *others)
+        if any(group.cell(START, name, split, k) for k in group.steps_evaluated)
+    ]
     if group.reward not in rewards or len(rewards) < 2 or not trained:
         return None
     digits = {name: _digits(group, name) for name in rewards}
@@ -573,25 +774,46 @@ def hacking_table(group: Group) -> Table | None:
             few = len(changes[group.reward]) < MIN_RUNS
             flag = "too few runs" if few else joined(falling) if falling else "none" if up else "trained reward not up"
             rows.append((label, *(mean_text(changes[name], digits[name], "+") for name in rewards), flag))
-            long += [{**context(group), "split": split, "steps": steps, "label": label, "reward": name,
-                      **summarised(changes[name]), "falls_while_trained_rises": name in falling,
-                      "run_ids": run_ids(group, label, changes[name])} for name in rewards]
+            long += [
+                {
+                    **context(group),
+                    "split": split,
+                    "steps": steps,
+                    "label": label,
+                    "reward": name,
+                    **summarised(changes[name]),
+                    "falls_while_trained_rises": name in falling,
+                    "run_ids": run_ids(group, label, changes[name]),
+                }
+                for name in rewards
+            ]
         blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
     total = len(blocks) * len(methods)
-    if any(len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in methods
-           for k in group.steps_evaluated):
+    if any(
+        len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in methods for k in group.steps_evaluated
+    ):
         counts = "; ".join(f"{name} fell in {fell[name]}" for name in rewards[1:])
-        answer = (f"K = {group.steps}, trained on {group.reward}, {split} prompts: it rose in {rose} of {total} cases "
-                  f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
-                  f"{counts}.")
+        answer = (
+            f"K = {group.steps}, trained on {group.reward}, {split} prompts: it rose in {rose} of {total} cases "
+            f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
+            f"{counts}."
+        )
     else:
         answer = f"K = {group.steps}, trained on {group.reward}: fewer than {MIN_RUNS} runs a method establish nothing."
-    note = (f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
-            "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
-            "diversity that pictures of a prompt became alike.")
-    return Table(f"hacking{group.suffix}", f"What rose and what fell, {group.title}",
-                 note_of(note, blocks, group.profile), ("method", *rewards, "fell"), tuple(blocks), pd.DataFrame(long),
-                 answer)
+    note = (
+        f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
+        "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
+        "diversity that pictures of a prompt became alike."
+    )
+    return Table(
+        f"hacking{group.suffix}",
+        f"What rose and what fell, {group.title}",
+        note_of(note, blocks, group.profile),
+        ("method", *rewards, "fell"),
+        tuple(blocks),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def _digits(group: Group, reward: str) -> int:
@@ -600,6 +822,11 @@ def _digits(group: Group, reward: str) -> int:
 
 def profile_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]:
     """Tables over all rewards and K of one device and model; `equal` are the groups at equal reward queries."""
-    return [protocol_table(groups), rate_order_table(groups), paper_order_table(groups),
-            paper_order_table(equal, queries=True) if equal else None, dense_budgets_table(groups),
-            dense_steps_table(groups)]
+    return [
+        protocol_table(groups),
+        rate_order_table(groups),
+        paper_order_table(groups),
+        paper_order_table(equal, queries=True) if equal else None,
+        dense_budgets_table(groups),
+        dense_steps_table(groups),
+    ]

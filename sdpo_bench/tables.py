@@ -112,8 +112,7 @@ def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
 
 def context(group: Group) -> dict[str, object]:
     """First columns of a group's frames."""
-    return {"device": group.device, "model": group.model, "reward_trained": group.reward,
-            "training_steps": group.steps}
+    return {"device": group.device, "model": group.model, "reward_trained": group.reward, "training_steps": group.steps}
 
 
 def note_of(text: str, blocks: object, profile: str) -> str:
@@ -121,17 +120,22 @@ def note_of(text: str, blocks: object, profile: str) -> str:
     shown = repr(blocks)
     count = shown.count(" [")
     text += f" {count} intervals are shown, each of 95 % on its own." if count else ""
-    hole = f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks, " \
-           f"where RESULTS holds {profile}/."
+    hole = (
+        f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks, "
+        f"where RESULTS holds {profile}/."
+    )
     return text + (hole if repr(DASH) in shown else "")
 
 
-CELLS = ("Interquartile mean over runs [95 % bootstrap interval] (n runs); with fewer than 5 runs their values "
-         "themselves, by seed.")
+CELLS = (
+    "Interquartile mean over runs [95 % bootstrap interval] (n runs); with fewer than 5 runs their values "
+    "themselves, by seed."
+)
 
 
-def _value_table(group: Group, name: str, title: str, note: str, reward: str,
-                 extra: Mapping[str, str] | None = None) -> Table:
+def _value_table(
+    group: Group, name: str, title: str, note: str, reward: str, extra: Mapping[str, str] | None = None
+) -> Table:
     """Rows are methods, columns sampling steps, blocks the splits; `extra` adds a column of text per label."""
     frame = group.values[group.values["reward"] == reward]
     steps = steps_of(frame)
@@ -141,18 +145,36 @@ def _value_table(group: Group, name: str, title: str, note: str, reward: str,
         rows = []
         for label in group.methods:
             cells = {k: group.cell(label, reward, split, k) for k in steps}
-            rows.append((label, *([extra.get(label, DASH)] if extra else []),
-                         *(cell_text(cells[k], decimals) for k in steps)))
+            rows.append(
+                (label, *([extra.get(label, DASH)] if extra else []), *(cell_text(cells[k], decimals) for k in steps))
+            )
             for k in steps:
                 value, low, high, n = summary(cells[k])
-                long.append({**context(group), "reward": reward, "split": split, "label": label, "steps": k,
-                             "n": n, "value": value, "low": low, "high": high,
-                             "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
-                             "run_ids": run_ids(group, label, cells[k])})
+                long.append(
+                    {
+                        **context(group),
+                        "reward": reward,
+                        "split": split,
+                        "label": label,
+                        "steps": k,
+                        "n": n,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
+                        "run_ids": run_ids(group, label, cells[k]),
+                    }
+                )
         blocks.append((f"{split} prompts", tuple(rows)))
-    return Table(name, title, note_of(note, blocks, group.profile),
-                 step_header("method", steps, first=("samples",) if extra else ()), tuple(blocks),
-                 pd.DataFrame(long), leaders(group) if name.startswith("main") else "")
+    return Table(
+        name,
+        title,
+        note_of(note, blocks, group.profile),
+        step_header("method", steps, first=("samples",) if extra else ()),
+        tuple(blocks),
+        pd.DataFrame(long),
+        leaders(group) if name.startswith("main") else "",
+    )
 
 
 def main_table(group: Group, reward: str | None = None) -> Table:
@@ -161,8 +183,11 @@ def main_table(group: Group, reward: str | None = None) -> Table:
     other = reward is not None and reward != group.reward
     reward = reward or group.reward
     what = f"{reward} of runs {group.title}" if other else f"{reward}, {group.title}"
-    note = CELLS + (f" No run here was trained on {reward}: where it falls while {group.reward} rises, the "
-                    "run hacked its reward." if other else "")
+    note = CELLS + (
+        f" No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked its reward."
+        if other
+        else ""
+    )
     name = f"other{group.suffix}_{name_part(reward)}" if other else f"main{group.suffix}"
     return _value_table(group, name, what, note, reward)
 
@@ -177,17 +202,29 @@ def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
         samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
         if samples:
             used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
-    note = (f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
-            "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
-            f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}")
+    note = (
+        f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
+        "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
+        f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
+    )
     title = f"{group.reward} at equal reward queries, {group.title}"
     return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, used)
 
 
 def cost_table(group: Group) -> Table:
     """What a run of each label cost: totals at its end, seconds per epoch as recorded on its device."""
-    header = ("method", "runs", "epochs", "samples", "reward queries", "optimiser steps", "model evaluations",
-              "s/epoch: sampling", "reward", "training")
+    header = (
+        "method",
+        "runs",
+        "epochs",
+        "samples",
+        "reward queries",
+        "optimiser steps",
+        "model evaluations",
+        "s/epoch: sampling",
+        "reward",
+        "training",
+    )
     blocks, long = [], []
     for ablations in (False, True):
         rows: list[tuple[str, ...]] = []
@@ -201,18 +238,39 @@ def cost_table(group: Group) -> Table:
             last = [run.train[-1] for run in runs]
             epochs = [row for run in runs for row in run.train]
             totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
-            seconds = {key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
-                       for key in ("sample", "reward", "train")}
-            rows.append((label, str(len(runs)), *(f"{value:,.0f}" for value in totals.values()),
-                         *(f"{value:.3g}" for value in seconds.values())))
-            long.append({**context(group), "label": label, "n": len(runs), **totals,
-                         **{f"seconds_{key}": value for key, value in seconds.items()},
-                         "run_ids": " ".join(run.run_id for run in runs)})
+            seconds = {
+                key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
+                for key in ("sample", "reward", "train")
+            }
+            rows.append(
+                (
+                    label,
+                    str(len(runs)),
+                    *(f"{value:,.0f}" for value in totals.values()),
+                    *(f"{value:.3g}" for value in seconds.values()),
+                )
+            )
+            long.append(
+                {
+                    **context(group),
+                    "label": label,
+                    "n": len(runs),
+                    **totals,
+                    **{f"seconds_{key}": value for key, value in seconds.items()},
+                    "run_ids": " ".join(run.run_id for run in runs),
+                }
+            )
         if rows:
             blocks.append(("ablations" if ablations else "", tuple(rows)))
     note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
-    return Table(f"cost{group.suffix}", f"Cost, {group.title}", note_of(note, blocks, group.profile), header,
-                 tuple(blocks), pd.DataFrame(long))
+    return Table(
+        f"cost{group.suffix}",
+        f"Cost, {group.title}",
+        note_of(note, blocks, group.profile),
+        header,
+        tuple(blocks),
+        pd.DataFrame(long),
+    )
 
 
 class Pair(NamedTuple):
@@ -235,9 +293,11 @@ class Pair(NamedTuple):
 
 
 ALL = "mean"  # over these numbers of steps
-PAIRED = ("Differences are paired by seed: their mean [95 % interval, Student's t] (n pairs); with fewer than 5 pairs "
-          "the differences themselves, by seed. Where nothing differs about one interval in 20 leaves out 0. "
-          "Probability: that a run of the first beats one of the second, ties half [95 % interval, Newcombe's].")
+PAIRED = (
+    "Differences are paired by seed: their mean [95 % interval, Student's t] (n pairs); with fewer than 5 pairs "
+    "the differences themselves, by seed. Where nothing differs about one interval in 20 leaves out 0. "
+    "Probability: that a run of the first beats one of the second, ties half [95 % interval, Newcombe's]."
+)
 
 
 def differences(x: Values, y: Values) -> Values:
@@ -264,8 +324,13 @@ def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]
         for pair in pairs:
             cells: dict[int | str, tuple[Values, Values]] = {k: pair.cells(split, k) for k in steps}
             if len(steps) > 1:
-                mean_x, mean_y = ({seed: float(np.mean([cells[k][side][seed] for k in steps])) for seed in sorted(
-                    set.intersection(*(set(cells[k][side]) for k in steps)))} for side in (0, 1))
+                mean_x, mean_y = (
+                    {
+                        seed: float(np.mean([cells[k][side][seed] for k in steps]))
+                        for seed in sorted(set.intersection(*(set(cells[k][side]) for k in steps)))
+                    }
+                    for side in (0, 1)
+                )
                 cells[ALL] = mean_x, mean_y
             texts, odds = [pair.text], [pair.text]
             for k, (x, y) in cells.items():
@@ -276,24 +341,47 @@ def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]
                     continue
                 d = paired_difference(x, y)
                 p = probability_of_improvement(list(x.values()), list(y.values()))
-                odds.append(f"{p.value:.2f}" + (f" [{p.low:.2f}, {p.high:.2f}]" if p.n >= MIN_RUNS else "")
-                            + f" (n={len(x)}, {len(y)})")
+                odds.append(
+                    f"{p.value:.2f}"
+                    + (f" [{p.low:.2f}, {p.high:.2f}]" if p.n >= MIN_RUNS else "")
+                    + f" (n={len(x)}, {len(y)})"
+                )
                 chance = {f"probability_{key}": value for key, value in interval_columns(p).items()}
                 ids = (run_ids(pair.group, pair.label, shared), run_ids(pair.other_group, pair.other, shared))
-                long.append({**context(group), "split": split, "label": pair.label, "baseline": pair.other,
-                             "steps": k, "n": d.n, "difference": d.value, **interval_columns(d),
-                             "runs": " ".join(f"{v:.6g}" for v in shared.values()), "probability": p.value, **chance,
-                             "run_ids": " ".join(filter(None, ids))})
+                long.append(
+                    {
+                        **context(group),
+                        "split": split,
+                        "label": pair.label,
+                        "baseline": pair.other,
+                        "steps": k,
+                        "n": d.n,
+                        "difference": d.value,
+                        **interval_columns(d),
+                        "runs": " ".join(f"{v:.6g}" for v in shared.values()),
+                        "probability": p.value,
+                        **chance,
+                        "run_ids": " ".join(filter(None, ids)),
+                    }
+                )
             shown.append(tuple(texts))
             chances.append(tuple(odds))
-        blocks += [(f"{split} prompts: difference", tuple(shown)),
-                   (f"{split} prompts: probability of improvement", tuple(chances))]
+        blocks += [
+            (f"{split} prompts: difference", tuple(shown)),
+            (f"{split} prompts: probability of improvement", tuple(chances)),
+        ]
         known = [f"{row[0]} {row[-1]}" for row in shown if row[-1] != DASH]
         if known and split == shown_split(group.values):
             answer = f"{split.capitalize()} prompts, mean over {joined(steps)} steps: {'; '.join(known)}."
-    return Table(name, title, note_of(f"{PAIRED}{note}", blocks, group.profile),
-                 step_header(first, steps, *([ALL] if len(steps) > 1 else [])), tuple(blocks), pd.DataFrame(long),
-                 answer)
+    return Table(
+        name,
+        title,
+        note_of(f"{PAIRED}{note}", blocks, group.profile),
+        step_header(first, steps, *([ALL] if len(steps) > 1 else [])),
+        tuple(blocks),
+        pd.DataFrame(long),
+        answer,
+    )
 
 
 def baseline_label(group: Group) -> str | None:
@@ -305,12 +393,16 @@ def baseline_label(group: Group) -> str | None:
 def difference_table(group: Group) -> Table | None:
     """Each method minus the baseline; None with fewer than two methods."""
     base = baseline_label(group)
-    pairs = [Pair(label, group, label, group, base) for label in group.methods
-             if base and label not in (base, START)]
+    pairs = [Pair(label, group, label, group, base) for label in group.methods if base and label not in (base, START)]
     if not pairs:
         return None
-    table = paired_table(f"differences{group.suffix}", f"{group.reward} minus {base}'s, {group.title}",
-                         f" The second is {base}.", "method", pairs)
+    table = paired_table(
+        f"differences{group.suffix}",
+        f"{group.reward} minus {base}'s, {group.title}",
+        f" The second is {base}.",
+        "method",
+        pairs,
+    )
     return replace(table, answer="")  # who leads is the main table's answer
 
 
@@ -362,23 +454,44 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
                 order = ranking(group, split, steps)
                 text = "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:]
                 rows.append((group.reward, str(group.steps), split, str(steps), text or DASH))
-                long += [{**context(group), "split": split, "steps": steps, "rank": rank, "label": label,
-                          "established": sure} for rank, (label, sure) in enumerate(order, 1)]
+                long += [
+                    {
+                        **context(group),
+                        "split": split,
+                        "steps": steps,
+                        "rank": rank,
+                        "label": label,
+                        "established": sure,
+                    }
+                    for rank, (label, sure) in enumerate(order, 1)
+                ]
                 if len(order) > 1:
                     leads.setdefault(order[0][0], []).append(order[1][1])
     extra = first.suffix.removeprefix(f"_{name_part(first.reward)}_k{first.steps}")
-    note = ("Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
-            f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
-            "of the estimates, not established.")
+    note = (
+        "Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
+        f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
+        "of the estimates, not established."
+    )
     how = " at equal reward queries" if queries else " at equal samples"
-    each = ", ".join(f"{label} {len(sure)} ({sum(sure)})"
-                     for label, sure in sorted(leads.items(), key=lambda item: (-len(item[1]), label_key(item[0]))))
+    each = ", ".join(
+        f"{label} {len(sure)} ({sum(sure)})"
+        for label, sure in sorted(leads.items(), key=lambda item: (-len(item[1]), label_key(item[0])))
+    )
     cases = sum(map(len, leads.values()))
-    answer = (f"Highest{how}, in how many of {cases} cases (a reward, K, split of prompts, number of sampling steps; "
-              f"in brackets: ahead of the next by an interval above 0): {each}.")
-    return Table(f"order{'_queries' * queries}{extra}", f"Order of the methods{how}, {first.model} on {first.device}",
-                 note, ("reward", "training K", "prompts", "sampling steps", "order"), (("", tuple(rows)),),
-                 pd.DataFrame(long), answer if each else "")
+    answer = (
+        f"Highest{how}, in how many of {cases} cases (a reward, K, split of prompts, number of sampling steps; "
+        f"in brackets: ahead of the next by an interval above 0): {each}."
+    )
+    return Table(
+        f"order{'_queries' * queries}{extra}",
+        f"Order of the methods{how}, {first.model} on {first.device}",
+        note,
+        ("reward", "training K", "prompts", "sampling steps", "order"),
+        (("", tuple(rows)),),
+        pd.DataFrame(long),
+        answer if each else "",
+    )
 
 
 def build_tables(groups: list[Group]) -> list[Table]:
@@ -389,15 +502,21 @@ def build_tables(groups: list[Group]) -> list[Table]:
     at_equal = [at_equal_queries(group) for group in groups]
     for group, found in zip(groups, at_equal, strict=True):
         others = sorted(set(group.curves["reward"]) - {group.reward})
-        tables += [main_table(group), equal_queries_table(group, found),
-                   *(main_table(group, other) for other in others), difference_table(group), cost_table(group)]
+        tables += [
+            main_table(group),
+            equal_queries_table(group, found),
+            *(main_table(group, other) for other in others),
+            difference_table(group),
+            cost_table(group),
+        ]
         if claims.applies(group):
             tables += [claims.beside_table(group), claims.claims_table(group)]
         tables += [study.ablation_table(group), study.reach_table(group), study.hacking_table(group)]
     for key in sorted({(group.device, group.model) for group in groups}):
         own = [group for group in groups if (group.device, group.model) == key]
-        equal = [found for group, found in zip(groups, at_equal, strict=True)
-                 if found and (group.device, group.model) == key]
+        equal = [
+            found for group, found in zip(groups, at_equal, strict=True) if found and (group.device, group.model) == key
+        ]
         tables.append(order_table(own))
         tables += [order_table(equal, queries=True)] if equal else []
         tables += study.profile_tables(own, equal)
@@ -412,6 +531,7 @@ _MARKUP = re.compile(r"(`[^`<\[\\|&\n]*`)|[\\`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\]
 def escaped(text: str) -> str:
     """Text of the tables as Markdown, in which it says the same: `code` without signs of markup stays, and so does
     **bold**; every other sign is escaped, so that no label is run, drawn or followed as a link."""
+
     def escape(found: re.Match[str]) -> str:
         return found[1] or {"<": "&lt;", "&": "&amp;"}.get(found[0], "\\" + found[0])
 
@@ -423,14 +543,32 @@ def markdown(table: Table) -> str:
     title, answer, note = map(escaped, (table.title[:1].upper() + table.title[1:], table.answer, table.note))
     lines = [f"**{title}**", *(["", answer] if answer else [])]
     for title, rows in table.blocks:
-        lines += ["", *([f"*{escaped(title)}*", ""] if title else []),
-                  "| " + " | ".join(map(escaped, table.header)) + " |", "|---" * len(table.header) + "|",
-                  *("| " + " | ".join(map(escaped, row)) + " |" for row in rows)]
+        lines += [
+            "",
+            *([f"*{escaped(title)}*", ""] if title else []),
+            "| " + " | ".join(map(escaped, table.header)) + " |",
+            "|---" * len(table.header) + "|",
+            *("| " + " | ".join(map(escaped, row)) + " |" for row in rows),
+        ]
     return "\n".join([*lines, "", note])
 
 
-TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-       "}": r"\}", "~": r"$\sim$", "^": r"\^{}", "–": "--", ">": "$>$", "<": "$<$", "|": "$|$"}
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"$\sim$",
+    "^": r"\^{}",
+    "–": "--",
+    ">": "$>$",
+    "<": "$<$",
+    "|": "$|$",
+}
 
 
 def _tex(text: str) -> str:
@@ -446,9 +584,15 @@ def latex(table: Table) -> str:
     """A LaTeX table environment (package booktabs), without a trailing newline."""
     columns = len(table.header)
     caption = f"{table.title[:1].upper() + table.title[1:]}. {table.note.replace('`', '')}"
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}",
-             rf"\label{{tab:{table.name.replace('_', '-')}}}",
-             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}", r"\toprule", _tex_row(table.header)]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
+        r"\toprule",
+        _tex_row(table.header),
+    ]
     for title, rows in table.blocks:
         lines.append(r"\midrule")
         if title:
@@ -482,23 +626,26 @@ def _numbers(text: str) -> bool:
 def table_files(tables: Iterable[Table]) -> dict[str, bytes]:
     """`tables/*.{md,csv,tex}`, by name. RecordError where two tables would have the same name."""
     formats: dict[str, Callable[[Table], str]] = {
-        ".md": lambda table: markdown(table) + "\n", ".tex": lambda table: latex(table) + "\n",
-        ".csv": lambda table: csv(table.frame)}
+        ".md": lambda table: markdown(table) + "\n",
+        ".tex": lambda table: latex(table) + "\n",
+        ".csv": lambda table: csv(table.frame),
+    }
     files: dict[str, bytes] = {}
     for table in tables:
         for suffix, render in formats.items():
             name = f"tables/{table.name}{suffix}"
             if name in files:
-                raise RecordError(f"two tables would be {name}: rewards, models or devices of these records have names "
-                                  "that differ in their signs alone; keep them in two folders of results")
+                raise RecordError(
+                    f"two tables would be {name}: rewards, models or devices of these records have names "
+                    "that differ in their signs alone; keep them in two folders of results"
+                )
             files[name] = render(table).encode()
     return files
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def text(table: Table) -> str:

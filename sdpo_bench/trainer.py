@@ -557,6 +557,7 @@ def train(
     row, finished = world.alone(opened)
     if finished:
         return
+
     # All that can be refused is refused before anything is written.
     def load() -> tuple[dict[str, Reward], Policy]:
         if world.sharded:

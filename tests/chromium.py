@@ -23,11 +23,25 @@ class Chromium:
         own, their = os.pipe()
         # The browser reads descriptor 3 and writes descriptor 4. (sh may know descriptors of one digit only.)
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{their}'
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions",
-                   "--disable-background-networking", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-                   f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(["bash", "-c", command, str(PATH), *options], pass_fds=(theirs, their),
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-extensions",
+            "--disable-background-networking",
+            "--disable-dev-shm-usage",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, str(PATH), *options],
+            pass_fds=(theirs, their),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs)
         os.close(their)
         self.write, self.read = ours, own
@@ -78,7 +92,7 @@ class Chromium:
             message["sessionId"] = self.session
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self.write, data):]
+            data = data[os.write(self.write, data) :]
         answer = self._until(lambda message: message.get("id") == self.number)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")

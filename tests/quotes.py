@@ -16,8 +16,10 @@ ROOT = Path(__file__).parent.parent
 NUMBER = r"[+-]?\d(?:[\d,]*\d)?(?:\.\d+)?"
 INTERVAL = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
 # What must be tied: intervals, shares, counts of counts, decimals, thousands. Settings (K = 4, 8 steps) need not be.
-QUOTE = re.compile(rf"{INTERVAL}|\d[\d,]* \({NUMBER} %\)|\d+ of (?:the |these )?\d+|{NUMBER} %"
-                   r"|[+-]?\d+\.\d+|\d{1,3}(?:,\d{3})+")
+QUOTE = re.compile(
+    rf"{INTERVAL}|\d[\d,]* \({NUMBER} %\)|\d+ of (?:the |these )?\d+|{NUMBER} %"
+    r"|[+-]?\d+\.\d+|\d{1,3}(?:,\d{3})+"
+)
 COMMENT = re.compile(r"<!-- quotes\n(.*?)-->", re.S)
 FREE = {"95 %"}  # the level of every interval
 
@@ -116,13 +118,13 @@ def agrees(quote: str, source: str) -> bool:
     starts = range(len(theirs)) if " ~ " in source else [0] if " of " not in source or len(ours) > 1 else [0, 1]
     if re.fullmatch(INTERVAL, quote):
         starts = range(len(theirs))
-    return bool(ours) and any(theirs[i:i + len(ours)] == ours for i in starts)
+    return bool(ours) and any(theirs[i : i + len(ours)] == ours for i in starts)
 
 
 def page_text(path: Path) -> str:
     """The page as checked: of README what was found, of others everything."""
     text = path.read_text()
-    return text[text.index("## What it found"):text.index("## Reproduce")] if path.name == "README.md" else text
+    return text[text.index("## What it found") : text.index("## Reproduce")] if path.name == "README.md" else text
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,13 @@ def filled(source: str, row: list[str], head: list[str], column: int) -> str:
     rewards = {"JPEG": "jpeg-compressibility", "colourfulness": "colourfulness"}
     k = re.search(r"K = (\d+)", said)
     for placeholder, value in {
-            "(K)": k[1] if k else "", "(split)": "unseen" if "unseen" in said else "seen", "(steps)": steps,
-            "(reward)": next((name for word, name in rewards.items() if word in said), "alignment"),
-            "(column)": head[column], "(row)": name.strip()}.items():
+        "(K)": k[1] if k else "",
+        "(split)": "unseen" if "unseen" in said else "seen",
+        "(steps)": steps,
+        "(reward)": next((name for word, name in rewards.items() if word in said), "alignment"),
+        "(column)": head[column],
+        "(row)": name.strip(),
+    }.items():
         source = source.replace(placeholder, value)
     return source
 
@@ -155,7 +161,7 @@ def quotes(page: str) -> tuple[list[Quote], list[str]]:
     wrong: list[str] = []
     position = 0
     for comment in [*COMMENT.finditer(page), None]:
-        text = page[position:comment.start() if comment else len(page)]
+        text = page[position : comment.start() if comment else len(page)]
         position = comment.end() if comment else len(page)
         more, complaints = _segment(text, comment[1] if comment else "")
         found += more
@@ -188,7 +194,7 @@ def _segment(text: str, comment: str) -> tuple[list[Quote], list[str]]:
         if text_quoted:
             start = flat.find(text_quoted, at)
             if start < 0:
-                wrong.append(f"{text_quoted!r} is not quoted behind {flat[max(0, at - 40):at]!r}")
+                wrong.append(f"{text_quoted!r} is not quoted behind {flat[max(0, at - 40) : at]!r}")
             else:
                 quote(start, start + len(text_quoted), source)
         elif not following:
@@ -202,9 +208,14 @@ def _segment(text: str, comment: str) -> tuple[list[Quote], list[str]]:
                 quote(*m.span(), filled(choices[number % len(choices)], row, head, column))
         else:
             quote(*following[0].span(), source)
-    wrong += [f"no source for {m[0]!r} in {flat[max(0, m.start() - 50):m.end() + 10]!r}" for m in due
-              if not all(any(start <= m.start() + n.start() and m.start() + n.end() <= end for start, end in spans)
-                         for n in re.finditer(NUMBER, m[0]))]
+    wrong += [
+        f"no source for {m[0]!r} in {flat[max(0, m.start() - 50) : m.end() + 10]!r}"
+        for m in due
+        if not all(
+            any(start <= m.start() + n.start() and m.start() + n.end() <= end for start, end in spans)
+            for n in re.finditer(NUMBER, m[0])
+        )
+    ]
     return found, wrong
 
 
@@ -213,7 +224,7 @@ def _table_at(flat: str, position: int) -> tuple[str, list[tuple[int, int]]]:
     start = flat.rfind("\n\n", 0, position) + 2
     end = flat.find("\n\n", position)
     rows, at = [], start
-    for line in flat[start:end if end >= 0 else len(flat)].split("\n"):
+    for line in flat[start : end if end >= 0 else len(flat)].split("\n"):
         rows.append((at, at + len(line)))
         at += len(line) + 1
     return flat[slice(*rows[0])], rows
@@ -229,11 +240,11 @@ def _cell_at(flat: str, position: int) -> tuple[list[str], list[str], int]:
 
 def _around(flat: str, position: int) -> str:
     start = flat.rfind("\n", 0, position) + 1
-    if flat[start:start + 1] == "|":
+    if flat[start : start + 1] == "|":
         row, head, column = _cell_at(flat, position)
         return f"{head[0]} {head[column]} | {' | '.join(row)}"
     end = flat.find("\n", position)
-    return flat[start:end if end >= 0 else len(flat)]
+    return flat[start : end if end >= 0 else len(flat)]
 
 
 def strangers(quote: Quote) -> list[str]:
@@ -243,8 +254,11 @@ def strangers(quote: Quote) -> list[str]:
         return []
     name, block, row, column = source.rsplit(" | ", 3)
     found = []
-    said = {k for listed in re.findall(r"K = (\d+(?:(?:, \d+)* (?:and|or) \d+)?)", quote.around)
-            for k in re.findall(r"\d+", listed)}
+    said = {
+        k
+        for listed in re.findall(r"K = (\d+(?:(?:, \d+)* (?:and|or) \d+)?)", quote.around)
+        for k in re.findall(r"\d+", listed)
+    }
     ks = set(re.findall(r"_k(\d+)|K = (\d+)", f"{name} {block} {row}"))
     found += [f"K = {k}" for pair in ks for k in pair if k and said and k not in said]
     if step := re.match(r"(\d+) step|.*, (\d+) sampling", column) or re.match(r"(\d+) step|.*, (\d+) sampling", block):

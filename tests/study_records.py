@@ -15,8 +15,14 @@ from synthetic_records import GAIN, eval_row, make_config, provenance, train_row
 from sdpo_bench.groups import Group
 from sdpo_bench.records import RunRecord, RunWriter, mean_frame
 
-QUANTITIES = ("alignment", "alignment_heldout", "jpeg_compressibility", "colourfulness", "diversity",
-              "diversity_heldout")
+QUANTITIES = (
+    "alignment",
+    "alignment_heldout",
+    "jpeg_compressibility",
+    "colourfulness",
+    "diversity",
+    "diversity_heldout",
+)
 EPOCHS, EVAL_STEPS, LAST_STEPS = 4, (1, 2, 4, 8), (16, 50)
 BUDGETS = {"terminal": 0.05, "2": 0.02, "3": 0.012, "4": 0.01, "adaptive": 0.008, "linear3": 0.015}  # error
 
@@ -25,19 +31,37 @@ def dense_row(epoch: int, budget: str, steps: int, seed: int) -> dict[str, objec
     fall = np.linspace(1, 0.2, steps) * (1 + 0.05 * seed)
     mae = BUDGETS[budget] * fall * (1 + epoch / 10)
     corr = [None, *(0.9 - BUDGETS[budget] * fall[1:] * 5)]  # a pair shares its noise: its first step has no difference
-    return {"epoch": epoch, "budget": budget, "queries_per_sample": 3.0, "mae": list(mae), "bias": list(mae / 2),
-            "std": list(0.06 * fall), "corr": corr, "return_corr": list(0.95 - BUDGETS[budget] * fall * 4),
-            "return_sign": [0.8] * steps}
+    return {
+        "epoch": epoch,
+        "budget": budget,
+        "queries_per_sample": 3.0,
+        "mae": list(mae),
+        "bias": list(mae / 2),
+        "std": list(0.06 * fall),
+        "corr": corr,
+        "return_corr": list(0.95 - BUDGETS[budget] * fall * 4),
+        "return_sign": [0.8] * steps,
+    }
 
 
-def write_study(profile: Path, labels: Sequence[str] = ("SDPO", "DDPO", "SDPO-gain", "SDPO (exact)", "DDPO (per step)"),
-                seeds: int = 5, training_steps: Sequence[int] = (4,), rewards: Sequence[str] = ("alignment",)) -> Path:
+def write_study(
+    profile: Path,
+    labels: Sequence[str] = ("SDPO", "DDPO", "SDPO-gain", "SDPO (exact)", "DDPO (per step)"),
+    seeds: int = 5,
+    training_steps: Sequence[int] = (4,),
+    rewards: Sequence[str] = ("alignment",),
+) -> Path:
     """A profile of finished runs of all labels, seeds, K and rewards, and the start's."""
     common = {"eval_steps": EVAL_STEPS, "eval_last_steps": LAST_STEPS}
     configs = [make_config("start", epochs=0, **common)]
-    configs += [make_config(label, seed, steps=k, reward=reward, epochs=EPOCHS, **common)
-                for reward in rewards for k in training_steps for label in labels for seed in range(seeds)
-                if "(" not in label or (reward, k) == (rewards[0], training_steps[0])]
+    configs += [
+        make_config(label, seed, steps=k, reward=reward, epochs=EPOCHS, **common)
+        for reward in rewards
+        for k in training_steps
+        for label in labels
+        for seed in range(seeds)
+        if "(" not in label or (reward, k) == (rewards[0], training_steps[0])
+    ]
     for config in configs:
         folder = profile / "raw" / config["run_id"]
         with RunWriter(folder) as writer:
@@ -55,8 +79,11 @@ def write_study(profile: Path, labels: Sequence[str] = ("SDPO", "DDPO", "SDPO-ga
                         for prompts in row["values"].values():
                             for prompt, values in prompts.items():
                                 prompts[prompt] = [sign * value + (sign < 0) for value in values]
-                        counts = {key: row[key] // 15 for key in row if key not in ("reward", "steps", "values",
-                                                                                   "noise_seeds")}
+                        counts = {
+                            key: row[key] // 15
+                            for key in row
+                            if key not in ("reward", "steps", "values", "noise_seeds")
+                        }
                         writer.append_eval({**row, **counts, "steps": steps})
             if config["label"].startswith("SDPO"):
                 for epoch in (0, EPOCHS // 2, EPOCHS):
@@ -65,8 +92,9 @@ def write_study(profile: Path, labels: Sequence[str] = ("SDPO", "DDPO", "SDPO-ga
             y, x = np.mgrid[:128, :256]
             cells = np.stack([(x // 32) * 30, (y // 32) * 60, x * 0 + 31 * len(config["label"])], -1).astype(np.uint8)
             Image.fromarray(cells).save(folder / f"grid_{'before' if start else 'after'}.png")
-            writer.finish({"epochs": config["epochs"],
-                           "seconds_per_epoch": {"sample": 0.23, "reward": 0.14, "train": 0.6}})
+            writer.finish(
+                {"epochs": config["epochs"], "seconds_per_epoch": {"sample": 0.23, "reward": 0.14, "train": 0.6}}
+            )
     return profile
 
 
@@ -80,21 +108,48 @@ QUERIES = {"SDPO": 3, "SDPO-causal": 3}  # of a sample; others 1
 EPOCH = {"samples": 100, "optimiser_steps": 2, "model_evaluations": 400}
 
 
-def record(label: str, seed: int, curves: dict[int, dict[tuple[str, int], float]], dense: list[dict[str, Any]],
-           steps: int = 4, split: str = "seen", **changes: Any) -> RunRecord:
+def record(
+    label: str,
+    seed: int,
+    curves: dict[int, dict[tuple[str, int], float]],
+    dense: list[dict[str, Any]],
+    steps: int = 4,
+    split: str = "seen",
+    **changes: Any,
+) -> RunRecord:
     """A finished run with `curves`: epoch to the values of (reward, sampling steps)."""
     config = make_config(label, seed, steps=steps, epochs=max(curves), **changes)
     rows = []
     for epoch, values in curves.items():
         counts = {name: amount * epoch for name, amount in EPOCH.items()}
         counts["reward_queries"] = counts["samples"] * QUERIES.get(label, 1)
-        rows += [{"epoch": epoch, **counts, "reward": reward, "steps": k, "values": {split: {"cat": [value]}},
-                  "noise_seeds": [0]} for (reward, k), value in values.items()]
-    train = [train_row(epoch, config) | {"seconds": {"sample": 1.0, "reward": 0.5, "train": 2.5}}
-             for epoch in range(1, max(curves) + 1)]
+        rows += [
+            {
+                "epoch": epoch,
+                **counts,
+                "reward": reward,
+                "steps": k,
+                "values": {split: {"cat": [value]}},
+                "noise_seeds": [0],
+            }
+            for (reward, k), value in values.items()
+        ]
+    train = [
+        train_row(epoch, config) | {"seconds": {"sample": 1.0, "reward": 0.5, "train": 2.5}}
+        for epoch in range(1, max(curves) + 1)
+    ]
     return RunRecord(Path(config["run_id"]), config, provenance(), train, rows, dense, {})
 
 
 def group_of(runs: list[RunRecord], steps: int = 4) -> Group:
-    return Group("full", "cpu: Test Processor", "embedded", "alignment", steps, f"_alignment_k{steps}", tuple(runs),
-                 mean_frame(runs), ())
+    return Group(
+        "full",
+        "cpu: Test Processor",
+        "embedded",
+        "alignment",
+        steps,
+        f"_alignment_k{steps}",
+        tuple(runs),
+        mean_frame(runs),
+        (),
+    )

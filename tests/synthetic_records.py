@@ -24,23 +24,45 @@ EPOCHS = 60
 
 def make_config(label: str = "SDPO", seed: int = 0, **changes: Any) -> dict[str, Any]:
     name = "start" if label == "start" else label.lower()
-    config = {"schema": 1, "label": label, "method": {"name": name, "clip": 1e-3}, "model": "embedded",
-              "reward": "alignment", "steps": 4, "dense": "anchored", "pairs": 32,
-              "epochs": 0 if label == "start" else EPOCHS, "seed": seed, "learning_rate": 1e-4, **changes}
+    config = {
+        "schema": 1,
+        "label": label,
+        "method": {"name": name, "clip": 1e-3},
+        "model": "embedded",
+        "reward": "alignment",
+        "steps": 4,
+        "dense": "anchored",
+        "pairs": 32,
+        "epochs": 0 if label == "start" else EPOCHS,
+        "seed": seed,
+        "learning_rate": 1e-4,
+        **changes,
+    }
     return {**config, "run_id": run_id(config)}
 
 
 def provenance(device: str = DEVICE, **changes: Any) -> dict[str, Any]:
-    return {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False, "device": device, "threads": 1,
-            "versions": {"python": "3.11.7", "torch": "2.13.0"}, "backend": "torch", "command": "sdpo-bench reproduce",
-            **changes}
+    return {
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "dirty": False,
+        "device": device,
+        "threads": 1,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "backend": "torch",
+        "command": "sdpo-bench reproduce",
+        **changes,
+    }
 
 
 def counters(epoch: int, config: dict[str, Any]) -> dict[str, int]:
     samples = epoch * 2 * config["pairs"]
     queries = samples * GAIN.get(config["label"], (0, 1))[1]
-    return {"samples": samples, "reward_queries": queries, "optimiser_steps": 4 * epoch,
-            "model_evaluations": samples * config["steps"]}
+    return {
+        "samples": samples,
+        "reward_queries": queries,
+        "optimiser_steps": 4 * epoch,
+        "model_evaluations": samples * config["steps"],
+    }
 
 
 def eval_row(epoch: int, config: dict[str, Any], reward: str, steps: int, noises: int = 4) -> dict[str, Any]:
@@ -49,20 +71,44 @@ def eval_row(epoch: int, config: dict[str, Any], reward: str, steps: int, noises
     spread = np.random.default_rng([config["seed"], steps, len(config["label"])]).normal(0, 0.006)
     rise = GAIN.get(config["label"], (0.0, 1))[0] * (1 - np.exp(-epoch / 20)) * (0.6 if reward != "alignment" else 1)
     noise = np.random.default_rng([7, steps]).normal(0, 0.05, noises)
-    values = {split: {prompt: list(base - 0.02 * (split == "unseen") + 0.01 * i + noise + rise + spread * (epoch > 0))
-                      for i, prompt in enumerate(prompts)} for split, prompts in PROMPTS.items()}
-    return {"epoch": epoch, **counters(epoch, config), "reward": reward, "steps": steps, "values": values,
-            "noise_seeds": list(range(noises))}
+    values = {
+        split: {
+            prompt: list(base - 0.02 * (split == "unseen") + 0.01 * i + noise + rise + spread * (epoch > 0))
+            for i, prompt in enumerate(prompts)
+        }
+        for split, prompts in PROMPTS.items()
+    }
+    return {
+        "epoch": epoch,
+        **counters(epoch, config),
+        "reward": reward,
+        "steps": steps,
+        "values": values,
+        "noise_seeds": list(range(noises)),
+    }
 
 
 def train_row(epoch: int, config: dict[str, Any]) -> dict[str, Any]:
-    return {"epoch": epoch, **counters(epoch, config), "loss": 0.9, "reward_mean": 0.4 + epoch / 1000,
-            "clip_fraction": 0.1, "log_ratio_max": 0.01, "grad_norm": 0.5,
-            "seconds": {"sample": 0.23, "reward": 0.14, "train": 0.6}}
+    return {
+        "epoch": epoch,
+        **counters(epoch, config),
+        "loss": 0.9,
+        "reward_mean": 0.4 + epoch / 1000,
+        "clip_fraction": 0.1,
+        "log_ratio_max": 0.01,
+        "grad_norm": 0.5,
+        "seconds": {"sample": 0.23, "reward": 0.14, "train": 0.6},
+    }
 
 
-def write_run(profile: Path, config: dict[str, Any], device: str = DEVICE, finished: bool = True,
-              pictures: bool = True, rewards: tuple[str, ...] = ("alignment", "alignment_heldout")) -> Path:
+def write_run(
+    profile: Path,
+    config: dict[str, Any],
+    device: str = DEVICE,
+    finished: bool = True,
+    pictures: bool = True,
+    rewards: tuple[str, ...] = ("alignment", "alignment_heldout"),
+) -> Path:
     folder = profile / "raw" / config["run_id"]
     epochs = config["epochs"]
     with RunWriter(folder) as writer:
@@ -80,8 +126,13 @@ def write_run(profile: Path, config: dict[str, Any], device: str = DEVICE, finis
                 cells = np.stack([(x // 32) * 30, (y // 32) * 60, x * 0 + shift], -1).astype(np.uint8)
                 Image.fromarray(cells).save(folder / f"grid_{when}.png")
         if finished:
-            writer.finish({"epochs": epochs, "seconds": {"sample": 14.0, "reward": 8.0, "train": 36.0, "evaluate": 9.0},
-                           "seconds_per_epoch": {"sample": 0.23, "reward": 0.14, "train": 0.6}})
+            writer.finish(
+                {
+                    "epochs": epochs,
+                    "seconds": {"sample": 14.0, "reward": 8.0, "train": 36.0, "evaluate": 9.0},
+                    "seconds_per_epoch": {"sample": 0.23, "reward": 0.14, "train": 0.6},
+                }
+            )
             # Tests change these records: without digests they are read as those of older versions.
             done = json.loads((folder / "done.json").read_text())
             del done["records_sha256"]
@@ -89,8 +140,9 @@ def write_run(profile: Path, config: dict[str, Any], device: str = DEVICE, finis
     return folder
 
 
-def write_profile(profile: Path, seeds: int = 2, labels: tuple[str, ...] = tuple(GAIN),
-                  training_steps: tuple[int, ...] = (4,)) -> Path:
+def write_profile(
+    profile: Path, seeds: int = 2, labels: tuple[str, ...] = tuple(GAIN), training_steps: tuple[int, ...] = (4,)
+) -> Path:
     """A profile of every label in `labels` with `seeds` runs each, and the start's one."""
     write_run(profile, make_config("start"))
     for steps in training_steps:

@@ -40,8 +40,16 @@ def write(profile: Path, curve: Curve, seeds: dict[str, int], **changes: object)
                 for epoch in EPOCHS if config["epochs"] else (0,):
                     for steps in STEPS:
                         values = {"seen": {"cat": [curve(label, seed, epoch, steps)] * 2}}
-                        writer.append_eval({"epoch": epoch, **counters(epoch, config), "reward": setting["reward"],
-                                            "steps": steps, "values": values, "noise_seeds": [0, 1]})
+                        writer.append_eval(
+                            {
+                                "epoch": epoch,
+                                **counters(epoch, config),
+                                "reward": setting["reward"],
+                                "steps": steps,
+                                "values": values,
+                                "noise_seeds": [0, 1],
+                            }
+                        )
                 writer.finish({"epochs": config["epochs"], "seconds": {}, "seconds_per_epoch": {}})
     (group,) = load_groups(profile)
     return group

@@ -280,8 +280,7 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     code, out, err = run("tables", profile, "--check")
     assert code == 1
     assert out.count("\n") == 4
-    for part in ("report.html: other", "tables/old.md: not from these records", ".svg: missing",
-                 ".generated: other"):
+    for part in ("report.html: other", "tables/old.md: not from these records", ".svg: missing", ".generated: other"):
         assert part in out
     assert err.startswith("error: ")
     record = next((profile / "raw").glob("sdpo*/eval.jsonl"))

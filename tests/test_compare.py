@@ -35,6 +35,7 @@ def run(capsys):
     def run(*arguments: object) -> tuple[int, str, str]:
         code = cli.main(["compare", *map(str, arguments)])
         return code, *capsys.readouterr()
+
     return run
 
 
@@ -52,7 +53,8 @@ def test_two_labels(results, run):
     assert 0.5 < cell["probability"] < 1
     assert cell["probability_low"] < cell["probability"] < cell["probability_high"]
     assert frame.loc[("seen", "mean"), "difference"] == pytest.approx(
-        frame.loc["seen"]["difference"].drop("mean").mean(), abs=1e-6)
+        frame.loc["seen"]["difference"].drop("mean").mean(), abs=1e-6
+    )
     assert len(cell["run_ids"].split()) == 10
 
 
@@ -105,17 +107,20 @@ def test_two_models(results, tmp_path):
         compare(str(results / "full"), str(other), Path())
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: start, SDPO, DDPO, REBEL"),
-    (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: start, SDPO, DDPO, REBEL"),
-    (["SDPO", "REBEL"], r"no seed in common: SDPO minus REBEL \(trained on alignment with K = 4"),
-    (["SDPO", "DDPO", "--profile", "fulll"], "fulll has no raw/ folder of records; --profile is one of: full"),
-    (["SDPO", "DDPO", "--results", "nowhere"], "say with --results where the profiles are"),
-    (["{results}/full", "DDPO"], r"expected two folders of results, each with a raw/ folder of records"),
-    (["{results}/full", "{results}/none"], r"expected two folders of results"),
-    (["{results}/full", "{results}/full"], "are the same folder"),
-    (["SDPO"], "required"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: start, SDPO, DDPO, REBEL"),
+        (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: start, SDPO, DDPO, REBEL"),
+        (["SDPO", "REBEL"], r"no seed in common: SDPO minus REBEL \(trained on alignment with K = 4"),
+        (["SDPO", "DDPO", "--profile", "fulll"], "fulll has no raw/ folder of records; --profile is one of: full"),
+        (["SDPO", "DDPO", "--results", "nowhere"], "say with --results where the profiles are"),
+        (["{results}/full", "DDPO"], r"expected two folders of results, each with a raw/ folder of records"),
+        (["{results}/full", "{results}/none"], r"expected two folders of results"),
+        (["{results}/full", "{results}/full"], "are the same folder"),
+        (["SDPO"], "required"),
+    ],
+)
 def test_bad_input(results, run, arguments, message):
     arguments = [text.format(results=results) for text in arguments]
     code, out, err = run(*arguments, *([] if "--results" in arguments else ["--results", results]))
@@ -126,8 +131,11 @@ def test_bad_input(results, run, arguments, message):
 
 def changed(profile: Path, name: str, change) -> None:
     for path in profile.glob(f"raw/sdpo-*/{name}"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if name == "eval.jsonl" else [
-            json.loads(path.read_text())]
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if name == "eval.jsonl"
+            else [json.loads(path.read_text())]
+        )
         for row in rows:
             change(row)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -137,12 +145,18 @@ def renamed(row):
     row["values"]["seen"]["lynx"] = row["values"]["seen"].pop("cat")
 
 
-@pytest.mark.parametrize(("name", "change", "message"), [
-    ("eval.jsonl", lambda row: row.update(noise_seeds=[9, 8, 7, 6]), r"not evaluated alike \(noises"),
-    ("eval.jsonl", renamed, r"alike \(prompts: seen \['cat', 'dog', 'fox'\] and \['dog', 'fox', 'lynx'\]"),
-    ("provenance.json", lambda row: row.update(rewards={"alignment": {"revision": "2", "scale": "cosine"}}),
-     r"not evaluated alike \(reward's version"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("eval.jsonl", lambda row: row.update(noise_seeds=[9, 8, 7, 6]), r"not evaluated alike \(noises"),
+        ("eval.jsonl", renamed, r"alike \(prompts: seen \['cat', 'dog', 'fox'\] and \['dog', 'fox', 'lynx'\]"),
+        (
+            "provenance.json",
+            lambda row: row.update(rewards={"alignment": {"revision": "2", "scale": "cosine"}}),
+            r"not evaluated alike \(reward's version",
+        ),
+    ],
+)
 def test_values_that_were_measured_otherwise_are_refused(results, tmp_path, name, change, message):
     other = write_profile(tmp_path / "full", seeds=1, labels=("SDPO",))
     changed(other, name, change)
@@ -163,17 +177,25 @@ def test_other_devices_are_refused(results, tmp_path):
 
 
 def test_it_needs_no_torch(results):
-    code = ("import sys; from sdpo_bench.__main__ import main\n"
-            f"assert main(['compare', 'SDPO', 'DDPO', '--results', {str(results)!r}]) == 0\n"
-            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1],
-                   stdout=subprocess.DEVNULL)
+    code = (
+        "import sys; from sdpo_bench.__main__ import main\n"
+        f"assert main(['compare', 'SDPO', 'DDPO', '--results', {str(results)!r}]) == 0\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1], stdout=subprocess.DEVNULL
+    )
 
 
 def runs_of(values: dict[str, list[tuple[float, float]]]):
     """A group of runs that end at these values with 1 and 2 sampling steps, by label and seed."""
-    return group_of([record(label, seed, {10: {("alignment", 1): one, ("alignment", 2): two}}, [])
-                     for label, runs in values.items() for seed, (one, two) in enumerate(runs)])
+    return group_of(
+        [
+            record(label, seed, {10: {("alignment", 1): one, ("alignment", 2): two}}, [])
+            for label, runs in values.items()
+            for seed, (one, two) in enumerate(runs)
+        ]
+    )
 
 
 def test_tolerances_and_verdicts_by_hand(monkeypatch):
@@ -186,10 +208,20 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
     The start's is 1 % of the reference's value, 0.5: 0.005. With 2 steps all deviations are a tenth: 0.367, 0.424 and
     0.520.
     """
-    reference = {"start": [(0.5, 0.5)], "SDPO": [(1.0, 0.1), (3.0, 0.3)], "DDPO": [(4.0, 0.4), (5.0, 0.5), (6.0, 0.6)],
-                 "REBEL": [(7.0, 0.7)], "D3PO": [(1.0, 1.0)]}
-    mine = {"start": [(0.504, 0.506)], "SDPO": [(5.6, 0.5), (5.7, 0.64)], "DDPO": [(9.25, 0.92)],
-            "REBEL": [(1.9, 1.23)], "PRDP": [(1.0, 1.0)]}
+    reference = {
+        "start": [(0.5, 0.5)],
+        "SDPO": [(1.0, 0.1), (3.0, 0.3)],
+        "DDPO": [(4.0, 0.4), (5.0, 0.5), (6.0, 0.6)],
+        "REBEL": [(7.0, 0.7)],
+        "D3PO": [(1.0, 1.0)],
+    }
+    mine = {
+        "start": [(0.504, 0.506)],
+        "SDPO": [(5.6, 0.5), (5.7, 0.64)],
+        "DDPO": [(9.25, 0.92)],
+        "REBEL": [(1.9, 1.23)],
+        "PRDP": [(1.0, 1.0)],
+    }
     folders = {"mine": [runs_of(mine)], "reference": [runs_of(reference)]}
     monkeypatch.setattr("sdpo_bench.compare.load_groups", folders.__getitem__)
     lines = compare_with_reference("mine", "reference").splitlines()
@@ -205,5 +237,6 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
         ["seen", "DDPO", "2", "0.920", "(n=1)", "0.500", "(n=3)", "0.424", "within"],  # by 0.42
         ["seen", "REBEL", "2", "1.230", "(n=1)", "0.700", "(n=1)", "0.520", "OUTSIDE"],  # by 0.53
         ["seen", "PRDP", "2", "1.000", "(n=1)", "–", "–", "not", "in", "both"],
-        ["seen", "D3PO", "2", "–", "1.000", "(n=1)", "–", "not", "in", "both"]]
+        ["seen", "D3PO", "2", "–", "1.000", "(n=1)", "–", "not", "in", "both"],
+    ]
     assert lines[-1] == ("4 of 8 values within tolerance; about 1 in 20 falls outside by chance; 4 not compared.")

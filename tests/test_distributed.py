@@ -209,9 +209,7 @@ def test_a_failure_in_one_process_ends_all_and_any_number_goes_on(config, tmp_pa
     train(config, whole)
     assert processes.run(2, broken_second_epoch, config, parts, tmp_path) == [0, 0]
     said = "reward colourfulness raised ConnectionError (no answer) for a picture of this run, twice"
-    assert (tmp_path / "1").read_text() == (
-        f"UserError: {said}; the state after epoch 1 is saved, go on with --resume"
-    )
+    assert (tmp_path / "1").read_text() == (f"UserError: {said}; the state after epoch 1 is saved, go on with --resume")
     assert (tmp_path / "0").read_text() == f"OtherFailed: process 1: UserError: {said}"
     assert load_checkpoint(parts / "checkpoint.pt", name)["epoch"] == 1
     assert json.loads((parts / "provenance.json").read_text())["processes"] == 2

@@ -156,9 +156,7 @@ def test_the_terms_of_a_sum_see_the_same_pictures(monkeypatch):
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = reward(images, ["a", "b"])
     real = REWARDS["colourfulness"].__call__
-    monkeypatch.setattr(
-        REWARDS["colourfulness"], "__call__", lambda self, x, p: (real(self, x, p), x.zero_())[0]
-    )
+    monkeypatch.setattr(REWARDS["colourfulness"], "__call__", lambda self, x, p: (real(self, x, p), x.zero_())[0])
     assert torch.equal(reward(images, ["a", "b"]), expected)
 
 

@@ -124,8 +124,9 @@ def test_the_forest_shows_paired_differences(study):
     assert titles(figure)[-1] == "50 sampling steps"
     for axis, k in zip(figure.axes, (*EVAL_STEPS, *LAST_STEPS), strict=True):
         for y, (label, method) in enumerate([("SDPO (exact)", "SDPO"), ("DDPO (per step)", "DDPO")]):
-            expected = paired_difference(study.cell(label, "alignment", "seen", k),
-                                         study.cell(method, "alignment", "seen", k))
+            expected = paired_difference(
+                study.cell(label, "alignment", "seen", k), study.cell(method, "alignment", "seen", k)
+            )
             assert axis.get_lines()[1 + y].get_xdata() == pytest.approx(expected.value)
             np.testing.assert_allclose(axis.collections[y].get_segments()[0][:, 0], expected[1:3])
 
@@ -145,8 +146,9 @@ def test_hacking_shows_a_point_a_run_and_the_means(study):
     runs, mean = (line for line in axis.get_lines() if line.get_color() == KNOWN["SDPO"][0])
     x, y = (changes(study, "SDPO", reward) for reward in ("alignment", "diversity"))
     assert sorted(runs.get_xdata()) == pytest.approx(sorted(x.values()))
-    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == pytest.approx((np.mean(list(x.values())),
-                                                                       np.mean(list(y.values()))))
+    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == pytest.approx(
+        (np.mean(list(x.values())), np.mean(list(y.values())))
+    )
     assert max(y.values()) < 0 < min(x.values())
     start, after = (study.cell(label, "diversity", "seen", 4) for label in ("start", "SDPO"))
     alone = {seed: value - start[0] for seed, value in after.items()}
@@ -158,8 +160,13 @@ def test_dense_errors_by_step_budget_and_epoch(study):
     assert titles(figure) == ["mean absolute error", "correlation of returns", "error during training"]
     assert len(legend(figure)) == len(BUDGETS) + 1
     error, correlation, epochs = figure.axes
-    rows = [row for run in study.runs if run.label == "SDPO" for row in run.dense
-            if row["epoch"] == EPOCHS and row["budget"] == "3"]
+    rows = [
+        row
+        for run in study.runs
+        if run.label == "SDPO"
+        for row in run.dense
+        if row["epoch"] == EPOCHS and row["budget"] == "3"
+    ]
     assert len(rows) == 5
     drawn = {line.get_color(): line for line in error.get_lines()}[figures.BUDGETS["3"][1]]
     np.testing.assert_allclose(drawn.get_ydata(), np.mean([row["mae"] for row in rows], axis=0))
@@ -214,8 +221,16 @@ def test_pictures_show_the_shared_start_once(group):
 
 def test_the_texts_say_what_the_records_show(study):
     found = {drawing.name.removesuffix(study.suffix): drawing for drawing in drawings([study])}
-    assert {*found} == {"curves_samples", "published", "steps", "curves_reward_queries", "curves_optimiser_steps",
-                        "hacking", "dense", "ablations"}
+    assert {*found} == {
+        "curves_samples",
+        "published",
+        "steps",
+        "curves_reward_queries",
+        "curves_optimiser_steps",
+        "hacking",
+        "dense",
+        "ablations",
+    }
     assert "DDPO at 1, 2, 4, 8, 16 and 50 sampling steps" in found["curves_samples"].alt
     assert "diversity in 15 of 15" in found["hacking"].alt
     assert "alignment_heldout in 0 of 15" in found["hacking"].alt
@@ -227,8 +242,11 @@ def test_the_texts_say_what_the_records_show(study):
 
 def test_files(group):
     folder = reported_profile() / "figures"
-    expected = {f"{stem}_alignment_k{k}.svg" for k in (4, 20)
-                for stem in ("curves_samples", "curves_reward_queries", "curves_optimiser_steps", "steps", "hacking")}
+    expected = {
+        f"{stem}_alignment_k{k}.svg"
+        for k in (4, 20)
+        for stem in ("curves_samples", "curves_reward_queries", "curves_optimiser_steps", "steps", "hacking")
+    }
     assert {path.name for path in folder.iterdir()} == expected | {"published.svg"}
     for path in folder.iterdir():
         data = path.read_bytes()

@@ -12,17 +12,25 @@ import pytest
 from quotes import ROOT, Quote, agrees, cells_of, numbers, page_text, quotes, strangers
 
 PAGES = ("README.md", "docs/findings.md")
-INTERVALS = [Quote(found.text, found.source, found.around) for page in PAGES
-             for found in quotes(page_text(ROOT / page))[0] if len(numbers(found.text)) == 3]
+INTERVALS = [
+    Quote(found.text, found.source, found.around)
+    for page in PAGES
+    for found in quotes(page_text(ROOT / page))[0]
+    if len(numbers(found.text)) == 3
+]
 
 
 def complaints(page: str) -> list[str]:
     """All that is wrong with a page's quotes."""
     found, wrong = quotes(page)
-    wrong += [f"{quote.text!r} is not what {quote.source} says" for quote in found
-              if not agrees(quote.text, quote.source)]
-    return wrong + [f"{quote.text!r} is from {quote.source}, but {name} is not named beside it"
-                    for quote in found for name in strangers(quote)]
+    wrong += [
+        f"{quote.text!r} is not what {quote.source} says" for quote in found if not agrees(quote.text, quote.source)
+    ]
+    return wrong + [
+        f"{quote.text!r} is from {quote.source}, but {name} is not named beside it"
+        for quote in found
+        for name in strangers(quote)
+    ]
 
 
 @pytest.mark.parametrize(("page", "at_least"), [("README.md", 65), ("docs/findings.md", 350)])
@@ -38,8 +46,20 @@ def other_k(source: str) -> list[str]:
 
 def other_method(source: str) -> list[str]:
     name, block, _, column = source.rsplit(" | ", 3)
-    rows = ("SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO", "SDPO (exact) minus SDPO",
-            "DDPO-dense minus DDPO", "SDPO (last step) minus SDPO", "alignment, K = 4", "jpeg_compressibility, K = 20")
+    rows = (
+        "SDPO",
+        "SDPO-causal",
+        "DDPO",
+        "DDPO-dense",
+        "REBEL",
+        "PRDP",
+        "D3PO",
+        "SDPO (exact) minus SDPO",
+        "DDPO-dense minus DDPO",
+        "SDPO (last step) minus SDPO",
+        "alignment, K = 4",
+        "jpeg_compressibility, K = 20",
+    )
     return [f"{name} | {block} | {row} | {column}" for row in rows]
 
 
@@ -52,8 +72,9 @@ def other_prompts(source: str) -> list[str]:
     return [source.replace(" | seen", " | unseen"), source.replace(" | unseen", " | seen")]
 
 
-@pytest.mark.parametrize(("kind", "at_least"), [(other_k, 200), (other_method, 200), (other_steps, 150),
-                                                (other_prompts, 80)])
+@pytest.mark.parametrize(
+    ("kind", "at_least"), [(other_k, 200), (other_method, 200), (other_steps, 150), (other_prompts, 80)]
+)
 def test_a_neighbours_value_is_refused(kind: Callable[[str], list[str]], at_least):
     """The value of another K, method, number of steps or split of prompts does not pass for any quote."""
     refused = 0
@@ -94,24 +115,27 @@ contradicted of full/order_paper | SDPO above DDPO, seen | alignment, K = 4 | *
 """
 
 
-@pytest.mark.parametrize(("right", "wrong", "complaint"), [
-    ("+0.061 [+0.051, +0.071]", "+0.028 [+0.019, +0.038]", "is not what full/ablations_alignment_k20"),  # K = 4's
-    ("at K = 20 DDPO-dense", "at K = 4 DDPO-dense", "K = 20 is not named"),
-    ("DDPO-dense is above", "REBEL is above", "DDPO-dense is not named"),
-    ("87 of 96", "86 of 96", "'87' is not quoted"),
-    ("87 of 96", "87 of 64", "'of 96' is not quoted"),
-    ("| K = 4 | K = 20 |", "| K = 20 | K = 4 |", "is not what full/differences_alignment_k20"),
-    ("| DDPO | +0.016", "| D3PO | +0.016", "is not what full/differences_alignment_k4 | seen | D3PO"),
-    ("| REBEL |", "| REBEL, unseen prompts |", "is not what full/differences_alignment_k4 | unseen"),
-    ("At 50 steps", "At 16 steps", "50 steps is not named"),
-    ("SDPO minus DDPO is -0.028", "SDPO minus DDPO is +0.028", "is not what full/order_paper"),
-    ("at 4 of 6 numbers", "at 5 of 6 numbers", "'5 of 6' is not what contradicted"),
-    ("numbers of steps.", "numbers of steps, by 0.03.", "no source for '0.03'"),
-    ("-0.028 [-0.042, -0.015]", "much", "is not what full/order_paper"),
-    ("_k20 | seen", "_k4 | seen", "is not what full/ablations_alignment_k4"),
-    ("K = 4 | 50 steps", "K = 4 | 16 steps", "is not what full/order_paper"),
-    ("contradicted of", "supported of", "'4 of 6' is not what supported"),
-])
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("+0.061 [+0.051, +0.071]", "+0.028 [+0.019, +0.038]", "is not what full/ablations_alignment_k20"),  # K = 4's
+        ("at K = 20 DDPO-dense", "at K = 4 DDPO-dense", "K = 20 is not named"),
+        ("DDPO-dense is above", "REBEL is above", "DDPO-dense is not named"),
+        ("87 of 96", "86 of 96", "'87' is not quoted"),
+        ("87 of 96", "87 of 64", "'of 96' is not quoted"),
+        ("| K = 4 | K = 20 |", "| K = 20 | K = 4 |", "is not what full/differences_alignment_k20"),
+        ("| DDPO | +0.016", "| D3PO | +0.016", "is not what full/differences_alignment_k4 | seen | D3PO"),
+        ("| REBEL |", "| REBEL, unseen prompts |", "is not what full/differences_alignment_k4 | unseen"),
+        ("At 50 steps", "At 16 steps", "50 steps is not named"),
+        ("SDPO minus DDPO is -0.028", "SDPO minus DDPO is +0.028", "is not what full/order_paper"),
+        ("at 4 of 6 numbers", "at 5 of 6 numbers", "'5 of 6' is not what contradicted"),
+        ("numbers of steps.", "numbers of steps, by 0.03.", "no source for '0.03'"),
+        ("-0.028 [-0.042, -0.015]", "much", "is not what full/order_paper"),
+        ("_k20 | seen", "_k4 | seen", "is not what full/ablations_alignment_k4"),
+        ("K = 4 | 50 steps", "K = 4 | 16 steps", "is not what full/order_paper"),
+        ("contradicted of", "supported of", "'4 of 6' is not what supported"),
+    ],
+)
 def test_a_wrong_quote_is_noticed(right, wrong, complaint):
     assert complaints(PAGE) == []
     assert PAGE.count(right) == 1

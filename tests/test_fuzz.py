@@ -27,8 +27,16 @@ VALUES: list[Any] = [
     "\x1b[2J", "\ud800", "$x_{", "<script>", "![x](http://x)", "a|b`c", "é" * 300, [], {}, [[]], {"x": {}}, [None] * 3,
     {"name": 3}, ["a", 1],
 ]  # fmt: skip
-FILES = ("config.json", "provenance.json", "train.jsonl", "eval.jsonl", "dense.jsonl", "done.json", "grid_after.png",
-         "plan.json")
+FILES = (
+    "config.json",
+    "provenance.json",
+    "train.jsonl",
+    "eval.jsonl",
+    "dense.jsonl",
+    "done.json",
+    "grid_after.png",
+    "plan.json",
+)
 
 
 def small_study(folder: Path) -> Path:
@@ -87,23 +95,23 @@ def damage(path: Path, choose: random.Random) -> None:
     content = path.read_bytes()
     kind = choose.random()
     if kind < 0.1:
-        path.write_bytes(content[:choose.randrange(len(content) + 1)])
+        path.write_bytes(content[: choose.randrange(len(content) + 1)])
     elif kind < 0.2:
         at = choose.randrange(len(content))
-        path.write_bytes(content[:at] + bytes([choose.randrange(256)]) + content[at + 1:])
+        path.write_bytes(content[:at] + bytes([choose.randrange(256)]) + content[at + 1 :])
     elif kind < 0.23:
         path.unlink()
     elif kind < 0.25:
         path.write_bytes(b"[" * 100_000)
     elif path.suffix == ".png":
-        path.write_bytes(content[:choose.randrange(100)])
+        path.write_bytes(content[: choose.randrange(100)])
     elif path.suffix == ".json":
         path.write_text(json.dumps(mutate(json.loads(content), choose)))
     else:
         lines = content.decode().splitlines()
         at = choose.randrange(len(lines))
         if choose.random() < 0.1:
-            lines[at:at + 1] = [] if choose.random() < 0.5 else [lines[at]] * 2
+            lines[at : at + 1] = [] if choose.random() < 0.5 else [lines[at]] * 2
         else:
             lines[at] = json.dumps(mutate(json.loads(lines[at]), choose))
         path.write_text("".join(line + "\n" for line in lines))
@@ -132,8 +140,11 @@ def examine(study: Path, seed: int) -> None:
             patch.setattr(figures, "svg", lambda figure: '<svg width="1" height="1"></svg>')
         profile = Path(temporary) / "full"
         shutil.copytree(study, profile)
-        holders = [profile] if name == "plan.json" else sorted(
-            path for path in profile.glob("raw/*") if (path / name).exists())
+        holders = (
+            [profile]
+            if name == "plan.json"
+            else sorted(path for path in profile.glob("raw/*") if (path / name).exists())
+        )
         target = choose.choice(holders)
         for _ in range(choose.randint(1, 3)):
             # The damage before may have left nothing to mutate.
@@ -153,8 +164,14 @@ def examine(study: Path, seed: int) -> None:
         assert {key: value for key, value in contents(profile).items() if key in before} == before
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
-          suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(seed=st.integers(0, 2**32))
 def test_damaged_records_end_in_a_line(study, seed):
     examine(study, seed)

@@ -44,7 +44,8 @@ def test_somebody_elses_files_stay(folder):
     assert {name: found[name] for name in fewer} == fewer
     assert found.keys() - fewer.keys() == {MANIFEST, "notes.md", "tables/own.csv", "figures/own.png"}
     assert {name: found[name] for name in before.keys() - FILES.keys() - {MANIFEST}} == dict.fromkeys(
-        ("notes.md", "tables/own.csv", "figures/own.png"), b"mine")
+        ("notes.md", "tables/own.csv", "figures/own.png"), b"mine"
+    )
     assert differences(folder, fewer) == {}
     assert list(json.loads((folder / MANIFEST).read_text())) == sorted(fewer)
 
@@ -142,14 +143,20 @@ def test_a_kill_at_any_write_is_survived(folder, monkeypatch):
 
 def test_two_processes_that_write_the_same_tables_both_succeed(tmp_path):
     """Real processes at the same moment, on files large enough to overlap, in several rounds."""
-    code = ("import sys, pathlib; from sdpo_bench.generated import write\n"
-            "sys.stdin.readline()\n"
-            "for i in range(15):\n"
-            "    files = {f'tables/{n}.md': b'%d %d ' % (i, n) * 20000 for n in range(i % 3, 6)}\n"
-            "    write(pathlib.Path(sys.argv[1]), lambda: files)\n")
+    code = (
+        "import sys, pathlib; from sdpo_bench.generated import write\n"
+        "sys.stdin.readline()\n"
+        "for i in range(15):\n"
+        "    files = {f'tables/{n}.md': b'%d %d ' % (i, n) * 20000 for n in range(i % 3, 6)}\n"
+        "    write(pathlib.Path(sys.argv[1]), lambda: files)\n"
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                  cwd=Path(__file__).parents[1]) for _ in range(2)]
+    processes = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+        )
+        for _ in range(2)
+    ]
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
@@ -159,7 +166,9 @@ def test_two_processes_that_write_the_same_tables_both_succeed(tmp_path):
     last = {f"tables/{n}.md": b"14 %d " % n * 20000 for n in range(2, 6)}
     assert differences(tmp_path, last) == {}
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
-        MANIFEST, *(Path(name).name for name in last)}
+        MANIFEST,
+        *(Path(name).name for name in last),
+    }
 
 
 def test_the_command_names_the_file_in_the_way(tmp_path, capsys):

@@ -35,8 +35,12 @@ def hostile(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hostile") / "full"
     for label in LABELS:
         write_run(folder, make_config(label, epochs=10), pictures=False)
-    write_run(folder, make_config("SDPO", epochs=10, reward="<b>`r`</b> | \\"), pictures=False,
-              rewards=("<b>`r`</b> | \\", "=1+1"))
+    write_run(
+        folder,
+        make_config("SDPO", epochs=10, reward="<b>`r`</b> | \\"),
+        pictures=False,
+        rewards=("<b>`r`</b> | \\", "=1+1"),
+    )
     assert cli.main(["tables", str(folder)]) == 0
     return folder
 
@@ -94,7 +98,7 @@ def test_no_text_of_a_csv_is_a_formula(hostile):
                     numbers = re.fullmatch(r"-?[\d.e+-]+( -?[\d.e+-]+)*", cell)
                     assert numbers or not cell.startswith(("=", "+", "-", "@", "\t", "\r")), (path, cell)
     frame = pd.read_csv(hostile / "tables" / "main_alignment_k4.csv")
-    assert {"'=HYPERLINK(\"http://evil\")", "'+1+1", "'@SUM(1)", "a|b"} <= set(frame["label"])
+    assert {'\'=HYPERLINK("http://evil")', "'+1+1", "'@SUM(1)", "a|b"} <= set(frame["label"])
     assert frame["value"].dtype == float
 
 
@@ -113,9 +117,9 @@ def test_latex_of_any_label_is_balanced(hostile):
 
 def test_what_is_said_is_kept():
     assert escaped("a > b, a ~ b, 1 < 2, `code --x`, **bold**, [0.1, 0.2] (n=5)") == (
-        "a > b, a ~ b, 1 < 2, `code --x`, **bold**, [0.1, 0.2] (n=5)")
-    assert escaped("<b> | `<i>` \\ [x](y) ![z] &amp; &") == (
-        "&lt;b> \\| \\`&lt;i>\\` \\\\ [x\\](y) \\![z] &amp;amp; &")
+        "a > b, a ~ b, 1 < 2, `code --x`, **bold**, [0.1, 0.2] (n=5)"
+    )
+    assert escaped("<b> | `<i>` \\ [x](y) ![z] &amp; &") == ("&lt;b> \\| \\`&lt;i>\\` \\\\ [x\\](y) \\![z] &amp;amp; &")
     shown = markdown(Table("x", "`a", "n", ("h|",), (("", (("x|",),)),), pd.DataFrame()))
     assert shown == "**\\`a**\n\n| h\\| |\n|---|\n| x\\| |\n\nn"
     assert r"{}[a] & b \\" in latex(Table("x", "t", "n", ("h", "i"), (("", (("[a]", "b"),)),), pd.DataFrame()))
@@ -129,8 +133,9 @@ def test_no_control_character_reaches_the_terminal(hostile, tmp_path, capsys):
     folder = tmp_path / "full"
     shutil.copytree(hostile, folder)
     record = next(folder.glob("raw/sdpo-*/provenance.json"))
-    record.write_text(json.dumps(json.loads(record.read_text()) | {
-        "command": "x\x1b[2J\n```\n<script>", "commit": "abc"}))
+    record.write_text(
+        json.dumps(json.loads(record.read_text()) | {"command": "x\x1b[2J\n```\n<script>", "commit": "abc"})
+    )
     assert cli.main(["tables", str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "x\\x1b[2J ``` <script>" in text.partition("\n````\n")[2], "in a fence that it cannot end"
@@ -155,8 +160,13 @@ def test_labels_with_control_characters_are_refused(tmp_path, label):
 def test_names_of_any_length_fit_into_a_files_name(tmp_path):
     """A table's name is made of a reward, a model, a device and another reward."""
     long = "reward" * 15
-    write_run(tmp_path, make_config("SDPO", epochs=1, reward=long, model="m" * 300), pictures=False,
-              rewards=(long, "o" * 300), device="d" * 300)
+    write_run(
+        tmp_path,
+        make_config("SDPO", epochs=1, reward=long, model="m" * 300),
+        pictures=False,
+        rewards=(long, "o" * 300),
+        device="d" * 300,
+    )
     write_run(tmp_path, make_config("SDPO", epochs=1), pictures=False)
     write_run(tmp_path, make_config("DDPO", epochs=1), pictures=False)
     assert cli.main(["tables", str(tmp_path)]) == 0

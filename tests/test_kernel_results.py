@@ -103,7 +103,9 @@ def test_the_same_records_give_the_same_bytes(tmp_path, capsys):
     written = write_kernel_tables(folder)
     first = contents(folder)
     assert {path.relative_to(folder).as_posix() for path in written} == first.keys() - {
-        "0123456789ab.json", ".generated"}
+        "0123456789ab.json",
+        ".generated",
+    }
     assert len(written) == 1 + 2 + 2  # README, table, figure
     write_kernel_tables(folder)
     assert contents(folder) == first

@@ -179,8 +179,7 @@ def test_formulas(seed, size):
     h = 1 if dA > 0 else -1
     low, high = math.log(0.9), math.log(1.1)
     d3po = sum(
-        math.log1p(math.exp(-0.1 * h * (min(max(R[0][k], low), high) - min(max(R[1][k], low), high))))
-        for k in range(3)
+        math.log1p(math.exp(-0.1 * h * (min(max(R[0][k], low), high) - min(max(R[1][k], low), high)))) for k in range(3)
     )
     expected = {"sdpo": sdpo / 3, "sdpo_causal": sdpo / 3, "ddpo": ddpo / 3, "d3po": d3po / 3}
     expected |= {"prdp": prdp, "rebel": rebel}

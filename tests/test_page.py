@@ -33,10 +33,14 @@ def page(request, tmp_path_factory) -> Path:
 
 def complaints(browser: chromium.Chromium) -> list[str]:
     """What the page wrote to the console, threw, or asked of the network; in it are no files but the page itself."""
-    found = [str(event["params"]) for event in browser.events
-             if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")]
-    requests = [event["params"]["request"]["url"] for event in browser.events
-                if event["method"] == "Network.requestWillBeSent"]
+    found = [
+        str(event["params"])
+        for event in browser.events
+        if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    ]
+    requests = [
+        event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"
+    ]
     return found + [url for url in requests if not url.startswith("data:")][1:]
 
 
@@ -48,13 +52,20 @@ def test_the_page_loads_wholly_and_asks_for_nothing(browser, page):
     assert len(widths) >= 4
     assert min(widths) > 0
     assert browser.run("[...document.images].every(image => image.alt)")
-    boxes = browser.run("[...document.querySelectorAll('svg')].map(svg => [svg.getBoundingClientRect().height, "
-                        "svg.getAttribute('role'), svg.getAttribute('aria-label').length])")
+    boxes = browser.run(
+        "[...document.querySelectorAll('svg')].map(svg => [svg.getBoundingClientRect().height, "
+        "svg.getAttribute('role'), svg.getAttribute('aria-label').length])"
+    )
     assert len(boxes) >= 8
     assert all(height > 100 and role == "img" and alt > 40 for height, role, alt in boxes)
     # Every symbol and clip path that a figure refers to is in that figure.
-    assert browser.run("[...document.querySelectorAll('svg use')].filter(use => !use.closest('svg').querySelector("
-                       "use.getAttribute('xlink:href'))).length") == 0
+    assert (
+        browser.run(
+            "[...document.querySelectorAll('svg use')].filter(use => !use.closest('svg').querySelector("
+            "use.getAttribute('xlink:href'))).length"
+        )
+        == 0
+    )
 
 
 def test_complaints_are_heard(browser, tmp_path):
@@ -79,16 +90,23 @@ def test_tables_sort(browser, page, how):
 
     def press() -> str | None:
         if how == "click":
-            box = browser.run(f"(() => {{ const b = {HEADS}[1].querySelector('button'); b.scrollIntoView(); const r = "
-                              "b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()")
+            box = browser.run(
+                f"(() => {{ const b = {HEADS}[1].querySelector('button'); b.scrollIntoView(); const r = "
+                "b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
+            )
             for kind in ("mousePressed", "mouseReleased"):
                 browser.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
         else:
             browser.run(f"{HEADS}[1].querySelector('button').focus()")
             for kind in ("keyDown", "keyUp"):
-                browser.call("Input.dispatchKeyEvent", type=kind, key=how, text="\r" if how == "Enter" else how,
-                             code="Enter" if how == "Enter" else "Space",
-                             windowsVirtualKeyCode=13 if how == "Enter" else 32)
+                browser.call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=how,
+                    text="\r" if how == "Enter" else how,
+                    code="Enter" if how == "Enter" else "Space",
+                    windowsVirtualKeyCode=13 if how == "Enter" else 32,
+                )
         return browser.run(f"{HEADS}[1].ariaSort")
 
     def estimates() -> list[list[float]]:
@@ -106,7 +124,7 @@ def test_tables_sort(browser, page, how):
     assert [sorted(block) for block in rows] == [sorted(block) for block in before], "each row in its block"
     assert [block[0] for block in rows] == [block[0] for block in before], "below the block's title"
     columns = [[row[1] for row in block if len(row) > 1] for block in rows]
-    assert all("–" not in column[:len(column) - column.count("–")] for column in columns), "what is missing is last"
+    assert all("–" not in column[: len(column) - column.count("–")] for column in columns), "what is missing is last"
     assert press() == "descending"
     assert estimates() == [block[::-1] for block in found]
     assert press() is None
@@ -126,8 +144,10 @@ def test_nothing_runs_over_on_a_phone(browser, page):
 
 
 def test_it_turns_dark(browser, page):
-    colours = ("[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['svg path', 'fill']].map("
-               "([element, property]) => getComputedStyle(document.querySelector(element))[property])")
+    colours = (
+        "[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['svg path', 'fill']].map("
+        "([element, property]) => getComputedStyle(document.querySelector(element))[property])"
+    )
     found = {}
     for scheme in ("light", "dark"):
         browser.scheme(scheme)
@@ -141,14 +161,17 @@ def test_it_turns_dark(browser, page):
 
 
 def test_print_is_light_and_complete(browser, page):
-    browser.call("Emulation.setEmulatedMedia", media="print",
-                 features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.call(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
     browser.size(700)
     browser.open(page)
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run("document.documentElement.scrollWidth") <= 700
     # On paper nothing scrolls: what does not fit is lost.
-    over = browser.run("[...document.querySelectorAll('.scroll')].filter(box => box.offsetParent && box.scrollWidth > "
-                       "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))")
+    over = browser.run(
+        "[...document.querySelectorAll('.scroll')].filter(box => box.offsetParent && box.scrollWidth > "
+        "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))"
+    )
     assert over == []
     browser.call("Emulation.setEmulatedMedia", media="", features=[])

@@ -74,8 +74,11 @@ def test_samples_to_part_by_hand():
     samples = (0, 256, 512, 768)
     sdpo = [(4, "SDPO", s, mean, mean - 1, mean + 1) for s, mean in zip(samples, (5, 6, 9, 10), strict=True)]
     others = {"DDPO": (5, 7, 7, 7), "REBEL": (4, 4, 4, 4), "D3PO": (9, 9, 9, 10)}
-    rows = [(4, name, s, mean, mean - 1, mean + 0.5) for name, means in others.items()
-            for s, mean in zip(samples, means, strict=True)]
+    rows = [
+        (4, name, s, mean, mean - 1, mean + 0.5)
+        for name, means in others.items()
+        for s, mean in zip(samples, means, strict=True)
+    ]
     table = samples_to_part(pd.DataFrame([*sdpo, *rows], columns=["steps", "method", "samples", "mean", "low", "high"]))
     found = table.set_index("baseline")[["line", "band"]].to_dict("index")
     assert found["DDPO"] == {"line": 512, "band": 512}  # equal at 0, below at 256; 9 - 1 is above 7 + 0.5
@@ -93,8 +96,7 @@ def test_the_papers_totals_are_those_of_the_curves_and_the_settings(curves):
 
 def test_committed_tables_are_what_the_curves_give(tmp_path):
     (tmp_path / CURVES).write_bytes((FOLDER / CURVES).read_bytes())
-    assert paper_files(tmp_path) == {
-        f"tables/{path.name}": path.read_bytes() for path in (FOLDER / "tables").iterdir()}
+    assert paper_files(tmp_path) == {f"tables/{path.name}": path.read_bytes() for path in (FOLDER / "tables").iterdir()}
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):

@@ -220,12 +220,12 @@ def test_any_cut_of_the_log_can_be_resumed(begun, cut):
     folder, config = begun
     path = folder / "train.jsonl"
     whole = path.read_bytes()
-    path.write_bytes(whole[:max(len(whole) - cut, 0)])
+    path.write_bytes(whole[: max(len(whole) - cut, 0)])
     with RunWriter(folder) as writer:
         writer.truncate(3)
         left = [row["epoch"] for row in load_run(folder).train]
-        assert left == [1, 2, 3][:len(left)]
-        for epoch in (1, 2, 3)[len(left):]:
+        assert left == [1, 2, 3][: len(left)]
+        for epoch in (1, 2, 3)[len(left) :]:
             writer.append_train(train_row(epoch, config))
     assert path.read_bytes() == whole
 
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_what_was_there(begun, monkeypatch):
     write, full = os.write, []
 
     def half(descriptor, data):  # as a disk does that fills up in the middle of a line
-        full.append(write(descriptor, data[:len(data) // 2]))
+        full.append(write(descriptor, data[: len(data) // 2]))
         return full[-1]
 
     def no_space(*_):
@@ -250,11 +250,13 @@ def test_a_full_disk_leaves_what_was_there(begun, monkeypatch):
         assert full
         monkeypatch.setattr(os, "write", write)
         monkeypatch.setattr(os, "fsync", no_space)
-        for action in (lambda: writer.append_train(train_row(4, config)),
-                       lambda: writer.append_eval(eval_row(2, config, "alignment", 4)),
-                       lambda: writer.truncate(1),
-                       lambda: writer.write_provenance(provenance(commit="f" * 40)),
-                       lambda: writer.finish({"epochs": 3})):
+        for action in (
+            lambda: writer.append_train(train_row(4, config)),
+            lambda: writer.append_eval(eval_row(2, config, "alignment", 4)),
+            lambda: writer.truncate(1),
+            lambda: writer.write_provenance(provenance(commit="f" * 40)),
+            lambda: writer.finish({"epochs": 3}),
+        ):
             with pytest.raises(OSError, match="No space left"):
                 action()
         monkeypatch.undo()
@@ -264,12 +266,19 @@ def test_a_full_disk_leaves_what_was_there(begun, monkeypatch):
 
 def test_two_processes_exclude_each_other(begun):
     folder, _ = begun
-    code = ("import sys; from sdpo_bench.records import RunWriter, RunLocked\n"
-            "try:\n    RunWriter(sys.argv[1]); print('open')\nexcept RunLocked as error:\n    print('locked', error)")
+    code = (
+        "import sys; from sdpo_bench.records import RunWriter, RunLocked\n"
+        "try:\n    RunWriter(sys.argv[1]); print('open')\nexcept RunLocked as error:\n    print('locked', error)"
+    )
 
     def other() -> str:
-        return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True,
-                              cwd=Path(__file__).parents[1]).stdout
+        return subprocess.run(
+            [sys.executable, "-c", code, str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[1],
+        ).stdout
 
     with RunWriter(folder):
         answer = other()
@@ -297,32 +306,51 @@ def finish(folder):
         writer.finish({"epochs": 3})
 
 
-@pytest.mark.parametrize(("name", "change", "message"), [
-    ("config.json", lambda text: text[:40], r"config\.json, line \d+: not JSON"),
-    ("config.json", lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2"),
-    ("config.json", lambda text: text.replace('"pairs": 32', '"pairs": 64'), "is not this configuration's"),
-    ("config.json", lambda text: "[]", "not a JSON object"),
-    ("provenance.json", lambda text: "{}", "lacks commit"),
-    ("train.jsonl", lambda text: text.replace('"samples"', '"smaples"', 1), r"train\.jsonl, line 1: lacks samples"),
-    ("train.jsonl", lambda text: text + text.splitlines(True)[0], r"line 4: epoch 1 does not follow"),
-    ("eval.jsonl", lambda text: text + text.splitlines(True)[1], r"eval\.jsonl, line 4: .* twice"),
-    ("eval.jsonl", lambda text: text.replace('"noise_seeds":[0,', '"noise_seeds":[', 1), r"line 1: .*4 values for 3"),
-    ("eval.jsonl", lambda text: text.replace('"epoch":2', '"epoch":"2"'), r"eval\.jsonl, line 2"),
-    ("eval.jsonl", lambda text: "\x00\n" + text, r"eval\.jsonl, line 1: not JSON"),
-    ("eval.jsonl", lambda text: "", "without an evaluation"),
-    ("eval.jsonl", lambda text: re.sub(r'"seen":\{.*?\}', '"seen":{}', text, count=1), "at least one prompt"),
-    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[NaN,', text, count=1), "line 1: not JSON .*NaN"),
-    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[1e999,', text, count=1), "not a finite number"),
-    ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[true,', text, count=1), "not a finite number"),
-    ("eval.jsonl", lambda text: text.replace('"reward":"alignment"', '"reward":["alignment"]', 1), "'reward' is"),
-    ("eval.jsonl", lambda text: text.replace('"steps":4', '"steps":0', 1), "'steps' is 0, not a whole number, 1 or"),
-    ("train.jsonl", lambda text: text.replace('"train":0.6', '"train":"0.6"', 1), "'seconds' is .*not an object of"),
-    ("provenance.json", lambda text: text.replace('"cpu: Test Processor"', "3"), "'device' is 3, not a line of text"),
-    ("provenance.json", lambda text: text[:-2] + ', "earlier": [1]}', "'earlier' is not a list of objects"),
-    ("done.json", lambda text: '{"seconds_per_epoch": {"train": null}}', "'seconds_per_epoch' is"),
-    ("config.json", lambda text: "[" * 100_000, "too deep"),
-    ("done.json", lambda text: "{", r"done\.json, line 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda text: text[:40], r"config\.json, line \d+: not JSON"),
+        ("config.json", lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2"),
+        ("config.json", lambda text: text.replace('"pairs": 32', '"pairs": 64'), "is not this configuration's"),
+        ("config.json", lambda text: "[]", "not a JSON object"),
+        ("provenance.json", lambda text: "{}", "lacks commit"),
+        ("train.jsonl", lambda text: text.replace('"samples"', '"smaples"', 1), r"train\.jsonl, line 1: lacks samples"),
+        ("train.jsonl", lambda text: text + text.splitlines(True)[0], r"line 4: epoch 1 does not follow"),
+        ("eval.jsonl", lambda text: text + text.splitlines(True)[1], r"eval\.jsonl, line 4: .* twice"),
+        (
+            "eval.jsonl",
+            lambda text: text.replace('"noise_seeds":[0,', '"noise_seeds":[', 1),
+            r"line 1: .*4 values for 3",
+        ),
+        ("eval.jsonl", lambda text: text.replace('"epoch":2', '"epoch":"2"'), r"eval\.jsonl, line 2"),
+        ("eval.jsonl", lambda text: "\x00\n" + text, r"eval\.jsonl, line 1: not JSON"),
+        ("eval.jsonl", lambda text: "", "without an evaluation"),
+        ("eval.jsonl", lambda text: re.sub(r'"seen":\{.*?\}', '"seen":{}', text, count=1), "at least one prompt"),
+        ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[NaN,', text, count=1), "line 1: not JSON .*NaN"),
+        ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[1e999,', text, count=1), "not a finite number"),
+        ("eval.jsonl", lambda text: re.sub(r'"cat":\[[^,]*,', '"cat":[true,', text, count=1), "not a finite number"),
+        ("eval.jsonl", lambda text: text.replace('"reward":"alignment"', '"reward":["alignment"]', 1), "'reward' is"),
+        (
+            "eval.jsonl",
+            lambda text: text.replace('"steps":4', '"steps":0', 1),
+            "'steps' is 0, not a whole number, 1 or",
+        ),
+        (
+            "train.jsonl",
+            lambda text: text.replace('"train":0.6', '"train":"0.6"', 1),
+            "'seconds' is .*not an object of",
+        ),
+        (
+            "provenance.json",
+            lambda text: text.replace('"cpu: Test Processor"', "3"),
+            "'device' is 3, not a line of text",
+        ),
+        ("provenance.json", lambda text: text[:-2] + ', "earlier": [1]}', "'earlier' is not a list of objects"),
+        ("done.json", lambda text: '{"seconds_per_epoch": {"train": null}}', "'seconds_per_epoch' is"),
+        ("config.json", lambda text: "[" * 100_000, "too deep"),
+        ("done.json", lambda text: "{", r"done\.json, line 1"),
+    ],
+)
 def test_a_corrupt_record_is_named_with_its_line_and_a_remedy(begun, name, change, message):
     folder, _ = begun
     finish(folder)

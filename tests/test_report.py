@@ -39,8 +39,13 @@ def test_regenerating_elsewhere_gives_the_same_bytes(profile, tmp_path):
     copy = tmp_path / profile.name
     shutil.copytree(profile / "raw", copy / "raw")
     code = "import sys, pathlib; from sdpo_bench.results import write_all; write_all(pathlib.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "0",
-                   "PYTHONPATH": str(Path(report.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "TZ": "Asia/Tokyo",
+        "SOURCE_DATE_EPOCH": "0",
+        "PYTHONPATH": str(Path(report.__file__).parents[1]),
+    }
     subprocess.run([sys.executable, "-c", code, str(copy)], check=True, env=environment, cwd=tmp_path)
     assert contents(copy) == contents(profile)
 
@@ -49,17 +54,26 @@ def test_readme_answers_first_and_leads_everywhere(profile):
     text = (profile / "README.md").read_text()
     headings = re.findall(r"^## (.*)$", text, re.M)
     assert headings == ["Answers", "Main table", "Main figure", "All tables and figures", "Where the numbers come from"]
-    for needed in (DEVICE, provenance()["commit"], "2.13.0", "sdpo-bench reproduce",
-                   "not made yet: 1 of alignment at K = 4.",
-                   "nox -s reproduce -- --profile quick --results RESULTS --resume", "16 trained runs (5 seeds)"):
+    for needed in (
+        DEVICE,
+        provenance()["commit"],
+        "2.13.0",
+        "sdpo-bench reproduce",
+        "not made yet: 1 of alignment at K = 4.",
+        "nox -s reproduce -- --profile quick --results RESULTS --resume",
+        "16 trained runs (5 seeds)",
+    ):
         assert needed in text
     main = (profile / "tables" / "main_alignment_k4.md").read_text()
     assert main.strip() in text
     assert "(figures/curves_samples_alignment_k4.svg)" in text
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert all((profile / link).exists() for link in links)
-    made = {path.relative_to(profile).as_posix() for folder in ("tables", "figures")
-            for path in (profile / folder).iterdir()}
+    made = {
+        path.relative_to(profile).as_posix()
+        for folder in ("tables", "figures")
+        for path in (profile / folder).iterdir()
+    }
     assert made <= set(links)
 
 
@@ -68,12 +82,28 @@ def table(name: str, answer: str = "") -> Table:
 
 
 def test_every_table_stands_under_its_question_once():
-    names = ["main_a", "paper_order", "paper_a", "ablations_a", "dense_budgets", "reach_a", "cost_a", "hacking_a",
-             "other_a", "order", "new_kind"]
+    names = [
+        "main_a",
+        "paper_order",
+        "paper_a",
+        "ablations_a",
+        "dense_budgets",
+        "reach_a",
+        "cost_a",
+        "hacking_a",
+        "other_a",
+        "order",
+        "new_kind",
+    ]
     found = sections([table(name, "So it is." if name == "order" else "") for name in names])
     assert [[t.name for t in section.tables] for section in found] == [
-        ["order", "paper_order", "main_a", "paper_a"], ["ablations_a"], ["dense_budgets"], ["reach_a", "cost_a"],
-        ["hacking_a", "other_a"], ["new_kind"]]
+        ["order", "paper_order", "main_a", "paper_a"],
+        ["ablations_a"],
+        ["dense_budgets"],
+        ["reach_a", "cost_a"],
+        ["hacking_a", "other_a"],
+        ["new_kind"],
+    ]
     assert [section.answers for section in found[:2]] == [["So it is."], [UNANSWERED]]
     assert [t.name for t, stands_open in found[0].ordered if stands_open] == ["order", "main_a"]
     long = replace(table("ablations_a", "So it is."), blocks=(("", (("SDPO",),) * (LONG + 1)),))
@@ -102,12 +132,15 @@ def test_texts_are_marked_and_escaped():
 
 
 def test_figures_on_the_page_share_no_ids_and_take_its_colours():
-    svg = ('<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style type="text/css">*{}'
-           '</style><style>.s0{fill: #ffffff}</style></defs><path id="m1" class="s0" style="stroke: #000000" '
-           'd="M0.5 1"/><use xlink:href="#m1"/></svg>')
+    svg = (
+        '<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style type="text/css">*{}'
+        '</style><style>.s0{fill: #ffffff}</style></defs><path id="m1" class="s0" style="stroke: #000000" '
+        'd="M0.5 1"/><use xlink:href="#m1"/></svg>'
+    )
     assert inline(svg, 3, "Lines") == (
         '<svg role="img" aria-label="Lines" viewBox="0 0 5 4"><defs><style>.f3-s0{fill: var(--page)}</style></defs>'
-        '<path id="f3-m1" class="f3-s0" style="stroke: currentColor" d="M0.5 1"/><use xlink:href="#f3-m1"/></svg>')
+        '<path id="f3-m1" class="f3-s0" style="stroke: currentColor" d="M0.5 1"/><use xlink:href="#f3-m1"/></svg>'
+    )
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -105,10 +105,12 @@ def covered(intervals, truth: float) -> float:
 def test_five_pairs_are_covered_by_students_interval_and_not_by_the_bootstraps():
     """What docs/statistics.md says, and why paired differences have Student's t interval."""
     rng = np.random.default_rng(1)
-    for draws, truth, least, most in ((rng.normal(size=(4000, 5)), 0.0, 0.94, 0.96),
-                                      (rng.random((4000, 5)), 0.5, 0.92, 0.95),
-                                      (rng.standard_t(3, (4000, 5)), 0.0, 0.95, 0.98),
-                                      (rng.exponential(size=(4000, 5)), 1.0, 0.86, 0.91)):
+    for draws, truth, least, most in (
+        (rng.normal(size=(4000, 5)), 0.0, 0.94, 0.96),
+        (rng.random((4000, 5)), 0.5, 0.92, 0.95),
+        (rng.standard_t(3, (4000, 5)), 0.0, 0.95, 0.98),
+        (rng.exponential(size=(4000, 5)), 1.0, 0.86, 0.91),
+    ):
         assert least <= covered(map(mean_interval, draws), truth) <= most
     percentile = [stratified_bootstrap(rng.standard_normal(5), mean, reps=500) for _ in range(1500)]
     assert 0.82 <= covered(percentile, 0.0) <= 0.87

@@ -82,9 +82,15 @@ def test_few_runs_are_shown_themselves_without_an_interval(profile):
     assert "nox -s reproduce -- --profile quick --results RESULTS --resume" in text
 
 
-@pytest.mark.parametrize(("values", "text"), [
-    ({}, DASH), ({0: 0.5}, "0.500 (n=1)"), ({0: 0.51249, 3: 0.519}, "0.512, 0.519 (n=2)"),
-    (dict.fromkeys(range(5), 0.5), "0.500 [0.500, 0.500] (n=5)")])
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, DASH),
+        ({0: 0.5}, "0.500 (n=1)"),
+        ({0: 0.51249, 3: 0.519}, "0.512, 0.519 (n=2)"),
+        (dict.fromkeys(range(5), 0.5), "0.500 [0.500, 0.500] (n=5)"),
+    ],
+)
 def test_cell_text(values, text):
     assert cell_text(values, 3) == text
 
@@ -95,13 +101,23 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
     write_run(profile, make_config("SDPO", 0, reward="jpeg"), rewards=("jpeg",))
     write_run(profile, make_config("DDPO"), device="cuda: Test GPU")
     found = {(g.device, g.reward, g.steps): g for g in load_groups(profile)}
-    assert set(found) == {(DEVICE, "alignment", 4), (DEVICE, "alignment", 20), (DEVICE, "jpeg", 4),
-                           ("cuda: Test GPU", "alignment", 4)}
+    assert set(found) == {
+        (DEVICE, "alignment", 4),
+        (DEVICE, "alignment", 20),
+        (DEVICE, "jpeg", 4),
+        ("cuda: Test GPU", "alignment", 4),
+    }
     assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
     assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
     names = {path.name for path in write_all(profile)}
-    assert {"main_alignment_k4.md", "main_alignment_k20.md", "main_jpeg_k4.md", "order.md",
-            "main_alignment_k4_cuda-test-gpu.md", "order_cuda-test-gpu.md"} <= names
+    assert {
+        "main_alignment_k4.md",
+        "main_alignment_k20.md",
+        "main_jpeg_k4.md",
+        "order.md",
+        "main_alignment_k4_cuda-test-gpu.md",
+        "order_cuda-test-gpu.md",
+    } <= names
 
 
 def test_two_configurations_under_one_label_are_refused(tmp_path):
@@ -135,9 +151,13 @@ def test_equal_queries(profile):
     frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv").set_index(["label", "split", "steps"])
     main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv").set_index(["label", "split", "steps"])
     assert (frame.loc["DDPO"]["value"] == main.loc["DDPO"]["value"]).all()  # one query a sample: its last
-    curves = group.curves[(group.curves["label"] == "SDPO") & (group.curves["epoch"] == 20)
-                          & (group.curves["reward"] == "alignment") & (group.curves["split"] == "seen")
-                          & (group.curves["steps"] == 4)].sort_values("seed")
+    curves = group.curves[
+        (group.curves["label"] == "SDPO")
+        & (group.curves["epoch"] == 20)
+        & (group.curves["reward"] == "alignment")
+        & (group.curves["split"] == "seen")
+        & (group.curves["steps"] == 4)
+    ].sort_values("seed")
     shown = [float(v) for v in frame.loc[("SDPO", "seen", 4), "runs"].split()]
     assert shown == pytest.approx(curves["value"].tolist(), abs=1e-5)
 
@@ -145,18 +165,40 @@ def test_equal_queries(profile):
 def with_evaluations(group, rows):
     """The group with these evaluations alone: (label, seed, epoch, sampling steps, value); 64 samples an epoch."""
     template = group.curves.iloc[0].to_dict()
-    curves = [template | {"run": f"{label}-{seed}", "label": label, "seed": seed, "epoch": epoch, "steps": steps,
-                          "value": value, "samples": 64 * epoch, "split": "seen", "reward": "alignment",
-                          "reward_queries": 64 * epoch * {"SDPO": 3}.get(label, 1)}
-              for label, seed, epoch, steps, value in rows]
+    curves = [
+        template
+        | {
+            "run": f"{label}-{seed}",
+            "label": label,
+            "seed": seed,
+            "epoch": epoch,
+            "steps": steps,
+            "value": value,
+            "samples": 64 * epoch,
+            "split": "seen",
+            "reward": "alignment",
+            "reward_queries": 64 * epoch * {"SDPO": 3}.get(label, 1),
+        }
+        for label, seed, epoch, steps, value in rows
+    ]
     return dataclasses.replace(group, curves=pd.DataFrame(curves))
 
 
 def test_equal_queries_lie_between_evaluations(small, monkeypatch):
     """Budget 640: DDPO's end. SDPO has spent 960 at its first evaluation: two thirds of the way from the start."""
-    group = with_evaluations(load_groups(small)[0], [
-        ("start", 0, 0, 1, 0.4), ("start", 0, 0, 16, 0.4), ("SDPO", 0, 5, 1, 0.7), ("SDPO", 0, 10, 1, 0.9),
-        ("SDPO", 0, 10, 16, 0.9), ("DDPO", 0, 5, 1, 0.5), ("DDPO", 0, 10, 1, 0.8), ("DDPO", 0, 10, 16, 0.8)])
+    group = with_evaluations(
+        load_groups(small)[0],
+        [
+            ("start", 0, 0, 1, 0.4),
+            ("start", 0, 0, 16, 0.4),
+            ("SDPO", 0, 5, 1, 0.7),
+            ("SDPO", 0, 10, 1, 0.9),
+            ("SDPO", 0, 10, 16, 0.9),
+            ("DDPO", 0, 5, 1, 0.5),
+            ("DDPO", 0, 10, 1, 0.8),
+            ("DDPO", 0, 10, 16, 0.8),
+        ],
+    )
     monkeypatch.setattr(groups, "query_budget", lambda _: 640)
     equal = groups.at_equal_queries(group)
     assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
@@ -170,7 +212,11 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
 def test_cost(profile):
     cost = pd.read_csv(profile / "tables" / "cost_alignment_k4.csv").set_index("label")
     assert list(cost.loc["SDPO", ["samples", "reward_queries", "optimiser_steps", "model_evaluations"]]) == [
-        3840, 11520, 240, 15360]
+        3840,
+        11520,
+        240,
+        15360,
+    ]
     assert cost.loc["SDPO", "seconds_train"] == pytest.approx(0.6)
 
 
@@ -208,7 +254,7 @@ def test_latex_is_escaped_and_balanced(profile):
     assert r"alignment\_heldout" in text
     assert r"95 \%" in text
     assert text.count("{") == text.count("}")
-    body = text[text.index(r"\toprule"):text.index(r"\bottomrule")]
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     assert {line.count("&") for line in body.splitlines() if "&" in line} == {len(STEPS)}
 
 
@@ -236,8 +282,10 @@ def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
 
 
 def test_tables_and_figures_do_not_import_torch():
-    code = ("import sys, sdpo_bench.results, sdpo_bench.compare\n"
-            "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)")
+    code = (
+        "import sys, sdpo_bench.results, sdpo_bench.compare\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tables.__file__).parents[1])
 
 

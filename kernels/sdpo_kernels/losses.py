@@ -36,7 +36,7 @@ def sdpo_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SDPO's loss [P], whether a log-ratio is clipped [P], and slope [P, 2], the loss's derivative by log_prob [P, 2].
 
-        D_i = rho_i - old_i,  u = w (D_1 - D_2) - dA,  c = w (clip D_1 - clip D_2) - dA,  loss = max(u^2, c^2)
+    D_i = rho_i - old_i,  u = w (D_1 - D_2) - dA,  c = w (clip D_1 - clip D_2) - dA,  loss = max(u^2, c^2)
     """
     old, advantages, w = (t.to(log_prob.dtype) for t in (old, advantages, weight))
     D = log_prob - old
@@ -55,7 +55,7 @@ def ppo_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """PPO's loss, whether the ratio is clipped, and the loss's derivative by log_prob, each [N].
 
-        q = exp(rho - old),  loss = max(-A q, -A clip(q, 1 - e, 1 + e))
+    q = exp(rho - old),  loss = max(-A q, -A clip(q, 1 - e, 1 + e))
     """
     D = log_prob - old.to(log_prob.dtype)
     q = D.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()

@@ -64,9 +64,7 @@ class Method:
     def loss(self, output: Tensor, batch: Any, *, clip_range: float, advantage_clip: float) -> StepLoss:
         raise NotImplementedError
 
-    def loss_and_grad(
-        self, output: Tensor, batch: Any, *, grad_scale: float, **clips: Any
-    ) -> tuple[StepLoss, Tensor]:
+    def loss_and_grad(self, output: Tensor, batch: Any, *, grad_scale: float, **clips: Any) -> tuple[StepLoss, Tensor]:
         """The loss, detached, and d sum(grad_scale * loss) / d output: by autograd, where a method knows no better."""
         leaf = output.detach().requires_grad_()
         result = self.loss(leaf, batch, **clips)

@@ -68,9 +68,7 @@ def load_rewards(
         return _load(specs, device, dtype, batch_size)
 
 
-def _load(
-    specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, batch_size: int
-) -> dict[str, Reward]:
+def _load(specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, Reward]:
     chosen = {canonical(spec): _terms(spec) for spec in specs}
     loaded: dict[str, Reward] = {}
     for term in [term for terms in chosen.values() for term in terms]:

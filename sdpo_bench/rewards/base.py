@@ -127,7 +127,6 @@ class Pretrained(Reward):
     def head(self, state: dict[str, Tensor]) -> torch.nn.Sequential:
         return mlp(state, self.device)
 
-
     @classmethod
     def files_only(cls) -> type[Pretrained]:
         """This class, but all that it does is to find or fetch its files."""

@@ -295,9 +295,7 @@ def test_dtypes_may_differ():
     assert out.prev_sample.dtype == torch.float32
     assert torch.equal(out.log_prob, gaussian_log_prob(m, x, out.prev_sample, rows))
     close(out.log_prob, exact_log_prob(m, x, out.prev_sample, rows), 1e-6, floor=1.0)
-    check_sdpo(
-        *(t.unflatten(0, (2, 2)) for t in (m, x, prev)), rows[:2], BRANCHES[:2], torch.ones(2, 2), torch.ones(2)
-    )
+    check_sdpo(*(t.unflatten(0, (2, 2)) for t in (m, x, prev)), rows[:2], BRANCHES[:2], torch.ones(2, 2), torch.ones(2))
 
 
 def test_views_are_read_where_they_lie():

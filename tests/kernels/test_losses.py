@@ -50,7 +50,13 @@ def test_sdpo_loss_and_gradient(d, a, w):
         sdpo_loss(m, x, y, rows, old, torch.zeros_like(old), torch.ones(1), clip_range=1.0).log_prob - old
     )[0].tolist()
     result, grad = sdpo_loss_and_grad(
-        m, x, y, rows, old, torch.tensor([a], dtype=torch.float64), torch.tensor([w], dtype=torch.float64),
+        m,
+        x,
+        y,
+        rows,
+        old,
+        torch.tensor([a], dtype=torch.float64),
+        torch.tensor([w], dtype=torch.float64),
         clip_range=CLIP,
     )
     loss, slope = expected_sdpo(actual, a, w)
