@@ -19,8 +19,9 @@ from typing import Any
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.methods import METHODS
-from sdpo_bench.records import RunRecord, load_run, run_id
-from sdpo_bench.trainer import train
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import RunRecord, load_run
+from sdpo_bench.training.loop import train
 
 # Mean rewards of a batch of pictures. Before any update only rounding differs between devices; an update hands on what
 # a GPU's sums in another order change. A CPU resumes to the bit.

@@ -15,14 +15,14 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench import RunConfig, Trainer, dense, load_reward
+from benchmarks._official_loop import OfficialLoop, Samples
+from benchmarks._sd_turbo import RANK, TINY, Architecture, cast, fast, flop, fused, materialised, pipeline
+from sdpo_bench import RunConfig, Trainer, load_reward
 from sdpo_bench.policies import StableDiffusionPolicy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.sampler import INITIAL_NOISE, derive_seeds
-from sdpo_bench.trainer import INITIAL, STEPS, Microbatch
-
-from ._official_loop import OfficialLoop, Samples
-from ._sd_turbo import RANK, TINY, Architecture, cast, fast, flop, fused, materialised, pipeline
+from sdpo_bench.training import dense_rewards
+from sdpo_bench.training.sampling import INITIAL_NOISE, derive_seeds
+from sdpo_bench.training.trainer import INITIAL, STEPS, Microbatch
 
 PARTS = ("sample", "reward", "train")
 # Distance from float64, relative to the largest entry, that a loop in float32 is allowed. At the last step of K = 4 the
@@ -281,7 +281,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
     manners = {"official": materialised, "official, fused": fused}
     with fast(bench.pipeline):
         trajectory = trainer.sample(1)
-        provided = dense.provide("anchored", trajectory, trainer.score)
+        provided = dense_rewards.provide("anchored", trajectory, trainer.score)
         returns = trainer.method.returns(provided.values)
         advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)
     noise, samples = noise_of(trainer), {}

@@ -14,9 +14,9 @@ import pytest
 import sdpo_kernels
 import torch
 
-from sdpo_bench import provenance
 from sdpo_bench.kernel_results import CPU_NOTE, STEP_CPU_NOTE, record_path, render, render_steps
-from sdpo_bench.precision import use_full_float32
+from sdpo_bench.policies.precision import use_full_float32
+from sdpo_bench.records import provenance
 
 HERE = Path(__file__).parent
 FAILED: list[str] = []

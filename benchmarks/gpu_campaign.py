@@ -27,10 +27,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdpo_bench import provenance
 from sdpo_bench.errors import UserError
 from sdpo_bench.kernel_results import load, record_path
-from sdpo_bench.records import RecordError, load_run, write_atomic
+from sdpo_bench.records import provenance
+from sdpo_bench.records.files import RecordError, write_atomic
+from sdpo_bench.records.reader import load_run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

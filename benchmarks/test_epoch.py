@@ -15,8 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from sdpo_bench import RunConfig, Trainer, dense, load_policy, load_reward
+from sdpo_bench import RunConfig, Trainer, load_policy, load_reward
 from sdpo_bench.testbed import scorer
+from sdpo_bench.training import dense_rewards
 
 torch.set_num_threads(1)
 CONFIG = RunConfig(steps=4, pairs=32, train_last_step=False, learning_rate=1e-4)
@@ -46,9 +47,11 @@ def test_sample(benchmark, trainer):
     benchmark.pedantic(trainer.sample, args=(1,), rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("provider", dense.PLANS)
+@pytest.mark.parametrize("provider", dense_rewards.PLANS)
 def test_reward(benchmark, trainer, trajectory, provider):
-    result = benchmark.pedantic(dense.provide, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1)
+    result = benchmark.pedantic(
+        dense_rewards.provide, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1
+    )
     benchmark.extra_info |= {"queries": result.queries}
 
 

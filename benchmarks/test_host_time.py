@@ -22,7 +22,7 @@ import sdpo_kernels
 import torch
 from sdpo_kernels import _backend, _checks
 
-from ._stub_driver import recorded, stub_gpu
+from benchmarks._stub_driver import recorded, stub_gpu
 
 ARCHITECTURE = 90
 PAIRS, SHAPE = 4, (4, 16, 16)  # small: the host's time does not depend on it, but a CPU's large allocations take long

@@ -15,11 +15,10 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks._operations import OPERATIONS, Case, Draw, check, poisoned, size
+from benchmarks._timing import CudaTimer, HostTimer
 from sdpo_bench.kernel_results import CPU_NOTE, rates
-from sdpo_bench.provenance import device_name
-
-from ._operations import OPERATIONS, Case, Draw, check, poisoned, size
-from ._timing import CudaTimer, HostTimer
+from sdpo_bench.records.provenance import device_name
 
 SMALL, MIDDLE, LARGE = (4, 64, 64), (4, 128, 128), (16, 128, 128)
 PAIRS = (1, 8, 32, 128)

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.prompts import ALL, splits
-from sdpo_bench.records import FILES, slug
+from sdpo_bench.records.files import slug
+from sdpo_bench.records.identity import FILES
+from sdpo_bench.records.schema import is_line
 from sdpo_bench.rewards import canonical
-from sdpo_bench.schema import is_line
 
 SCHEMA = 1
 EMBEDDED = "embedded"

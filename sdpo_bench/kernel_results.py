@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .errors import UserError
-from .records import slug
-from .tables import DASH, Table, aligned, csv, escaped, markdown
+from sdpo_bench.analysis.render import aligned, csv, escaped, markdown
+from sdpo_bench.analysis.tables.base import DASH, Table
+from sdpo_bench.errors import UserError
+from sdpo_bench.records.files import slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -442,7 +443,7 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     """All that is generated in `results/kernels/<device>`, by name: README.md, tables/, figures/."""
     import matplotlib
 
-    from .figures import RC, _bytes
+    from sdpo_bench.analysis.figures.style import RC, _bytes
 
     contents: dict[str, bytes] = {}
     sections: list[str] = []

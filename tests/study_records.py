@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 from synthetic_records import GAIN, eval_row, make_config, provenance, train_row
 
-from sdpo_bench.groups import Group
-from sdpo_bench.records import RunRecord, RunWriter, mean_frame
+from sdpo_bench.analysis.comparisons import Group
+from sdpo_bench.records.frames import mean_frame
+from sdpo_bench.records.reader import RunRecord
+from sdpo_bench.records.writer import RunWriter
 
 QUANTITIES = (
     "alignment",

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdpo_bench.records import RunWriter, run_id
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.writer import RunWriter
 
 DEVICE = "cpu: Test Processor"
 GAIN = {"SDPO": (0.055, 3), "DDPO": (0.06, 1), "REBEL": (0.045, 1), "PRDP": (0.042, 1), "D3PO": (0.03, 1)}
@@ -156,7 +157,7 @@ def write_profile(
 def reported_profile() -> Path:
     """A profile with tables, figures and report, made once for all tests, which only read it: 5 runs of SDPO and DDPO
     each and 2 of REBEL at K = 4, 2 of SDPO and DDPO at K = 20, one unfinished."""
-    from sdpo_bench.results import write_all
+    from sdpo_bench.analysis.outputs import write_all
 
     root = Path(tempfile.mkdtemp(prefix="sdpo-bench-test-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdpo_kernels import normal
 
-from sdpo_bench.advantages import Normaliser
+from sdpo_bench.training.advantages import Normaliser
 
 
 def test_against_a_plain_implementation():

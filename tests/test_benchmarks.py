@@ -19,10 +19,10 @@ import pytest
 import sdpo_kernels
 import torch
 
+from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
 from sdpo_bench.kernel_results import CPU_NOTE, frame, target_table
 from sdpo_bench.kernel_results import OPERATIONS as NAMES
-from sdpo_bench.provenance import code_version
-from sdpo_bench.results import write_all as write_kernel_tables
+from sdpo_bench.records.provenance import code_version
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from synthetic_records import counters, make_config, provenance, train_row
 
-from sdpo_bench import claims
-from sdpo_bench.claims import Claim, beside_table, claims_table, order_claims, speedups, verdicts
-from sdpo_bench.groups import Group, load_groups
-from sdpo_bench.paper import final_values, load_curves, shows
-from sdpo_bench.records import RunWriter
-from sdpo_bench.reproduce import write_all
-from sdpo_bench.statistics import Interval
-from sdpo_bench.tables import DASH
+from sdpo_bench.analysis.comparisons import Group, load_groups
+from sdpo_bench.analysis.outputs import write_all
+from sdpo_bench.analysis.paper import final_values, load_curves, shows
+from sdpo_bench.analysis.statistics import Interval
+from sdpo_bench.analysis.tables import claims
+from sdpo_bench.analysis.tables.base import DASH
+from sdpo_bench.analysis.tables.claims import Claim, beside_table, claims_table, order_claims, speedups, verdicts
+from sdpo_bench.records.writer import RunWriter
 
 STEPS = (1, 2, 4, 8, 16, 50)
 EPOCHS = (5, 10, 15, 20)

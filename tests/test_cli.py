@@ -18,11 +18,12 @@ import pytest
 from conftest import TINY
 from synthetic_records import make_config, write_profile
 
-from sdpo_bench import __main__ as cli
-from sdpo_bench import experiments
+from sdpo_bench.cli import main, reproduce
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import FULL_DISK, UserError
-from sdpo_bench.records import run_id, write_plan
+from sdpo_bench.experiments import profiles
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.plan import write_plan
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         try:
-            code = cli.main([str(argument) for argument in arguments])
+            code = main.main([str(argument) for argument in arguments])
         except SystemExit as end:  # --help
             code = int(end.code or 0)
         out, err = capsys.readouterr()
@@ -106,7 +107,7 @@ def test_the_parsers_boxes_become_one_line(monkeypatch, encoding):
     """tyro draws its messages in a frame, in one way or another depending on the terminal."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     with pytest.raises(UserError) as caught:
-        cli.parse(cli.Reproduce, ["--sedes", "1"], "sdpo-bench reproduce")
+        main.parse(reproduce.Reproduce, ["--sedes", "1"], "sdpo-bench reproduce")
     meant = "Unrecognized options: --sedes, 1; perhaps you meant --seeds [INT [INT ...]]"
     assert str(caught.value) == f"{meant}; see `sdpo-bench reproduce --help`"
 
@@ -307,7 +308,7 @@ def test_existing_results_are_not_touched(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", main.COMMANDS)
 def test_help(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -316,7 +317,7 @@ def test_help(run, command):
         assert "examples:" in out
     if command == "reproduce":
         words = out.replace("-", "_")
-        assert all(name in words for name in experiments.PROFILES)
+        assert all(name in words for name in profiles.PROFILES)
     if command == "train":
         assert "sdpo_causal: SDPO-causal (gamma 0.99" in out
         assert "jpeg_incompressibility" in out
@@ -328,18 +329,18 @@ def test_overview(run):
     code, out, _ = run()
     assert code == 2
     assert run("--help") == (0, out, "")
-    assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+    assert all(f"\n  {command} " in out for command in main.COMMANDS)
     assert run("--version") == (0, "0.1.0\n", "")
 
 
 def test_doctor(run, monkeypatch):
-    from sdpo_bench import doctor
+    from sdpo_bench.cli import installation
 
     def missing() -> str:
         raise FileNotFoundError("config.json")
 
-    checks = {name: doctor.CHECKS[name] for name in ("device", "results")}
-    monkeypatch.setattr(doctor, "CHECKS", checks | {"rewards": (missing, "restore it")})
+    checks = {name: installation.CHECKS[name] for name in ("device", "results")}
+    monkeypatch.setattr(installation, "CHECKS", checks | {"rewards": (missing, "restore it")})
     code, out, _ = run("doctor")
     assert code == 1
     assert "ok      device: cpu: " in out
@@ -349,11 +350,12 @@ def test_doctor(run, monkeypatch):
 
 def test_doctor_reads_the_records_of_one_profile(monkeypatch):
     """Those that the first command is compared with; all of them would take a minute of a core."""
-    from sdpo_bench import doctor, records
+    from sdpo_bench.cli import installation
+    from sdpo_bench.records import reader
 
-    read, original = [], records.load_run
-    monkeypatch.setattr(records, "load_run", lambda folder: read.append(folder.parts[-3]) or original(folder))
-    text = doctor._results()
+    read, original = [], reader.load_run
+    monkeypatch.setattr(reader, "load_run", lambda folder: read.append(folder.parts[-3]) or original(folder))
+    text = installation._results()
     assert set(read) == {"quick"}
     assert re.search(r"results/full \(\d{3,} runs\), .*results/quick \(15 runs\)", text)
 

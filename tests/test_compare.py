@@ -14,11 +14,11 @@ import pytest
 from study_records import group_of, record
 from synthetic_records import make_config, write_profile, write_run
 
-from sdpo_bench import __main__ as cli
-from sdpo_bench.compare import compare, compare_with_reference
+from sdpo_bench.analysis.compare import compare, compare_with_reference
+from sdpo_bench.analysis.comparisons import load_groups
+from sdpo_bench.cli import main
 from sdpo_bench.errors import UserError
-from sdpo_bench.groups import load_groups
-from sdpo_bench.records import load_profile
+from sdpo_bench.records.reader import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def results(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(capsys):
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main(["compare", *map(str, arguments)])
+        code = main.main(["compare", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
@@ -178,12 +178,12 @@ def test_other_devices_are_refused(results, tmp_path):
 
 def test_it_needs_no_torch(results):
     code = (
-        "import sys; from sdpo_bench.__main__ import main\n"
+        "import sys; from sdpo_bench.cli.main import main\n"
         f"assert main(['compare', 'SDPO', 'DDPO', '--results', {str(results)!r}]) == 0\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=Path(cli.__file__).parents[1], stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code], check=True, cwd=Path(main.__file__).parents[2], stdout=subprocess.DEVNULL
     )
 
 
@@ -223,7 +223,7 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
         "PRDP": [(1.0, 1.0)],
     }
     folders = {"mine": [runs_of(mine)], "reference": [runs_of(reference)]}
-    monkeypatch.setattr("sdpo_bench.compare.load_groups", folders.__getitem__)
+    monkeypatch.setattr("sdpo_bench.analysis.compare.load_groups", folders.__getitem__)
     lines = compare_with_reference("mine", "reference").splitlines()
     assert [line.split() for line in lines if line.startswith("seen")] == [
         ["seen", "start", "1", "0.504", "(n=1)", "0.500", "(n=1)", "0.005", "within"],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sdpo_kernels import normal
 from torch.nn.functional import cosine_similarity
 
-from sdpo_bench import dense, probe
+from sdpo_bench.training import dense_probe, dense_rewards
 from sdpo_bench.types import Trajectory
 
 
@@ -38,16 +38,16 @@ class Reward:
 def test_providers(pairs, steps, seed):
     t = trajectory(pairs, steps, seed)
     truth = t.predicted_clean.flatten(3).sum(3)
-    rewards = {name: Reward() for name in dense.PLANS}
-    out = {name: dense.provide(name, t, rewards[name]) for name in dense.PLANS}
+    rewards = {name: Reward() for name in dense_rewards.PLANS}
+    out = {name: dense_rewards.provide(name, t, rewards[name]) for name in dense_rewards.PLANS}
     inner = 1 if steps > 2 else 0
     expected = {"exact": pairs * (1 + 2 * (steps - 1)), "terminal": pairs * 2, "anchored": pairs * (3 + 2 * inner)}
     expected |= {"linear": expected["anchored"], "queries2": pairs * 3}
     expected["queries4"] = pairs * (2 * min(4, steps) - 1)
-    assert expected["queries2"] <= out["adaptive"].queries <= pairs * (2 * min(dense.MOST_QUERIES, steps) - 1)
+    assert expected["queries2"] <= out["adaptive"].queries <= pairs * (2 * min(dense_rewards.MOST_QUERIES, steps) - 1)
     for name, result in out.items():
         assert result.queries == expected.get(name, result.queries) == len(rewards[name].asked), name
-        assert result.queries <= pairs * dense.most_queries(name, steps)
+        assert result.queries <= pairs * dense_rewards.most_queries(name, steps)
         assert result.values.shape == (pairs, 2, steps)
         assert torch.allclose(result.values[result.queried], truth[result.queried], atol=1e-5)
     assert out["exact"].queried.all()
@@ -64,7 +64,7 @@ def test_providers(pairs, steps, seed):
             asked = {0, anchor, steps - 1}
             assert set(out["anchored"].queried[i, g].nonzero()[:, 0].tolist()) == asked
             for k in set(range(steps)) - asked:
-                weights = [max(cos[k, j].item(), dense.SIMILARITY_FLOOR) for j in (0, anchor, steps - 1)]
+                weights = [max(cos[k, j].item(), dense_rewards.SIMILARITY_FLOOR) for j in (0, anchor, steps - 1)]
                 known = [truth[i, g, j].item() for j in (0, anchor, steps - 1)]
                 value = sum(w * r for w, r in zip(weights, known, strict=True)) / sum(weights)
                 assert out["anchored"].values[i, g, k].item() == pytest.approx(value, abs=1e-3)
@@ -80,8 +80,8 @@ def test_providers(pairs, steps, seed):
                 chosen = set(out["queries4"].queried[i, g].nonzero()[:, 0].tolist())
                 assert chosen == asked | {fourth}
             covered = out["adaptive"].queried[i, g]
-            if covered.sum() < min(dense.MOST_QUERIES, steps):
-                assert cos[:, covered].amax(1).min() >= dense.COVERED - 1e-4
+            if covered.sum() < min(dense_rewards.MOST_QUERIES, steps):
+                assert cos[:, covered].amax(1).min() >= dense_rewards.COVERED - 1e-4
     assert torch.allclose(out["queries2"].values[..., -1], truth[..., -1], atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_adaptive_stops_where_all_pictures_are_alike():
     """A trajectory that moves little needs two queries, one that turns at once needs more."""
     t = trajectory(1, 6)
     t.predicted_clean[0, 0] = t.predicted_clean[0, 0, :1]
-    queried = dense.provide("adaptive", t, Reward()).queried[0]
+    queried = dense_rewards.provide("adaptive", t, Reward()).queried[0]
     assert queried[0].sum() == 2
     assert queried[1].sum() > 3
 
@@ -97,7 +97,7 @@ def test_adaptive_stops_where_all_pictures_are_alike():
 def test_probe_knows_the_exact_rewards():
     """Against plain loops; budgets that query every step have no error."""
     t = trajectory(5, 3)
-    rows = {row["budget"]: row for row in probe.compare(t, Reward())}
+    rows = {row["budget"]: row for row in dense_probe.compare(t, Reward())}
     truth = t.predicted_clean.flatten(3).sum(3)
     assert rows["3"]["mae"] == rows["4"]["mae"] == [0, 0, 0]
     assert rows["3"]["return_corr"] == pytest.approx([1, 1, 1])
@@ -121,12 +121,12 @@ def test_probe_knows_the_exact_rewards():
 
 def test_last_queried_reward_comes_from_no_later_step():
     values = torch.tensor([[[torch.nan, 1.0, torch.nan, 3.0], [5.0, torch.nan, torch.nan, 8.0]]])
-    known = dense.last_queried(values, ~values.isnan())
+    known = dense_rewards.last_queried(values, ~values.isnan())
     assert known.tolist() == [[[0, 1, 1, 3], [5, 5, 5, 8]]]
 
 
-@pytest.mark.parametrize("name", dense.PLANS)
+@pytest.mark.parametrize("name", dense_rewards.PLANS)
 def test_equal_rewards_stay_equal_to_the_bit(name):
     """Averages of equal rewards must not differ by rounding: the advantages' division would magnify it."""
-    filled = dense.provide(name, trajectory(5, 9), lambda latents, prompts: torch.full((len(prompts),), 12.7))
+    filled = dense_rewards.provide(name, trajectory(5, 9), lambda latents, prompts: torch.full((len(prompts),), 12.7))
     assert torch.equal(filled.values, torch.full((5, 2, 9), 12.7))

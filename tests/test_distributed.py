@@ -21,17 +21,19 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from sdpo_bench import distributed
-from sdpo_bench.advantages import Normaliser
-from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ALONE, OtherFailed, World
 from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
-from sdpo_bench.trainer import Trainer, check_shares, train
+from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.checkpoint import load_checkpoint
+from sdpo_bench.training.loop import check_shares, train
+from sdpo_bench.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 KINDS = list(itertools.product(("sdpo", "ddpo", "rebel"), ("lora", "full")))

@@ -13,7 +13,8 @@ from conftest import TINY
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.methods import METHODS
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import REWARDS
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def test_adding_a_method_and_a_reward(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "reinforce", found["reinforce"])
     monkeypatch.setitem(REWARDS, "brightness", found["brightness"])
 
-    from sdpo_bench.trainer import train
+    from sdpo_bench.training.loop import train
 
     own = {"method": "reinforce", "options": {"weight": 0.5}, "reward": "brightness"}
     config = RunConfig(model=str(tiny_model), **TINY | own)

@@ -29,8 +29,8 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ALONE, World
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
-from sdpo_bench.records import run_id
-from sdpo_bench.trainer import train
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.training.loop import train
 
 TABLE = Path(__file__).parent / "data" / "epoch_weights.json"
 COMMON = {

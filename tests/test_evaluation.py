@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from sdpo_bench import evaluation
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
-from sdpo_bench.memory import Live
 from sdpo_bench.policies import base as policies
 from sdpo_bench.policies import load_policy
-from sdpo_bench.recovery import score
 from sdpo_bench.rewards import REWARDS, Reward, load_reward, load_rewards
 from sdpo_bench.rewards.base import to_uint8
-from sdpo_bench.trainer import Trainer
+from sdpo_bench.training import evaluation
+from sdpo_bench.training.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
+from sdpo_bench.training.memory_estimate import Live
+from sdpo_bench.training.scoring import score
+from sdpo_bench.training.trainer import Trainer
 
 
 class Custom(Reward):

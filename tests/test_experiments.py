@@ -12,12 +12,15 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from sdpo_bench import experiments
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import PROFILES, VARIANTS, build, config_from_json
+from sdpo_bench.experiments import cost_model, learning_rates, profiles, variants
+from sdpo_bench.experiments.profiles import PROFILES, build, config_from_json
+from sdpo_bench.experiments.variants import VARIANTS
 from sdpo_bench.methods import METHODS
-from sdpo_bench.records import load_profile, run_id, write_plan
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.plan import write_plan
+from sdpo_bench.records.reader import load_profile
 
 ROOT = Path(__file__).parents[1]
 # What may differ between the methods of one cell.
@@ -81,7 +84,7 @@ def test_quick_is_what_the_benchmark_promises():
     configs = build("quick")
     trained = [config for config in configs if config.epochs]
     assert configs[0].label == "start"
-    assert {config.method for config in trained} == set(experiments.STUDIED) < set(METHODS)
+    assert {config.method for config in trained} == set(variants.STUDIED) < set(METHODS)
     assert {config.seed for config in trained} == {0, 1}
     assert {(config.steps, config.reward, config.train_last_step) for config in trained} == {(4, "alignment", False)}
 
@@ -97,27 +100,27 @@ def test_sweeps_share_no_data_with_what_is_reported(name):
     for config in swept:
         if config.epochs:
             rates.setdefault(config.label.rsplit(" ", 1)[0], []).append(config.learning_rate)
-    assert set(map(tuple, rates.values())) == {experiments.SWEEP}, "the same sweep for every method"
+    assert set(map(tuple, rates.values())) == {learning_rates.SWEEP}, "the same sweep for every method"
 
 
 @pytest.mark.parametrize("steps", [20, 4])
 def test_the_papers_comparison_shares_its_rate_and_has_the_papers_length(steps):
     configs = [config for config in build(f"paper_k{steps}") if config.epochs]
-    assert {config.learning_rate for config in configs} == {experiments.SHARED_RATE}
+    assert {config.learning_rate for config in configs} == {profiles.SHARED_RATE}
     assert {2 * config.pairs * config.epochs for config in configs} == {29_184}  # results/paper: the curves' last point
     assert {config.epochs // config.eval_every for config in configs} == {24}
     assert {(config.steps, config.eval_steps) for config in configs} == {(steps, (1, 2, 4, 8, 16, 50))}
     assert {config.label for config in configs[:20]} == {"SDPO", "DDPO", "REBEL", "D3PO"}
     beside = [config for config in build(f"paper_k{steps}_rates") if config.epochs]
     rates = {config.learning_rate for config in beside}
-    assert min(rates) < experiments.SHARED_RATE < max(rates)
-    assert {*rates, experiments.SHARED_RATE} <= {3e-6, *experiments.SWEEP}
+    assert min(rates) < profiles.SHARED_RATE < max(rates)
+    assert {*rates, profiles.SHARED_RATE} <= {3e-6, *learning_rates.SWEEP}
 
 
 def test_the_pilot_shares_no_data_with_the_papers_comparison():
     pilot = build("paper_pilot")
     assert {(config.eval_splits, config.train_split) for config in pilot if config.epochs} == {(("tuning",), "tuning")}
-    assert experiments.SHARED_RATE in {config.learning_rate for config in pilot}
+    assert profiles.SHARED_RATE in {config.learning_rate for config in pilot}
     reported = build("paper_k20")
     assert not {config.seed for config in pilot if config.epochs} & {config.seed for config in reported}
     assert not {config.eval_seed for config in pilot} & {config.eval_seed for config in reported}
@@ -125,10 +128,10 @@ def test_the_pilot_shares_no_data_with_the_papers_comparison():
 
 def test_evaluations_on_the_way_may_take_fewer_noises():
     config = RunConfig(epochs=10, eval_every=5, eval_noises=4, eval_start=False)
-    each = experiments.images_each(config)
-    assert experiments.evaluated_images(config) == 2 * each
+    each = cost_model.images_each(config)
+    assert cost_model.evaluated_images(config) == 2 * each
     few = RunConfig(epochs=10, eval_every=5, eval_noises=4, eval_start=False, eval_interim_noises=1)
-    assert experiments.evaluated_images(few) == each // 4 + each
+    assert cost_model.evaluated_images(few) == each // 4 + each
     with pytest.raises(UserError, match="--eval-interim-noises is 5; expected 1 to --eval-noises"):
         RunConfig(eval_interim_noises=5)
     with pytest.raises(UserError, match="--prompt-stats-min-count is 40; expected 1 to --prompt-stats-buffer"):
@@ -136,19 +139,19 @@ def test_evaluations_on_the_way_may_take_fewer_noises():
 
 
 def test_learning_rates_are_of_the_sweep():
-    for methods in (experiments.LEARNING_RATES, *experiments.REWARD_RATES.values()):
+    for methods in (learning_rates.LEARNING_RATES, *learning_rates.REWARD_RATES.values()):
         for rates in methods.values():
-            assert set(rates.values()) <= set(experiments.SWEEP)
-    assert experiments.learning_rate("ddpo", 4) == experiments.LEARNING_RATES["ddpo"][4]
-    assert experiments.learning_rate("d3po", 40) == experiments.LEARNING_RATES["d3po"][50]
-    assert experiments.learning_rate("ddpo", 6) == experiments.LEARNING_RATES["ddpo"][8]
-    assert experiments.learning_rate("ddpo_per_step", 8) == experiments.LEARNING_RATES["ddpo_per_step"][4]
-    jpeg = experiments.REWARD_RATES["jpeg_compressibility"]
-    assert experiments.learning_rate("ddpo", 4, "jpeg_compressibility") == jpeg["ddpo"][4]
-    assert experiments.learning_rate("ddpo_last_step", 20, "jpeg_compressibility") == jpeg["ddpo"][20]
-    assert experiments.learning_rate("ddpo", 4, "colourfulness") == experiments.LEARNING_RATES["ddpo"][4]
+            assert set(rates.values()) <= set(learning_rates.SWEEP)
+    assert learning_rates.learning_rate("ddpo", 4) == learning_rates.LEARNING_RATES["ddpo"][4]
+    assert learning_rates.learning_rate("d3po", 40) == learning_rates.LEARNING_RATES["d3po"][50]
+    assert learning_rates.learning_rate("ddpo", 6) == learning_rates.LEARNING_RATES["ddpo"][8]
+    assert learning_rates.learning_rate("ddpo_per_step", 8) == learning_rates.LEARNING_RATES["ddpo_per_step"][4]
+    jpeg = learning_rates.REWARD_RATES["jpeg_compressibility"]
+    assert learning_rates.learning_rate("ddpo", 4, "jpeg_compressibility") == jpeg["ddpo"][4]
+    assert learning_rates.learning_rate("ddpo_last_step", 20, "jpeg_compressibility") == jpeg["ddpo"][20]
+    assert learning_rates.learning_rate("ddpo", 4, "colourfulness") == learning_rates.LEARNING_RATES["ddpo"][4]
     with pytest.raises(UserError, match="--profile sweep --methods mine"):
-        experiments.learning_rate("mine", 4)
+        learning_rates.learning_rate("mine", 4)
 
 
 def test_narrowing_and_widening():
@@ -166,9 +169,9 @@ def test_narrowing_and_widening():
 
 
 def test_costs_are_learned_from_records(tmp_path):
-    assert "constants" in experiments.calibrate([tmp_path]).source
+    assert "constants" in cost_model.calibrate([tmp_path]).source
     config = build("quick", ["sdpo"], [0])[1]
-    units = experiments.work(config)
+    units = cost_model.work(config)
     assert units["train"] == 2 * config.pairs * config.epochs * 3
     assert units["reward"] == 5 * config.pairs * config.epochs
     folder = tmp_path / "quick" / "raw" / "x"
@@ -177,11 +180,11 @@ def test_costs_are_learned_from_records(tmp_path):
     (folder / "provenance.json").write_text('{"device": "cpu: x"}')
     seconds = {kind: 2.0 * amount for kind, amount in units.items()}
     (folder / "done.json").write_text(json.dumps({"seconds": seconds}))
-    cost = experiments.calibrate([tmp_path / "quick"])
+    cost = cost_model.calibrate([tmp_path / "quick"])
     assert cost.source == "1 recorded runs"
     assert cost.seconds(config) == pytest.approx(sum(seconds.values()) + cost.startup)
     (folder / "done.json").write_text("{")  # an estimate does not fail for a broken record
-    assert "constants" in experiments.calibrate([tmp_path / "quick"]).source
+    assert "constants" in cost_model.calibrate([tmp_path / "quick"]).source
 
 
 def test_other_supported_versions_fit_the_requirements():
@@ -224,5 +227,5 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile):
     labels = {VARIANTS[name].label: name for name in PROFILES[profile].methods}
     assert best.keys() == labels.keys()
     for label, (_, rate) in best.items():
-        rates = experiments.REWARD_RATES.get(reward, experiments.LEARNING_RATES)
+        rates = learning_rates.REWARD_RATES.get(reward, learning_rates.LEARNING_RATES)
         assert rates[labels[label]][steps] == rate, label

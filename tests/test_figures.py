@@ -16,27 +16,17 @@ from PIL import Image
 from study_records import BUDGETS, EPOCHS, EVAL_STEPS, LAST_STEPS, QUANTITIES, write_study
 from synthetic_records import STEPS, reported_profile
 
-from sdpo_bench import figures
-from sdpo_bench.figures import (
-    KNOWN,
-    SPARE,
-    TEXT,
-    changes,
-    dense_errors,
-    drawings,
-    forest,
-    hacking,
-    paper_curves,
-    pictures,
-    reward_by_steps,
-    reward_curves,
-    styles,
-    svg,
-)
-from sdpo_bench.groups import load_groups
-from sdpo_bench.paper import METHODS, load_curves
-from sdpo_bench.records import RecordError
-from sdpo_bench.statistics import paired_difference
+from sdpo_bench.analysis.comparisons import load_groups
+from sdpo_bench.analysis.figures import dense, style
+from sdpo_bench.analysis.figures.build import drawings, pictures
+from sdpo_bench.analysis.figures.curves import paper_curves, reward_by_steps, reward_curves
+from sdpo_bench.analysis.figures.dense import dense_errors
+from sdpo_bench.analysis.figures.forest import forest
+from sdpo_bench.analysis.figures.hacking import changes, hacking
+from sdpo_bench.analysis.figures.style import KNOWN, SPARE, TEXT, styles, svg
+from sdpo_bench.analysis.paper import METHODS, load_curves
+from sdpo_bench.analysis.statistics import paired_difference
+from sdpo_bench.records.files import RecordError
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +158,7 @@ def test_dense_errors_by_step_budget_and_epoch(study):
         if row["epoch"] == EPOCHS and row["budget"] == "3"
     ]
     assert len(rows) == 5
-    drawn = {line.get_color(): line for line in error.get_lines()}[figures.BUDGETS["3"][1]]
+    drawn = {line.get_color(): line for line in error.get_lines()}[dense.BUDGETS["3"][1]]
     np.testing.assert_allclose(drawn.get_ydata(), np.mean([row["mae"] for row in rows], axis=0))
     assert list(drawn.get_xdata()) == [1, 2, 3, 4]
     assert all(len(line.get_xdata()) == 3 for line in epochs.get_lines())
@@ -198,7 +188,7 @@ def test_without_the_papers_curves_there_is_no_such_figure(group, monkeypatch):
         raise RecordError("not there")
 
     assert "published" in [drawing.name for drawing in drawings([group])]
-    monkeypatch.setattr(figures, "load_curves", missing)
+    monkeypatch.setattr(style, "load_curves", missing)
     assert "published" not in [drawing.name for drawing in drawings([group])]
 
 
@@ -260,7 +250,7 @@ def test_a_smaller_file_says_the_same(group):
     with matplotlib.rc_context(TEXT):
         drawn = reward_curves(group, "samples", styles(group.labels))
         drawn.axes[0].set_title("2411.11727", loc="left")
-        small, full = svg(drawn), figures._bytes(drawn, ".svg").decode()
+        small, full = svg(drawn), style._bytes(drawn, ".svg").decode()
     texts = re.findall(r">([^<>]+)</text>", full)
     assert "2411.11727" in texts
     assert re.findall(r">([^<>]+)</text>", small) == texts

@@ -17,9 +17,12 @@ import study_records
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sdpo_bench import __main__ as cli
-from sdpo_bench import figures
-from sdpo_bench.records import RecordError, load_profile, run_id, write_plan
+from sdpo_bench.analysis.figures import style
+from sdpo_bench.cli import main
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.plan import write_plan
+from sdpo_bench.records.reader import load_profile
 
 EXAMPLES = 150
 VALUES: list[Any] = [
@@ -137,7 +140,7 @@ def examine(study: Path, seed: int) -> None:
     name = choose.choice(FILES)
     with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
         if seed % 8:  # all figures are drawn, few written as SVG, which takes most of the time
-            patch.setattr(figures, "svg", lambda figure: '<svg width="1" height="1"></svg>')
+            patch.setattr(style, "svg", lambda figure: '<svg width="1" height="1"></svg>')
         profile = Path(temporary) / "full"
         shutil.copytree(study, profile)
         holders = (
@@ -156,7 +159,7 @@ def examine(study: Path, seed: int) -> None:
         for arguments in (["tables", str(profile)], ["compare", "SDPO", "DDPO", "--results", temporary]):
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = cli.main(arguments)
+                code = main.main(arguments)
             said = out.getvalue() + err.getvalue()
             assert code in (0, 2), said
             assert (code == 2) == any(line.startswith("error: ") for line in err.getvalue().splitlines()), said

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from synthetic_records import make_config, write_run
 
-from sdpo_bench import __main__ as cli
-from sdpo_bench import generated
+from sdpo_bench.cli import main
 from sdpo_bench.errors import UserError
-from sdpo_bench.generated import MANIFEST, differences, write
-from sdpo_bench.records import RecordError
+from sdpo_bench.records import generated
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.generated import MANIFEST, differences, write
 
 FILES = {"README.md": b"read", "tables/a.md": b"a", "tables/b.md": b"b", "figures/c.svg": b"c"}
 
@@ -144,7 +144,7 @@ def test_a_kill_at_any_write_is_survived(folder, monkeypatch):
 def test_two_processes_that_write_the_same_tables_both_succeed(tmp_path):
     """Real processes at the same moment, on files large enough to overlap, in several rounds."""
     code = (
-        "import sys, pathlib; from sdpo_bench.generated import write\n"
+        "import sys, pathlib; from sdpo_bench.records.generated import write\n"
         "sys.stdin.readline()\n"
         "for i in range(15):\n"
         "    files = {f'tables/{n}.md': b'%d %d ' % (i, n) * 20000 for n in range(i % 3, 6)}\n"
@@ -177,23 +177,23 @@ def test_the_command_names_the_file_in_the_way(tmp_path, capsys):
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "notes.md").write_text("mine")
     before = tree(tmp_path)
-    assert cli.main(["tables", str(tmp_path)]) == 2
+    assert main.main(["tables", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/README.md would be overwritten")
     assert tree(tmp_path) == before
     (tmp_path / "README.md").unlink()
-    assert cli.main(["tables", str(tmp_path)]) == 0
-    assert cli.main(["tables", str(tmp_path), "--check"]) == 0
+    assert main.main(["tables", str(tmp_path)]) == 0
+    assert main.main(["tables", str(tmp_path), "--check"]) == 0
     assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_temporary_files_follow_no_link_and_take_no_others_place(tmp_path, monkeypatch):
-    from sdpo_bench import records
+    from sdpo_bench.records import files
 
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    monkeypatch.setattr(records.secrets, "token_hex", lambda _: "0" * 16)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0" * 16)
     os.symlink(precious, tmp_path / f".a.md.{'0' * 16}.tmp")
     with pytest.raises(FileExistsError):
-        records.write_atomic(tmp_path / "a.md", b"new")
+        files.write_atomic(tmp_path / "a.md", b"new")
     assert precious.read_text() == "mine"
     assert not (tmp_path / "a.md").exists()

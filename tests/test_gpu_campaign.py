@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from _pytest.mark.expression import Expression
 
+from sdpo_bench.analysis.outputs import sources
+from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
 from sdpo_bench.errors import UserError
 from sdpo_bench.kernel_results import load, record_path
-from sdpo_bench.results import sources
-from sdpo_bench.results import write_all as write_kernel_tables
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 from synthetic_records import make_config, write_run
 
-from sdpo_bench import __main__ as cli
-from sdpo_bench import tables
+from sdpo_bench.analysis import render
+from sdpo_bench.analysis.render import escaped, latex, markdown
+from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.cli import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.records import RecordError, load_run, run_id
-from sdpo_bench.tables import Table, escaped, latex, markdown
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.terminal import printable
 
 LABELS = [
@@ -41,7 +44,7 @@ def hostile(tmp_path_factory) -> Path:
         pictures=False,
         rewards=("<b>`r`</b> | \\", "=1+1"),
     )
-    assert cli.main(["tables", str(folder)]) == 0
+    assert main.main(["tables", str(folder)]) == 0
     return folder
 
 
@@ -104,7 +107,7 @@ def test_no_text_of_a_csv_is_a_formula(hostile):
 
 def test_numbers_of_a_csv_stay_numbers():
     frame = pd.DataFrame({"runs": ["-0.01 0.02", "-1e-05", "-1+1", "\tx", "+"], "value": [-1.0, 2, 3, 4, 5]})
-    assert tables.csv(frame).splitlines()[1:] == ["-0.01 0.02,-1", "-1e-05,2", "'-1+1,3", "'\tx,4", "'+,5"]
+    assert render.csv(frame).splitlines()[1:] == ["-0.01 0.02,-1", "-1e-05,2", "'-1+1,3", "'\tx,4", "'+,5"]
 
 
 def test_latex_of_any_label_is_balanced(hostile):
@@ -127,16 +130,16 @@ def test_what_is_said_is_kept():
 
 def test_no_control_character_reaches_the_terminal(hostile, tmp_path, capsys):
     assert printable("a\x1b[31mb\r\x07\x9b\u202e\ud800\n\tc") == "a\\x1b[31mb\\r\\x07\\x9b\\u202e\\ud800\n\tc"
-    assert cli.main(["compare", "\x1b[2Jx", "y", "--results", str(hostile.parent)]) == 2
-    assert cli.main(["tables", str(tmp_path / "\x1b]0;x\x07")]) == 2
-    assert cli.main(["x\x1b[2J"]) == 2
+    assert main.main(["compare", "\x1b[2Jx", "y", "--results", str(hostile.parent)]) == 2
+    assert main.main(["tables", str(tmp_path / "\x1b]0;x\x07")]) == 2
+    assert main.main(["x\x1b[2J"]) == 2
     folder = tmp_path / "full"
     shutil.copytree(hostile, folder)
     record = next(folder.glob("raw/sdpo-*/provenance.json"))
     record.write_text(
         json.dumps(json.loads(record.read_text()) | {"command": "x\x1b[2J\n```\n<script>", "commit": "abc"})
     )
-    assert cli.main(["tables", str(folder)]) == 0
+    assert main.main(["tables", str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "x\\x1b[2J ``` <script>" in text.partition("\n````\n")[2], "in a fence that it cannot end"
     said = "".join(capsys.readouterr())
@@ -169,11 +172,11 @@ def test_names_of_any_length_fit_into_a_files_name(tmp_path):
     )
     write_run(tmp_path, make_config("SDPO", epochs=1), pictures=False)
     write_run(tmp_path, make_config("DDPO", epochs=1), pictures=False)
-    assert cli.main(["tables", str(tmp_path)]) == 0
+    assert main.main(["tables", str(tmp_path)]) == 0
     assert max(len(path.name) for path in tmp_path.glob("tables/*")) < 200
 
 
 def test_two_rewards_of_one_name_are_refused(tmp_path, capsys):
     write_run(tmp_path, make_config("SDPO", epochs=1), pictures=False, rewards=("alignment", "a b", "a-b"))
-    assert cli.main(["tables", str(tmp_path)]) == 2
+    assert main.main(["tables", str(tmp_path)]) == 2
     assert "two tables would be tables/other_alignment_k4_a-b.md" in capsys.readouterr().err

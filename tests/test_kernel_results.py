@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sdpo_bench import figures
-from sdpo_bench.__main__ import main
+from sdpo_bench.analysis.figures import style
+from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
+from sdpo_bench.cli.main import main
 from sdpo_bench.errors import UserError
 from sdpo_bench.kernel_results import CPU_NOTE, frame, load, rates, record_path
-from sdpo_bench.results import write_all as write_kernel_tables
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIZES = [((4, 64, 64), pairs, dtype) for dtype in ("float16", "float32") for pairs in (1, 8, 128)]
@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes seconds; most tests are not about pictures."""
-    monkeypatch.setattr(figures, "_bytes", lambda figure, suffix: b"")
+    monkeypatch.setattr(style, "_bytes", lambda figure, suffix: b"")
 
 
 def test_names_of_records():
@@ -125,10 +125,10 @@ def test_the_same_records_give_the_same_bytes(tmp_path, capsys):
 
 
 def test_all_tables_include_the_kernels(tmp_path, monkeypatch, capsys, no_pictures):
-    from sdpo_bench import results
+    from sdpo_bench.analysis import outputs
 
     folder = write(tmp_path, made_up()).parent
-    monkeypatch.setattr(results, "reference_results", lambda: tmp_path / "results")
+    monkeypatch.setattr(outputs, "reference_results", lambda: tmp_path / "results")
     assert main(["tables"]) == 0
     assert (folder / "README.md").exists()
     assert "cuda-made-up-gpu" in capsys.readouterr().out
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_record(tmp_path, text):
 
 
 def test_other_folders_json_is_no_record(tmp_path):
-    from sdpo_bench.results import sources
+    from sdpo_bench.analysis.outputs import sources
 
     (tmp_path / "testbed").mkdir()
     (tmp_path / "testbed" / "quality.json").write_text("{}")

@@ -10,7 +10,7 @@ import pytest
 from study_records import write_study
 from synthetic_records import reported_profile
 
-from sdpo_bench.reproduce import write_all
+from sdpo_bench.analysis.outputs import write_all
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium here: apt-get install chromium")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sdpo_bench.paper import (
+from sdpo_bench.analysis.paper import (
     CURVES,
     FOLDER,
     SAMPLES,
@@ -17,7 +17,7 @@ from sdpo_bench.paper import (
     samples_to_part,
     samples_to_reach,
 )
-from sdpo_bench.records import RecordError
+from sdpo_bench.records.files import RecordError
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.evaluation import pictures
 from sdpo_bench.policies import load_policy
-from sdpo_bench.sampler import derive_seeds, sample
+from sdpo_bench.training.evaluation import pictures
+from sdpo_bench.training.sampling import derive_seeds, sample
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdpo_bench import RunConfig, precision, provenance
-from sdpo_bench.policies import StableDiffusionPolicy, base
+from sdpo_bench import RunConfig
+from sdpo_bench.policies import StableDiffusionPolicy, base, precision
+from sdpo_bench.records import provenance
 
 sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are no part of the installed package
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench import provenance
+from sdpo_bench.records import provenance
 
 
 def test_collect_has_what_records_need():

@@ -16,22 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_records import EPOCHS, eval_row, make_config, provenance, train_row, write_profile, write_run
 
-from sdpo_bench.records import (
-    COUNTERS,
-    EVAL_COLUMNS,
-    PLAN_KEYS,
-    RecordError,
-    RunLocked,
-    RunWriter,
-    eval_frame,
-    load_profile,
-    load_run,
-    mean_frame,
-    pack,
-    run_id,
-    unfinished_runs,
-    write_plan,
-)
+from sdpo_bench.records.files import RecordError, RunLocked
+from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, eval_frame, mean_frame
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.plan import PLAN_KEYS, unfinished_runs, write_plan
+from sdpo_bench.records.reader import load_profile, load_run, pack
+from sdpo_bench.records.writer import RunWriter
 
 
 @pytest.fixture

@@ -20,18 +20,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdpo_bench import interruption, recovery
-from sdpo_bench import trainer as trainer_module
-from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import World
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
-from sdpo_bench.records import RunWriter, load_run, run_id
-from sdpo_bench.recovery import score, within_memory
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
+from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
-from sdpo_bench.trainer import Trainer, train
+from sdpo_bench.training import interruption, loop, oom
+from sdpo_bench.training import trainer as trainer_module
+from sdpo_bench.training.checkpoint import load_checkpoint
+from sdpo_bench.training.loop import train
+from sdpo_bench.training.oom import within_memory
+from sdpo_bench.training.scoring import score
+from sdpo_bench.training.trainer import Trainer
 
 KILLS = 20
 
@@ -87,9 +91,9 @@ PHASES = {
     "sampling": (Trainer, "sample"),
     "reward": (Trainer, "score"),
     "training": (Trainer, "update"),
-    "evaluation": (trainer_module, "evaluate"),
+    "evaluation": (loop, "evaluate"),
     "record": (RunWriter, "append_train"),
-    "checkpoint": (trainer_module, "save_checkpoint"),
+    "checkpoint": (loop, "save_checkpoint"),
     "finish": (RunWriter, "finish"),
 }
 CODES = {name: bytes([number]) for number, name in enumerate(("between", *PHASES))}
@@ -117,7 +121,7 @@ def watched(world, config, folder, policy, channel):
         setattr(owner, attribute, wrap(name, getattr(owner, attribute)))
     fsync = os.fsync
     os.fsync = lambda file: (time.sleep(0.01), fsync(file))  # a disk slow enough to be killed at work
-    trainer_module.load_policy = lambda config: policy  # as it was when this process was forked
+    loop.load_policy = lambda config: policy  # as it was when this process was forked
     train(config, folder, resume=True, world=world)
 
 
@@ -243,7 +247,7 @@ def stopped(config, folder, monkeypatch, owner, name, call, number=signal.SIGTER
     [
         (Trainer, "sample", 3, 1),  # the first is the check that training begins on-policy
         (Trainer, "update", 4, 1),  # the second of the second epoch: of the first epoch's weights there is a copy
-        (trainer_module, "evaluate", 1, 2),
+        (loop, "evaluate", 1, 2),
         (RunWriter, "append_train", 1, 1),
     ],
     ids=["sampling", "training", "evaluation", "record"],
@@ -267,7 +271,7 @@ def test_a_signal_saves_the_last_whole_epoch(
 def test_a_signal_where_a_copy_would_take_long_ends_the_epoch_first(config, tmp_path, monkeypatch, undisturbed):
     config = dataclasses.replace(config, checkpoint_every=0)
     folder = folder_of(tmp_path, config)
-    monkeypatch.setattr(trainer_module, "MOST_COPIED", 0)
+    monkeypatch.setattr(loop, "MOST_COPIED", 0)
     said = stopped(config, folder, monkeypatch, Trainer, "update", 2)  # after the first step
     assert said == "the state after epoch 1 is saved"
     train(config, folder, resume=True)
@@ -278,7 +282,7 @@ def test_a_signal_on_a_full_disk_says_so(config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", full)
+    monkeypatch.setattr(loop, "save_checkpoint", full)
     said = stopped(config, folder_of(tmp_path, config), monkeypatch, Trainer, "update", 1)
     assert said == "the state after epoch 0 could not be saved, the last checkpoint stays"
 
@@ -583,19 +587,19 @@ def test_rows_that_fit_are_found(config, monkeypatch, most, budget, found):
     config = dataclasses.replace(config, pairs=8, rows=0)
     policy = load_policy(config)
     before = [p.detach().clone() for p in policy.parameters]
-    monkeypatch.setattr(recovery, "_free", lambda: budget)
-    monkeypatch.setattr(recovery, "_peak", lambda: 100_000 * policy.rows)
+    monkeypatch.setattr(oom, "_free", lambda: budget)
+    monkeypatch.setattr(oom, "_peak", lambda: 100_000 * policy.rows)
     short_of_memory(monkeypatch, most)
-    assert recovery._most_rows(policy, config) == policy.rows == found
+    assert oom._most_rows(policy, config) == policy.rows == found
     assert policy.evaluations == 0
     assert all(p.grad is None and torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
 
 
 def test_rows_where_a_pair_does_not_fit(config, monkeypatch):
-    monkeypatch.setattr(recovery, "_free", lambda: 1e9)
+    monkeypatch.setattr(oom, "_free", lambda: 1e9)
     short_of_memory(monkeypatch, 1)
     with pytest.raises(UserError, match="out of memory with --rows 2, a single pair"):
-        recovery._most_rows(load_policy(config), config)
+        oom._most_rows(load_policy(config), config)
 
 
 def test_all_processes_take_the_fewest_rows(config, monkeypatch, capsys):
@@ -605,8 +609,8 @@ def test_all_processes_take_the_fewest_rows(config, monkeypatch, capsys):
 
     policy = load_policy(config)
     policy.device = torch.device("cuda")
-    monkeypatch.setattr(recovery, "_most_rows", lambda policy, config: 16)
-    recovery.find_rows(policy, config, Others())
+    monkeypatch.setattr(oom, "_most_rows", lambda policy, config: 16)
+    oom.find_rows(policy, config, Others())
     assert policy.rows == 4
     assert capsys.readouterr().err == "--rows 0: 4 rows, found to fit\n"
 

@@ -16,12 +16,14 @@ import pytest
 from markupsafe import escape
 from synthetic_records import DEVICE, make_config, provenance, reported_profile, write_run
 
-from sdpo_bench import report
-from sdpo_bench.figures import drawings
-from sdpo_bench.groups import load_groups, load_results
-from sdpo_bench.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
-from sdpo_bench.results import write_all
-from sdpo_bench.tables import Table, build_tables, render_terminal
+from sdpo_bench.analysis import report
+from sdpo_bench.analysis.comparisons import load_groups, load_results
+from sdpo_bench.analysis.figures.build import drawings
+from sdpo_bench.analysis.outputs import write_all
+from sdpo_bench.analysis.render import render_terminal
+from sdpo_bench.analysis.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
+from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.analysis.tables.build import build_tables
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
 
@@ -38,13 +40,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_regenerating_elsewhere_gives_the_same_bytes(profile, tmp_path):
     copy = tmp_path / profile.name
     shutil.copytree(profile / "raw", copy / "raw")
-    code = "import sys, pathlib; from sdpo_bench.results import write_all; write_all(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from sdpo_bench.analysis.outputs import write_all; write_all(pathlib.Path(sys.argv[1]))"
+    )
     environment = {
         **os.environ,
         "PYTHONHASHSEED": "7",
         "TZ": "Asia/Tokyo",
         "SOURCE_DATE_EPOCH": "0",
-        "PYTHONPATH": str(Path(report.__file__).parents[1]),
+        "PYTHONPATH": str(Path(report.__file__).parents[2]),
     }
     subprocess.run([sys.executable, "-c", code, str(copy)], check=True, env=environment, cwd=tmp_path)
     assert contents(copy) == contents(profile)

@@ -20,13 +20,19 @@ from conftest import TINY
 from safetensors.torch import load_file
 from synthetic_records import write_profile
 
-from sdpo_bench import experiments, reproduce
-from sdpo_bench.checkpoint import load_checkpoint
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.records import RecordError, RunWriter, load_profile, run_id
-from sdpo_bench.reproduce import Progress, Run, Worker, execute, plan
+from sdpo_bench.experiments import cost_model, profiles, progress, runner, summary
+from sdpo_bench.experiments.progress import Progress
+from sdpo_bench.experiments.runner import execute
+from sdpo_bench.experiments.runs import Run, plan
+from sdpo_bench.experiments.workers import Worker
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_profile
+from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards._weights import Source
+from sdpo_bench.training.checkpoint import load_checkpoint
 
 
 def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
@@ -34,7 +40,7 @@ def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
 
 
 def runs_in(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
-    return plan(folder, configs, experiments.Cost())
+    return plan(folder, configs, cost_model.Cost())
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -112,7 +118,7 @@ def test_records_of_workers(executed):
 @pytest.mark.parametrize("name", ["good", "second"])
 def test_a_worker_makes_the_same_run_as_another_process(executed, tmp_path, name):
     """Runs that share a process share nothing else: the same bytes as alone, and after others."""
-    from sdpo_bench.trainer import train
+    from sdpo_bench.training.loop import train
 
     run = executed[1][name]
     train(run.config, tmp_path / run.name)
@@ -122,19 +128,19 @@ def test_a_worker_makes_the_same_run_as_another_process(executed, tmp_path, name
 def test_plan_and_resume(finished, capsys, monkeypatch):
     folder, runs = finished
     with pytest.raises(UserError, match=r"already holds 2 runs: add --resume .* or --results OTHER"):
-        reproduce.check_folder(folder, runs, resume=False)
+        runner.check_folder(folder, runs, resume=False)
     fresh = runs_in(folder, [run.config for run in runs])
-    reproduce.check_folder(folder, fresh, resume=True)
+    runner.check_folder(folder, fresh, resume=True)
     assert "another commit" not in capsys.readouterr().err
-    monkeypatch.setattr(reproduce, "code_version", lambda: {"commit": "0" * 40})
-    reproduce.check_folder(folder, fresh, resume=True)
+    monkeypatch.setattr(runner, "code_version", lambda: {"commit": "0" * 40})
+    runner.check_folder(folder, fresh, resume=True)
     assert "note: 2 finished runs were made at another commit" in capsys.readouterr().err
     monkeypatch.undo()
     assert [run.state for run in fresh] == ["done", "done"]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     execute(fresh, 2, Progress(fresh, 2, io.StringIO()))  # nothing to do, no worker starts
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    listed = reproduce.list_runs(fresh, 2, "nothing")
+    listed = summary.list_runs(fresh, 2, "nothing")
     assert listed.count(" done") == 2
     assert "2 runs, about 0 s left with 2 workers" in listed
 
@@ -146,7 +152,7 @@ def test_a_corrupt_record_is_named_before_anything_runs(finished, tmp_path):
     broken = copy / "raw" / runs[0].name / "eval.jsonl"
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(RecordError, match=f"{runs[0].name}/eval.jsonl"):
-        reproduce.check_folder(copy, runs, resume=True)
+        runner.check_folder(copy, runs, resume=True)
 
 
 def test_a_full_disk_stops_all(tiny_model, tmp_path, monkeypatch):
@@ -168,12 +174,12 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_reproduce import configs
-from sdpo_bench import experiments, reproduce
+from sdpo_bench.experiments import profiles, runner
 if __name__ == "__main__":
     runs = configs(Path({model!r}), 1, epochs=400, eval_every=400)
-    experiments.PROFILES["slow"] = experiments.Profile(lambda methods, seeds: runs, ("sdpo",), (0,))
-    reproduce.PACKAGE = Path({package!r})
-    sys.exit(reproduce.reproduce("slow"))
+    profiles.PROFILES["slow"] = profiles.Profile(lambda methods, seeds: runs, ("sdpo",), (0,))
+    runner.PACKAGE = Path({package!r})
+    sys.exit(runner.reproduce("slow"))
 """
 
 
@@ -239,7 +245,7 @@ def test_a_worker_that_is_stopped_saves_the_last_whole_epoch(tiny_model, tmp_pat
     again.give(run)
     begin = next(event for _, event in iter(lambda: events.get(timeout=120), None) if event["kind"] != "ready")
     again.stop()
-    assert reproduce.beginning(begin) == f"begins at epoch {epoch + 1} of 5000"
+    assert progress.beginning(begin) == f"begins at epoch {epoch + 1} of 5000"
 
 
 def test_a_worker_ends_with_its_parent():
@@ -255,19 +261,19 @@ def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine, reference = write_profile(tmp_path / "runs" / "quick", 1, ("SDPO", "REBEL")), tmp_path / "results" / "quick"
     shutil.copytree(mine, reference)
-    monkeypatch.setattr(reproduce, "reference_results", lambda: tmp_path / "results")
+    monkeypatch.setattr(summary, "reference_results", lambda: tmp_path / "results")
     records = load_profile(mine)
     runs = [Run(RunConfig(), record.folder, 1.0, "done") for record in records]
-    text = reproduce.summarise(mine, "quick", runs, 600.0)
+    text = summary.summarise(mine, "quick", runs, 600.0)
     lines = [line.split() for line in text.splitlines()]
     assert ["SDPO,", "K", "=", "4", "0.23", "0.14", "0.60", "0.97"] in lines
     for part in ("REBEL", "seconds per epoch", "within tolerance",
                  "Comparison with the committed results (results/quick)",
                  "3 of 3 runs finished, 10 min now. They lie in runs/quick", "runs/quick/report.html"):  # fmt: skip
         assert part in text
-    assert "Comparison" not in reproduce.summarise(reference, "quick", runs, 600.0), "the reference is not its own"
+    assert "Comparison" not in summary.summarise(reference, "quick", runs, 600.0), "the reference is not its own"
     shutil.rmtree(reference)
-    assert "No committed results of this profile" in reproduce.summarise(mine, "quick", runs, 600.0)
+    assert "No committed results of this profile" in summary.summarise(mine, "quick", runs, 600.0)
 
 
 def test_remaining_time():
@@ -280,13 +286,13 @@ def test_remaining_time():
     assert progress.remaining() == pytest.approx(125, rel=0.02)
     progress.begin -= 60  # a minute without an epoch: slower than expected
     assert progress.remaining() > 200
-    assert [reproduce.clock(s) for s in (5, 300, 3600 * 3 + 61)] == ["5 s", "5 min", "3 h 01 min"]
+    assert [progress.clock(s) for s in (5, 300, 3600 * 3 + 61)] == ["5 s", "5 min", "3 h 01 min"]
 
 
 def test_resume_command():
-    command = reproduce.resume_command("quick", Path("runs"), None, None, None, None)
+    command = summary.resume_command("quick", Path("runs"), None, None, None, None)
     assert command == "nox -s reproduce -- --resume"
-    command = reproduce.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
+    command = summary.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
     assert command.endswith("--workers 3 --device cuda --resume")
 
@@ -294,12 +300,12 @@ def test_resume_command():
 def test_lacking_weights_are_missed_before_any_worker_starts(tiny_model, tmp_path, monkeypatch):
     """Once, by name, with what to do."""
     given = configs(tiny_model, 1, eval_rewards=("clipscore",))
-    profile = experiments.Profile(lambda methods, seeds: given, ("sdpo",), (0,))
-    monkeypatch.setitem(experiments.PROFILES, "lacking", profile)
-    monkeypatch.setattr(reproduce, "Worker", lambda *_: pytest.fail("starts a worker"))
+    profile = profiles.Profile(lambda methods, seeds: given, ("sdpo",), (0,))
+    monkeypatch.setitem(profiles.PROFILES, "lacking", profile)
+    monkeypatch.setattr(runner, "Worker", lambda *_: pytest.fail("starts a worker"))
     monkeypatch.setattr(Source, "_download", lambda *_: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(UserError, match=r"reward clipscore: model.safetensors of openai/.* \(no network\); with a"):
-        reproduce.reproduce("lacking", results=tmp_path)
+        runner.reproduce("lacking", results=tmp_path)
 
 
 def test_run_ids_of_a_plan(tiny_model, tmp_path):

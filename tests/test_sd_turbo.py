@@ -15,16 +15,22 @@ import pytest
 import torch
 from conftest import write_tiny_model, write_tokenizer
 
-from sdpo_bench import evaluation, experiments, paper, reproduce
-from sdpo_bench.__main__ import check_tables
+from sdpo_bench.analysis import paper
+from sdpo_bench.cli.tables import check_tables
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import GPUCost, build, disk, evaluated_images
-from sdpo_bench.records import RecordError, load_profile, run_id
-from sdpo_bench.reproduce import Run, Worker
+from sdpo_bench.experiments import cost_model, profiles, runner, summary, variants, workers
+from sdpo_bench.experiments.cost_model import GPUCost, disk, evaluated_images
+from sdpo_bench.experiments.profiles import build
+from sdpo_bench.experiments.runs import Run, plan
+from sdpo_bench.experiments.workers import Worker
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_profile
 from sdpo_bench.rewards import PRETRAINED
 from sdpo_bench.rewards._clip import VIT_L
-from sdpo_bench.trainer import train
+from sdpo_bench.training import evaluation
+from sdpo_bench.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,13 +39,13 @@ def test_runs_are_the_papers():
     configs = build("sd-turbo")
     trained = [config for config in configs if config.epochs]
     assert len(trained) == len(configs) - 1 == 4 * 6
-    assert {config.method for config in trained} == set(experiments.METHOD_NAMES)
+    assert {config.method for config in trained} == set(variants.METHOD_NAMES)
     assert {c.seed for c in trained} == {0}
     assert {c.model for c in configs} == {"stabilityai/sd-turbo"}
     assert {c.eval_steps for c in configs} == {(1, 2, 4, 8, 16, 50)}
     with open(ROOT / "results" / "paper" / "settings.csv", newline="") as file:
         published = {row["reward"]: row for row in csv.DictReader(file)}
-    assert published.keys() == experiments.SD_TURBO_REWARDS.keys()
+    assert published.keys() == profiles.SD_TURBO_REWARDS.keys()
     for config in trained:
         row = {key: float(value) for key, value in published[config.reward].items() if key != "reward"}
         batch = row["batch_size"] * row["gradient_accumulation_steps"] * row["gpus"]
@@ -50,7 +56,7 @@ def test_runs_are_the_papers():
         # Of Aesthetic the published figure has more epochs than the published configuration.
         assert config.epochs == (115 if config.reward == "aesthetic" else row["epochs"])
         assert (config.finetune, config.lora_rank, config.lora_alpha) == ("lora", row["lora_rank"], row["lora_alpha"])
-        assert config.eval_rewards == tuple(experiments.SD_TURBO_REWARDS)
+        assert config.eval_rewards == tuple(profiles.SD_TURBO_REWARDS)
 
 
 def test_narrowing_makes_some_of_the_same_runs():
@@ -96,7 +102,7 @@ def test_counts_of_arithmetic_are_the_architectures():
             output.backward()
         with torch.no_grad(), FlopCounterMode(display=False) as decode:
             vae.decode(latent)
-    assert trained == 4 * experiments.LORA_WEIGHTS
+    assert trained == 4 * cost_model.LORA_WEIGHTS
     cost = GPUCost()
     assert forward.get_total_flops() / 1e12 == pytest.approx(cost.forward, rel=0.01)
     # On this device attention's gradient is counted without what fused kernels compute anew.
@@ -126,7 +132,7 @@ def test_hours_by_hand():
 def test_records_take_the_space_that_is_expected():
     """Held against committed runs, of the embedded model with a prompt list of the same kind."""
     for record in load_profile(ROOT / "results" / "quick")[:2]:
-        config = experiments.config_from_json(record.config)
+        config = profiles.config_from_json(record.config)
         names = ("config.json", "provenance.json", "done.json", "train.jsonl", "eval.jsonl")
         real = sum((record.folder / name).stat().st_size for name in names if (record.folder / name).exists())
         assert 0.7 < disk(config)["records"] / real < 1.4
@@ -134,7 +140,7 @@ def test_records_take_the_space_that_is_expected():
     assert disk(config)["adapters"] == 4 * 829_952
     assert disk(config)["pictures"] == 3 * 8 * 6 * 512 * 512
     runs = [Run(config, Path("x"), 1.0)] * 10
-    few, many = (reproduce.space(runs, workers) for workers in (1, 4))
+    few, many = (summary.space(runs, workers) for workers in (1, 4))
     assert "adapters 0.03" in few
     assert few != many
 
@@ -145,25 +151,25 @@ def test_seconds_of_finished_runs_replace_the_assumption(tmp_path):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_json()))
     (folder / "provenance.json").write_text('{"device": "cuda: x"}')
-    spent = {kind: 0.01 * amount for kind, amount in experiments.work(config).items()}
-    assumed = reproduce.estimate_costs(tmp_path / "sd_turbo", config, {})
+    spent = {kind: 0.01 * amount for kind, amount in cost_model.work(config).items()}
+    assumed = runner.estimate_costs(tmp_path / "sd_turbo", config, {})
     assert "assumed 40% of 989" in assumed.source
     (folder / "done.json").write_text(json.dumps({"seconds": spent}))
-    measured = reproduce.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": None})
+    measured = runner.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": None})
     assert measured.source == "1 recorded runs"
     assert measured.seconds(config) == pytest.approx(sum(spent.values()), abs=5)
     for other in (replace(config, device="cpu"), replace(config, model="/other/model")):  # of these there are none
-        assert "assumed" in reproduce.estimate_costs(tmp_path / "sd_turbo", other, {}).source
-    changed = reproduce.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": 0.2})
+        assert "assumed" in runner.estimate_costs(tmp_path / "sd_turbo", other, {}).source
+    changed = runner.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": 0.2})
     assert "assumed 20%" in changed.source
     with pytest.raises(UserError, match="leave them out"):
-        reproduce.estimate_costs(tmp_path, RunConfig(), {"peak": 1.0})
+        runner.estimate_costs(tmp_path, RunConfig(), {"peak": 1.0})
 
 
 def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert reproduce.reproduce("sd-turbo", rewards=["aesthetic"], workers=2, dry_run=True) == 0
+    assert runner.reproduce("sd-turbo", rewards=["aesthetic"], workers=2, dry_run=True) == 0
     out = capsys.readouterr().out
     hours = sum(GPUCost().seconds(c) for c in build("sd-turbo", rewards=["aesthetic"])) / 3600
     assert f"\n{hours:.0f} GPU hours; " in out
@@ -171,15 +177,15 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert "7 runs" in out
     assert "with 2 workers (estimated from counted operations at an assumed 40% of 989 TFLOP/s" in out
     with pytest.raises(UserError, match=r"profile sd_turbo runs on GPUs, and torch finds no CUDA device.*--dry-run"):
-        reproduce.reproduce("sd-turbo")
+        runner.reproduce("sd-turbo")
     with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device"):
-        reproduce.reproduce("quick", device="cuda")
+        runner.reproduce("quick", device="cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--workers is 3; expected at most one for each of the 2 GPUs"):
-        reproduce.reproduce("sd-turbo", workers=3)
-    monkeypatch.setattr(reproduce, "check_folder", lambda *_: pytest.fail("reached"))
+        runner.reproduce("sd-turbo", workers=3)
+    monkeypatch.setattr(runner, "check_folder", lambda *_: pytest.fail("reached"))
     with pytest.raises(pytest.fail.Exception, match="reached"):  # three may share two GPUs
-        reproduce.reproduce("quick", device="cuda", workers=3)
+        runner.reproduce("quick", device="cuda", workers=3)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -190,9 +196,9 @@ def test_missing_curves_are_said_before_anything_runs(tmp_path, monkeypatch):
         raise RecordError("not there")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "load_curves", gone)
+    monkeypatch.setattr(runner, "load_curves", gone)
     with pytest.raises(RecordError, match="not there"):
-        reproduce.reproduce("sd-turbo", device="cpu")
+        runner.reproduce("sd-turbo", device="cpu")
     assert not list(tmp_path.iterdir())
 
 
@@ -211,12 +217,12 @@ def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     """Also where a worker is replaced, and where CUDA_VISIBLE_DEVICES leaves some out."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert reproduce.gpus() == ["0", "1"]
+    assert workers.gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8d1e")
-    assert reproduce.gpus() == ["5", "GPU-8d1e"]
+    assert workers.gpus() == ["5", "GPU-8d1e"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert reproduce.gpus() == []
+    assert workers.gpus() == []
     hired = []
 
     class Recorded:
@@ -233,14 +239,14 @@ def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
         def stop(self):
             pass
 
-    monkeypatch.setattr(reproduce, "Worker", Recorded)
+    monkeypatch.setattr(runner, "Worker", Recorded)
     configs = build("sd-turbo", rewards=["aesthetic"])
-    runs = reproduce.plan(tmp_path, configs, GPUCost())
-    reproduce.execute(runs, 2, devices=["5", "GPU-8d1e"])
+    runs = plan(tmp_path, configs, GPUCost())
+    runner.execute(runs, 2, devices=["5", "GPU-8d1e"])
     assert hired == [(1, "5"), (2, "GPU-8d1e"), (2, "GPU-8d1e")]
     assert sorted(run.state for run in runs) == ["failed", *["locked"] * 6]
     hired[:] = [None] * 3  # no worker fails
-    reproduce.execute(reproduce.plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
+    runner.execute(plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
     assert hired[3:] == [(1, "5"), (2, "GPU-8d1e"), (3, "5"), (4, "GPU-8d1e")]
 
 
@@ -256,7 +262,7 @@ def test_a_workers_environment(monkeypatch):
         def wait(self):
             return 0
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
+    monkeypatch.setattr(workers.subprocess, "Popen", Process)
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3,4")
     Worker(1, queue.SimpleQueue(), "4")
     Worker(1, queue.SimpleQueue())
@@ -304,10 +310,10 @@ def aesthetic_weights(tmp_path_factory) -> Iterator[dict[str, str]]:
 def small(monkeypatch, prompts: Path, *rewards: str, **changes: object) -> None:
     """Makes the profile's runs take seconds: these rewards, the given changes."""
     settings = {"learning_rate": 1e-4, "pairs_per_update": 2, "epochs": 1}
-    monkeypatch.setattr(experiments, "SD_TURBO_REWARDS", dict.fromkeys(rewards, settings))
+    monkeypatch.setattr(profiles, "SD_TURBO_REWARDS", dict.fromkeys(rewards, settings))
     prompts.write_text("cat\ndog\n")
     tiny = {"pairs": 2, "prompts": str(prompts), "eval_every": 1, "eval_noises": 1, "rows": 64}
-    monkeypatch.setattr(experiments, "SD_TURBO", experiments.SD_TURBO | tiny | changes)
+    monkeypatch.setattr(profiles, "SD_TURBO", profiles.SD_TURBO | tiny | changes)
 
 
 def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatch, capsys):
@@ -323,10 +329,10 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
             train(run.config, run.folder, resume=True)
             run.state = "done"
 
-    monkeypatch.setattr(reproduce, "execute", here)
+    monkeypatch.setattr(runner, "execute", here)
     methods = ["sdpo", "ddpo", "rebel", "d3po"]
     given = {"rewards": ["aesthetic"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1, "methods": methods}
-    assert reproduce.reproduce("sd-turbo", **given) == 0
+    assert runner.reproduce("sd-turbo", **given) == 0
     folder = tmp_path / "runs" / "sd_turbo"
     records = {record.label: record for record in load_profile(folder)}
     assert records.keys() == {"start", "SDPO", "DDPO", "REBEL", "D3PO"}
@@ -340,9 +346,9 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
         assert "openai/clip-vit-large-patch14 (local copy)" in reward["revision"]
         if label != "start":
             # What hours are computed from is what was counted.
-            config = experiments.config_from_json(record.config)
-            assert record.train[-1]["model_evaluations"] == sum(experiments.passes(config).values())
-            assert record.train[-1]["reward_queries"] == experiments.work(config)["reward"]
+            config = profiles.config_from_json(record.config)
+            assert record.train[-1]["model_evaluations"] == sum(cost_model.passes(config).values())
+            assert record.train[-1]["reward_queries"] == cost_model.work(config)["reward"]
 
     claims = (folder / "tables" / "claims_aesthetic_k5.csv").read_text()
     assert claims.count("not decided,") == 35, "one seed decides nothing"
@@ -356,7 +362,7 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
 
     (folder / "raw" / records["D3PO"].run_id / "done.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
-    assert reproduce.reproduce("sd-turbo", **given, resume=True) == 0
+    assert runner.reproduce("sd-turbo", **given, resume=True) == 0
     after = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
     assert before.items() < after.items()
     assert "5 of 5 runs finished" in capsys.readouterr().out
@@ -367,13 +373,13 @@ def test_workers_make_the_runs_and_resume(tmp_path, sd_turbo_folder, monkeypatch
     monkeypatch.chdir(tmp_path)
     small(monkeypatch, tmp_path / "prompts.txt", "colourfulness", "jpeg_compressibility", steps=3, eval_steps=(1, 2))
     given = {"methods": ["sdpo", "ddpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
-    assert reproduce.reproduce("sd-turbo", **given, rewards=["colourfulness"]) == 0
+    assert runner.reproduce("sd-turbo", **given, rewards=["colourfulness"]) == 0
     assert "3 of 3 runs finished" in capsys.readouterr().out
     folder = tmp_path / "runs" / "sd_turbo"
     done = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
     with pytest.raises(UserError, match="already holds 3 runs: add --resume"):
-        reproduce.reproduce("sd-turbo", **given)
-    assert reproduce.reproduce("sd-turbo", **given, resume=True) == 0
+        runner.reproduce("sd-turbo", **given)
+    assert runner.reproduce("sd-turbo", **given, resume=True) == 0
     assert "5 of 5 runs finished" in capsys.readouterr().out
     now = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
     assert len(now) == 5
@@ -390,5 +396,5 @@ def test_missing_weights_are_said_and_leave_nothing(tmp_path, sd_turbo_folder, m
     small(monkeypatch, tmp_path / "prompts.txt", "imagereward", steps=3, eval_steps=(1,))
     given = {"methods": ["sdpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
     with pytest.raises(UserError, match=r"hf download THUDM/ImageReward ImageReward\.pt --revision"):
-        reproduce.reproduce("sd-turbo", **given)
+        runner.reproduce("sd-turbo", **given)
     assert not (tmp_path / "runs").exists()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from sdpo_bench.statistics import (
+from sdpo_bench.analysis.statistics import (
     Interval,
     iqm,
     mean,

@@ -11,20 +11,16 @@ import pytest
 from scipy import stats
 from study_records import group_of, record
 
-from sdpo_bench.groups import Group, at_equal_queries, query_budget
-from sdpo_bench.study import (
-    ablation_table,
-    cost_to_reach,
-    dense_budgets_table,
-    dense_steps_table,
-    hacking_table,
-    paper_order_table,
-    protocol_table,
-    rate_order_table,
-    reach_table,
-    step_ranges,
-)
-from sdpo_bench.tables import Table, build_tables, order_table, ranking
+from sdpo_bench.analysis.comparisons import Group, at_equal_queries, query_budget
+from sdpo_bench.analysis.tables.ablations import ablation_table
+from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.analysis.tables.build import build_tables
+from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table, step_ranges
+from sdpo_bench.analysis.tables.hacking import hacking_table
+from sdpo_bench.analysis.tables.orders import order_table, ranking
+from sdpo_bench.analysis.tables.paper_order import paper_order_table
+from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
+from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
 
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
 HALF = stats.t.ppf(0.975, 4) * np.std(WOBBLE, ddof=1) / np.sqrt(5)

@@ -16,18 +16,18 @@ import pytest
 from scipy import stats
 from synthetic_records import DEVICE, EPOCHS, STEPS, make_config, reported_profile, write_profile, write_run
 
-from sdpo_bench import groups, tables
-from sdpo_bench.compare import compare_with_reference
-from sdpo_bench.groups import load_groups, load_results, query_budget
-from sdpo_bench.records import RecordError, continued, load_profile
-from sdpo_bench.results import write_all
-from sdpo_bench.study import reach_table
-from sdpo_bench.tables import (
-    DASH,
-    cell_text,
-    ranking,
-    render_terminal,
-)
+from sdpo_bench.analysis import comparisons
+from sdpo_bench.analysis.compare import compare_with_reference
+from sdpo_bench.analysis.comparisons import load_groups, load_results, query_budget
+from sdpo_bench.analysis.outputs import write_all
+from sdpo_bench.analysis.render import render_terminal
+from sdpo_bench.analysis.tables import base
+from sdpo_bench.analysis.tables.base import DASH, cell_text
+from sdpo_bench.analysis.tables.orders import ranking
+from sdpo_bench.analysis.tables.reach import reach_table
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import continued
+from sdpo_bench.records.reader import load_profile
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +199,14 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
             ("DDPO", 0, 10, 16, 0.8),
         ],
     )
-    monkeypatch.setattr(groups, "query_budget", lambda _: 640)
-    equal = groups.at_equal_queries(group)
+    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
+    equal = comparisons.at_equal_queries(group)
     assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
     assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
     assert equal.cell("start", "alignment", "seen", 1) == {0: 0.4}
     assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
     ends = with_evaluations(group, [("start", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
-    assert groups.at_equal_queries(ends) is None
+    assert comparisons.at_equal_queries(ends) is None
 
 
 def test_cost(profile):
@@ -283,10 +283,10 @@ def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
 
 def test_tables_and_figures_do_not_import_torch():
     code = (
-        "import sys, sdpo_bench.results, sdpo_bench.compare\n"
+        "import sys, sdpo_bench.analysis.outputs, sdpo_bench.analysis.compare\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tables.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(base.__file__).parents[3])
 
 
 def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
@@ -315,8 +315,10 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
     assert values.shape[1] == 4
     assert group.cell("SDPO", "alignment", "seen", 2)[0] == pytest.approx(values.mean())
     assert group.curve_ends("SDPO", "seen", 2)[0] == first[60] == pytest.approx(values[:, :2].mean())
-    assert group.cell(groups.START, "alignment", "seen", 2)[0] > 2 > group.curve_ends(groups.START, "seen", 2)[0]
-    equal = groups.at_equal_queries(group)
+    assert (
+        group.cell(comparisons.START, "alignment", "seen", 2)[0] > 2 > group.curve_ends(comparisons.START, "seen", 2)[0]
+    )
+    equal = comparisons.at_equal_queries(group)
     assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("start", "SDPO", "DDPO")) < 1
     reached = reach_table(group).frame
     ends = reached[(reached["label"] == "DDPO") & (reached["cost"] == "samples")]

@@ -7,11 +7,12 @@ import pytest
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sdpo_bench import __main__ as cli
+from sdpo_bench.cli import main
 from sdpo_bench.config import RunConfig
-from sdpo_bench.records import load_run, run_id
-from sdpo_bench.tracking import Tracker, flat
-from sdpo_bench.trainer import train
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
+from sdpo_bench.training.loop import train
+from sdpo_bench.training.sinks import Tracker, flat
 
 
 def tracked(world, config, root):
@@ -47,8 +48,8 @@ def test_nested_values_become_flat():
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, capsys, tiny_model):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sdpo_bench.tracking.find_spec", lambda name: None)
-    assert cli.main(["train", "--model", str(tiny_model), "--device", "cpu", "--tracker", "wandb"]) == 2
+    monkeypatch.setattr("sdpo_bench.training.sinks.find_spec", lambda name: None)
+    assert main.main(["train", "--model", str(tiny_model), "--device", "cpu", "--tracker", "wandb"]) == 2
     expected = "error: --tracker wandb: its package is not installed; python -m pip install wandb\n"
     assert capsys.readouterr().err == expected
     assert not list(tmp_path.iterdir())

@@ -13,19 +13,23 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sdpo_bench import dense
-from sdpo_bench.advantages import Normaliser
 from sdpo_bench.config import RunConfig
-from sdpo_bench.digests import changed, weights_of
 from sdpo_bench.errors import UserError
-from sdpo_bench.evaluation import evaluate, pictures
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
-from sdpo_bench.probe import BUDGETS
-from sdpo_bench.records import RecordError, RunWriter, find_run, load_run, pack, run_id
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import find_run, run_id
+from sdpo_bench.records.reader import load_run, pack
+from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, load_reward
-from sdpo_bench.sampler import derive_seeds, sample
-from sdpo_bench.trainer import Trainer, TrainingDiverged, likely_causes, train
+from sdpo_bench.training import dense_rewards
+from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.dense_probe import BUDGETS
+from sdpo_bench.training.evaluation import evaluate, pictures
+from sdpo_bench.training.loop import train
+from sdpo_bench.training.sampling import derive_seeds, sample
+from sdpo_bench.training.trainer import Trainer, TrainingDiverged, likely_causes
+from sdpo_bench.training.weight_digests import changed, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +297,7 @@ def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, metho
     trainer = trainer_of(dataclasses.replace(config, method=method, label="", steps=4))
     seen, normalise = [], Normaliser.__call__
     monkeypatch.setattr(Normaliser, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args))
-    own = dense.provide("anchored", trainer.sample(1), trainer.score)
+    own = dense_rewards.provide("anchored", trainer.sample(1), trainer.score)
     trainer.epoch(1)
     ((_, returns, known),) = seen
     rewards = own.values if method != "ddpo" else own.values[..., -1:]
@@ -660,7 +664,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(config, tmp
 
     for resume in (True, False):
         shutil.rmtree(folder, ignore_errors=True)
-        monkeypatch.setattr("sdpo_bench.trainer.load_policy", slow)
+        monkeypatch.setattr("sdpo_bench.training.loop.load_policy", slow)
         if resume:
             train(config, folder, resume=True)
         else:

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sdpo_bench.__main__ import main
+from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
+from sdpo_bench.cli.main import main
 from sdpo_bench.kernel_results import (
     STEP_CPU_NOTE,
     STEP_NOTE,
@@ -28,7 +29,6 @@ from sdpo_bench.kernel_results import (
     step_label,
     step_verdicts,
 )
-from sdpo_bench.results import write_all as write_kernel_tables
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sdpo_bench.provenance import code_version, device_name, versions
+from sdpo_bench.records.provenance import code_version, device_name, versions
 from sdpo_bench.testbed.animals import ANIMALS, IMAGE_SIZE
 from sdpo_bench.testbed.card import CARD
 from sdpo_bench.testbed.data import MEDIUM, MILD, WIDE, random_pictures

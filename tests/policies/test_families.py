@@ -18,15 +18,17 @@ from diffusers import (
 )
 from tiny import MODELS, SIZES, write_model
 
-from sdpo_bench.__main__ import main
+from sdpo_bench.cli.main import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import FAMILIES, load_policy
 from sdpo_bench.policies.flux import pack, unpack
-from sdpo_bench.records import load_run, run_id
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import load_reward
-from sdpo_bench.sampler import derive_seeds, sample
-from sdpo_bench.trainer import Trainer, train
+from sdpo_bench.training.loop import train
+from sdpo_bench.training.sampling import derive_seeds, sample
+from sdpo_bench.training.trainer import Trainer
 
 PROMPTS = ["cat", "a dog"]
 FAMILY_MODELS = ["sd", "sdxl", "sd3", "flux"]  # one of each

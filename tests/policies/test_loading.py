@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SIZES, write_model
 from transformers import T5EncoderModel
 
-from sdpo_bench.__main__ import main
+from sdpo_bench.cli.main import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import load_policy, loading

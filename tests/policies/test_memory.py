@@ -11,13 +11,23 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipe
 from tiny import SIZES, write_model
 from transformers import CLIPTextConfig
 
-from sdpo_bench.__main__ import main
+from sdpo_bench.cli.main import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.memory import ADAM, SHARE, Costs, Live, estimate, largest_rows, line, measure, pictures_of_an_epoch
 from sdpo_bench.policies import load_policy
 from sdpo_bench.rewards import load_reward
-from sdpo_bench.trainer import Trainer
+from sdpo_bench.training.memory_estimate import (
+    ADAM,
+    SHARE,
+    Costs,
+    Live,
+    estimate,
+    largest_rows,
+    line,
+    measure,
+    pictures_of_an_epoch,
+)
+from sdpo_bench.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

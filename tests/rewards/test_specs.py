@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.records import run_id
+from sdpo_bench.records.identity import run_id
 from sdpo_bench.rewards import PRETRAINED, REWARDS, canonical, load_reward, load_rewards
 from sdpo_bench.rewards._spec import Term, parse
 

@@ -1,0 +1,243 @@
+"""Comparisons of two: methods, models or commits (`sdpo-bench compare`), and one's results with the committed ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups
+from sdpo_bench.analysis.render import aligned, csv, markdown, text
+from sdpo_bench.analysis.tables.base import DASH, Table, joined
+from sdpo_bench.analysis.tables.pairs import Pair, paired_table
+from sdpo_bench.errors import UserError
+from sdpo_bench.records.files import slug
+from sdpo_bench.records.reader import RunRecord
+
+MEASURING = ("eval_noises", "eval_seed", "eta", "guidance", "noise_level", "resolution", "sampler")  # of config.json
+
+
+def compare(a: str, b: str, profile: Path) -> list[Table]:
+    """Paired differences, a table for each trained reward and K: of two labels in the profile's folder, or of the
+    labels that two folders of results have in common.
+
+    UserError: a label or folder that is not there, nothing to pair, or values that were not measured alike.
+    """
+    folders = [Path(name) for name in (a, b)]
+    if all((folder / "raw").is_dir() for folder in folders):
+        return _folders(*folders)
+    for name, folder in zip((a, b), folders, strict=True):
+        if (folder / "raw").is_dir() or folder.is_dir() or os.sep in name:
+            raise UserError(
+                f"{name}: expected two folders of results, each with a raw/ folder of records (as "
+                "results/quick), or two labels of one profile"
+            )
+    return _labels(a, b, profile)
+
+
+def _labels(a: str, b: str, profile: Path) -> list[Table]:
+    if not (profile / "raw").is_dir():
+        there = sorted(path.parent.name for path in profile.parent.glob("*/raw"))
+        raise UserError(
+            f"{profile} has no raw/ folder of records; --profile is one of: {joined(there)}"
+            if there
+            else f"{profile} has no raw/ folder of records; say with --results where the profiles are"
+        )
+    groups = load_groups(profile)
+    known = sorted({run.label for group in groups for run in group.runs}, key=label_key)
+    first, second = (_known(name, known, profile) for name in (a, b))
+    if first == second:
+        raise UserError(f"{a} and {b} are the same; compare two of: {', '.join(known)}")
+    pairs = [Pair(f"{first} minus {second}", group, first, group, second) for group in groups]
+    return _tables([[pair] for pair in pairs], first, second)
+
+
+def _known(name: str, labels: list[str], profile: Path) -> str:
+    """A label as it is written, or in lower case with hyphens."""
+    found = [label for label in labels if name == label] or [label for label in labels if slug(name) == slug(label)]
+    if not found:
+        raise UserError(f"unknown label {name!r}; {profile} has: {', '.join(labels)}")
+    return found[0]
+
+
+def _folders(a: Path, b: Path) -> list[Table]:
+    if a.resolve() == b.resolve():
+        raise UserError(f"{a} and {b} are the same folder")
+    ours, theirs = load_groups(a), load_groups(b)
+    models = [{group.model for group in groups} for groups in (ours, theirs)]
+    rows = []
+    for x in ours:
+        # With one model in each folder, two models may be compared; with several, each with itself.
+        other = [
+            y
+            for y in theirs
+            if (y.device, y.reward, y.steps) == (x.device, x.reward, x.steps)
+            and (y.model == x.model or max(map(len, models)) == 1)
+        ]
+        rows.append(
+            [
+                Pair(label, x, label, y, label)
+                for y in other
+                for label in x.labels
+                if label in y.labels and label != START
+            ]
+        )
+    if not any(rows):
+        have = [
+            f"{folder} has " + "; ".join(f"{', '.join(group.labels)} {group.title}" for group in groups)
+            for folder, groups in ((a, ours), (b, theirs))
+        ]
+        raise UserError(
+            f"the folders share no label trained on the same reward, with the same K, on the same device: "
+            f"{'. '.join(have)}"
+        )
+    return _tables([pairs for pairs in rows if pairs], str(a), str(b))
+
+
+def _tables(rows: list[list[Pair]], first: str, second: str) -> list[Table]:
+    """A table for each group's pairs that share seeds; of the others the note tells."""
+    tables, unpaired = [], []
+    for pairs in rows:
+        known = [pair for pair in pairs if _measured_alike(pair)]
+        unpaired += [f"{pair.text} ({pair.group.title})" for pair in pairs if pair not in known]
+        if known:
+            group = known[0].group
+            note = f" The first is {first}, the second {second}.{_differing(known[0])}"
+            name = f"compare{group.suffix}_{slug(first)}_{slug(second)}"
+            title = f"{first} minus {second}: {group.reward}, {group.title}"
+            other = known[0].other_group
+            title += f", against {other.model}" if other.model != group.model else ""
+            tables.append(paired_table(name, title, note, "difference", known))
+    if not tables:
+        raise UserError(f"no seed in common: {'; '.join(unpaired)}")
+    return tables
+
+
+def _runs(group: Group, label: str) -> dict[int, RunRecord]:
+    return {int(run.config["seed"]): run for run in group.runs if run.label == label}
+
+
+def _measured_alike(pair: Pair) -> bool:
+    """Whether the labels share a seed; UserError where the values of one were not measured as the other's."""
+    x, y = _runs(pair.group, pair.label), _runs(pair.other_group, pair.other)
+    if x and y and START in (pair.label, pair.other):  # it has no seed of its own
+        x = dict.fromkeys(y, next(iter(x.values()))) if pair.label == START else x
+        y = dict.fromkeys(x, next(iter(y.values()))) if pair.other == START else y
+    shared = sorted(x.keys() & y.keys())
+    for seed in shared:
+        for what, one, other in zip(
+            ("settings", "reward's version", "prompts", "noises"),
+            _measure(x[seed], pair.group.reward),
+            _measure(y[seed], pair.group.reward),
+            strict=True,
+        ):
+            if one != other:
+                differ = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in one if one[key] != other.get(key)]
+                raise UserError(
+                    f"{x[seed].run_id} and {y[seed].run_id} were not evaluated alike ({what}: "
+                    f"{'; '.join(differ)[:300] or 'others'}), so their difference would mean nothing: "
+                    "evaluate both with the same settings"
+                )
+    return bool(shared)
+
+
+def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
+    """What decides how a run's values of a reward were measured."""
+    rows = [row for row in run.eval if row["reward"] == reward]
+    version = run.provenance.get("rewards", {}).get(reward, {})
+    prompts = {split: list(names) for row in rows for split, names in row["prompts"].items()}
+    return (
+        {key: run.config.get(key) for key in MEASURING},
+        {key: version.get(key) for key in ("revision", "scale")},
+        prompts,
+        {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})},
+    )
+
+
+def _differing(pair: Pair) -> str:
+    """Settings and commits in which the runs of a pair differ, for a note."""
+    one, other = (next(iter(_runs(*side).values())) for side in (pair[1:3], pair[3:5]))
+    keys = sorted((one.config.keys() | other.config.keys()) - {"label", "run_id", "seed", "begun"})
+    found = [
+        f"{key} {one.config.get(key)} and {other.config.get(key)}"
+        for key in keys
+        if one.config.get(key) != other.config.get(key)
+    ]
+    commits = [run.provenance["commit"] for run in (one, other)]
+    found += [f"commit {commits[0]} and {commits[1]}"] if commits[0] != commits[1] else []
+    return f" They differ in: {'; '.join(found)}." if found else " Their settings and commits are the same."
+
+
+def rendered(tables: list[Table], form: str) -> str:
+    """The tables as aligned text, as Markdown or as one CSV."""
+    if form == "csv":
+        return csv(pd.concat([table.frame for table in tables], ignore_index=True)).rstrip()
+    if form == "markdown":
+        return "\n\n".join(markdown(table) for table in tables)
+    return "\n\n".join(map(text, tables))
+
+
+def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
+    """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
+    freedom."""
+    cells = [list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != START]
+    freedom = sum(len(cell) - 1 for cell in cells if cell)
+    squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
+    return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
+
+
+def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.PathLike[str]) -> str:
+    """Text: per label and step count my value against the reference results' and whether it lies within
+    tolerance.
+
+    Values are means over runs. Tolerance: half the 95 % prediction interval (Student's t) from the spread
+    between the reference's runs, pooled over its methods since a method alone may have two runs; about 1
+    value in 20 falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices
+    may differ; model, reward, K may not.
+    """
+    theirs = {(g.model, g.reward, g.steps): g for g in reversed(load_groups(reference))}
+    lines: list[str] = []
+    verdicts: list[str] = []
+    for group in load_groups(mine):
+        other = theirs.get((group.model, group.reward, group.steps))
+        lines += [group.title, f"reference: {other.device if other else 'none, nothing to compare with'}", ""]
+        if other is None:
+            continue
+        rows: list[tuple[str, ...]] = [("prompts", "method", "steps", "mine", "reference", "tolerance", "")]
+        frame = group.values[group.values["reward"] == group.reward]
+        for split in sorted(frame["split"].unique()):
+            for steps in sorted(int(k) for k in frame["steps"].unique()):
+                spread, freedom = _spread(other, split, steps)
+                for label in sorted({*group.labels, *other.labels}, key=label_key):
+                    x = list(group.cell(label, group.reward, split, steps).values())
+                    y = list(other.cell(label, group.reward, split, steps).values())
+                    tolerance, verdict = np.nan, "not in both"
+                    if x and y:
+                        tolerance = (
+                            0.01 * abs(y[0])
+                            if label == START
+                            else float(stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                        )
+                        within = abs(np.mean(x) - np.mean(y)) <= tolerance
+                        verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"
+                    verdicts.append(verdict)
+                    rows.append(
+                        (
+                            split,
+                            label,
+                            str(steps),
+                            *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH for v in (x, y)),
+                            DASH if np.isnan(tolerance) else f"{tolerance:.3f}",
+                            verdict,
+                        )
+                    )
+        lines += [*aligned(rows), ""]
+    inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
+    lines.append(
+        f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
+        f"chance; {len(verdicts) - inside - outside} not compared."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,330 @@
+"""The runs of a profile that may be compared with each other: same device, model, trained reward and K."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sdpo_bench.records.files import RecordError, slug
+from sdpo_bench.records.frames import mean_frame
+from sdpo_bench.records.identity import EXECUTION
+from sdpo_bench.records.plan import unfinished_runs
+from sdpo_bench.records.reader import RunRecord, load_profile
+
+START = "start"
+
+
+ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
+
+
+Values = dict[int, float]  # seed -> value of that run
+
+
+LONGEST = 40  # characters of a part of a file's name, of which a table's has four: systems allow 255 bytes
+
+
+def parent(label: str) -> str | None:
+    """The method of which a label is an ablation, "PARENT (change)"; None for a method."""
+    method, bracket, _ = label.partition(" (")
+    return method if bracket else None
+
+
+def label_key(label: str) -> tuple[int, str]:
+    """Sort key: the known methods in the order of `ORDER`, each before its ablations, then the others by name."""
+    method = parent(label) or label
+    return (ORDER.index(method) if method in ORDER else len(ORDER), label)
+
+
+def name_part(text: str) -> str:
+    """A text as a part of a file's name: its slug, or the beginning of a long one and a hash."""
+    short = slug(text)
+    return short if len(short) <= LONGEST else f"{short[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished runs that may be compared, those of the untrained start among them.
+
+    `values` has a row per run, reward, sampling steps and split at the run's last evaluation, `curves` per
+    evaluation too (columns of `mean_frame`); `missing` are labels with an unfinished run here; `suffix` ends
+    the files' names.
+    """
+
+    profile: str
+    device: str
+    model: str
+    reward: str
+    steps: int
+    suffix: str
+    runs: tuple[RunRecord, ...]
+    curves: pd.DataFrame
+    missing: tuple[str, ...]
+    full: pd.DataFrame | None = None
+    """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
+
+    @cached_property
+    def ids(self) -> dict[tuple[str, int], list[str]]:
+        """Ids of the runs of a label and seed."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for run in self.runs:
+            found.setdefault((run.label, run.config["seed"]), []).append(run.run_id)
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {str(name): column.tolist() for name, column in self.curves.sort_values("epoch").items()}
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str, str, int], list[int]]:
+        found: dict[tuple[str, str, str, int], list[int]] = {}
+        keys = (self._columns[name] for name in ("run", "reward", "split", "steps"))
+        for place, key in enumerate(zip(*keys, strict=True)):
+            found.setdefault(key, []).append(place)
+        return found
+
+    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[dict[str, Any]]:
+        """A run's evaluations, rows of `curves`, by epoch."""
+        return [
+            {name: column[place] for name, column in self._columns.items()}
+            for place in self._places.get((run_id, reward, split, steps), ())
+        ]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        return sorted({run.label for run in self.runs} | set(self.missing), key=label_key)
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The labels that are not ablations, the start among them."""
+        return [label for label in self.labels if parent(label) is None]
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        return _last(self.curves if self.full is None else self.full)
+
+    @property
+    def title(self) -> str:
+        return f"trained on {self.reward} with K = {self.steps}, {self.model} on {self.device}"
+
+    @cached_property
+    def _steps(self) -> dict[str, list[int]]:
+        return {str(reward): steps_of(rows) for reward, rows in self.values.groupby("reward")}
+
+    def steps_of(self, reward: str) -> list[int]:
+        """Numbers of sampling steps at which a reward was evaluated."""
+        return self._steps.get(reward, [])
+
+    @property
+    def steps_evaluated(self) -> list[int]:
+        """Numbers of sampling steps at which the trained reward was evaluated."""
+        return self.steps_of(self.reward)
+
+    @cached_property
+    def shown_split(self) -> str:
+        return shown_split(self.values)
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """Prompt lists on which the trained reward was evaluated."""
+        return sorted(self.values.loc[self.values["reward"] == self.reward, "split"].unique())
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str, int], Values]:
+        return _by_seed(self.values)
+
+    @cached_property
+    def _ends(self) -> dict[tuple[str, str, str, int], Values]:
+        return self._cells if self.full is None else _by_seed(_last(self.curves))
+
+    def curve_ends(self, label: str, split: str, steps: int) -> Values:
+        """As `cell` for the trained reward, but the last values of `curves`: what a curve's points are compared with
+        and the start's curves begin at."""
+        return self._ends.get((label, self.reward, split, steps), {})
+
+    def cell(self, label: str, reward: str, split: str, steps: int) -> Values:
+        """Value of each of a label's runs, by seed, sorted; empty where there is none."""
+        return self._cells.get((label, reward, split, steps), {})
+
+
+def _last(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each run's last evaluation."""
+    return frame[frame["epoch"] == frame.groupby(["run", "reward"])["epoch"].transform("max")]
+
+
+def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str, str, int], Values]:
+    """Values by seed, sorted, of each label, reward, split and number of sampling steps."""
+    f = frame.sort_values("seed")
+    cells: dict[tuple[str, str, str, int], Values] = {}
+    for label, reward, split, steps, seed, value in zip(
+        *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True
+    ):
+        cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
+    return cells
+
+
+def steps_of(frame: pd.DataFrame) -> list[int]:
+    return sorted(int(k) for k in frame["steps"].unique())
+
+
+def shown_split(frame: pd.DataFrame) -> str:
+    """The prompts that curves are drawn of: those seen in training, or the only ones that were evaluated."""
+    return "seen" if (frame["split"] == "seen").any() else str(min(frame["split"], default="seen"))
+
+
+def _check_labels(runs: Iterable[RunRecord]) -> None:
+    """A row is one configuration and its seeds. RecordError otherwise: mixing two under one name would
+    mislead."""
+    seen: dict[tuple[object, ...], RunRecord] = {}
+    for run in runs:
+        key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
+        first = seen.setdefault(key, run)
+        differ = [
+            k
+            for k in sorted(first.config.keys() | run.config.keys())
+            if k not in ("seed", "run_id", "begun", *EXECUTION) and first.config.get(k) != run.config.get(k)
+        ]
+        weights = [r.provenance["weights"] for r in (first, run) if "weights" in r.provenance]
+        differ += ["the files of the model"] if weights and weights[0] != weights[-1] else []
+        if differ or (run is not first and run.config["seed"] == first.config["seed"]):
+            what = differ[0] if differ else "nothing, not even the seed"
+            raise RecordError(
+                f"runs {first.run_id} and {run.run_id} share the label {run.label!r} but differ in "
+                f"{what}: give one another label"
+            )
+
+
+def still_missing(pending: list[dict[str, Any]]) -> str:
+    """Unfinished runs in words, a part for each trained reward and K; those without a configuration by their ids."""
+    cells = Counter((str(c["reward"]), int(c["steps"])) for c in pending if "label" in c)
+    parts = [f"{count} of {reward} at K = {steps}" for (reward, steps), count in sorted(cells.items())]
+    return ", ".join([*parts, *(str(c["run_id"]) for c in pending if "label" not in c)])
+
+
+@dataclass(frozen=True)
+class Results:
+    """A profile's folder as read once: its finished runs, these in `groups`, and the configurations of the others."""
+
+    folder: Path
+    runs: list[RunRecord]
+    groups: list[Group]
+    unfinished: list[dict[str, Any]]
+
+    @property
+    def profile(self) -> str:
+        return self.folder.resolve().name
+
+
+def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
+    """The groups of `results/<profile>`, as of `load_results`."""
+    return load_results(folder).groups
+
+
+def load_results(folder: str | os.PathLike[str]) -> Results:
+    """Reads `results/<profile>`, its groups sorted. Files of the device with most runs carry no device in their
+    name.
+
+    Errors: `RecordError`, of unsound records, or of two configurations under one label.
+    """
+    runs = load_profile(folder, means=True)
+    _check_labels(runs)
+    profile = Path(folder).resolve().name
+    trained = [run for run in runs if run.label != START]
+    starts = [run for run in runs if run.label == START]
+    devices = [run.device for run in runs]
+    main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
+    models = {run.config["model"] for run in runs}
+    unfinished = unfinished_runs(folder)
+    pending = [config for config in unfinished if "label" in config]
+    keys = sorted(
+        {(run.device, run.config["model"], run.config["reward"], run.config["steps"]) for run in trained or starts}
+    )
+    groups = []
+    for device, model, reward, steps in keys:
+        own = [
+            run
+            for run in trained
+            if (run.device, *(run.config[k] for k in ("model", "reward", "steps"))) == (device, model, reward, steps)
+        ]
+        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
+        fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
+        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
+        missing = {
+            str(config["label"])
+            for config in pending
+            if device == main_device and (config["model"], config["reward"], config["steps"]) == (model, reward, steps)
+        }
+        suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
+        suffix += f"_{name_part(device)}" if device != main_device else ""
+        chosen = (*fitting[:1], *own)
+        full = mean_frame(chosen) if any(run.interim_noises for run in chosen) else None
+        groups.append(
+            Group(
+                profile,
+                device,
+                model,
+                reward,
+                steps,
+                suffix,
+                chosen,
+                mean_frame(chosen, interim=True),
+                tuple(sorted(missing)),
+                full,
+            )
+        )
+    return Results(Path(folder), runs, groups, unfinished)
+
+
+def query_budget(group: Group) -> int | None:
+    """Smallest final number of reward queries among the trained methods' runs; None without one."""
+    final = [
+        max(row["reward_queries"] for row in run.eval)
+        for run in group.runs
+        if run.label != START and parent(run.label) is None
+    ]
+    return min(final) if final else None
+
+
+def at_equal_queries(group: Group) -> Group | None:
+    """The group with every run as it was after `query_budget` reward queries, on a straight line between the
+    evaluations around that, the start being everyone's first. None if nothing is left to show.
+
+    Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
+    straight line from start to end is no estimate.
+    """
+    budget = query_budget(group)
+    if not budget:
+        return None
+    rows, unknown = [], set()
+    curves = group.curves[group.curves["reward"] == group.reward]
+    keys = {*zip(*(curves[name] for name in ("run", "split", "steps")), strict=True)}
+    for run, split, steps in sorted(keys):
+        points = group.points(run, group.reward, split, steps)
+        last = points[-1]
+        x, y, samples = ([row[name] for row in points] for name in ("reward_queries", "value", "samples"))
+        if last["label"] != START:
+            if len(x) == 1 and x[0] > budget:
+                unknown.add(steps)
+            start = group.curve_ends(START, split, steps)
+            if x[0] > 0 and start:
+                x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
+            if not x[0] <= budget <= x[-1]:
+                continue
+            last |= {
+                "value": float(np.interp(budget, x, y)),
+                "samples": round(np.interp(budget, x, samples)),
+                "reward_queries": budget,
+            }
+        rows.append(last)
+    rows = [row for row in rows if row["steps"] not in unknown]
+    if not any(row["label"] != START for row in rows):
+        return None
+    return replace(group, curves=pd.DataFrame(rows), full=None)

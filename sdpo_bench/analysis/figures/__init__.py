@@ -1,0 +1,1 @@
+"""Figures: a file per subject."""

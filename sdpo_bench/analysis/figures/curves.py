@@ -1,0 +1,241 @@
+"""Reward over samples and over sampling steps, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from sdpo_bench.analysis.comparisons import START, Group, shown_split
+from sdpo_bench.analysis.figures.style import (
+    COUNTS,
+    WIDTH,
+    Style,
+    at_steps,
+    band_of,
+    figure_columns,
+    legend_handles,
+    styles,
+)
+from sdpo_bench.analysis.paper import METHODS, load_curves
+from sdpo_bench.analysis.tables.base import MIN_RUNS, joined, summary
+
+
+def methods_drawn(group: Group) -> list[str]:
+    """The methods with a finished run, ablations left out."""
+    return [label for label in group.methods if any(run.label == label for run in group.runs)]
+
+
+def band_words(group: Group, word: str) -> str:
+    """What a line and its band are."""
+    labels = [run.label for run in group.runs if run.label in group.methods and run.label != START]
+    counts = {labels.count(label) for label in labels}
+    parts = [f"{word}: lowest to highest run"] if any(1 < n < MIN_RUNS for n in counts) else []
+    if any(n >= MIN_RUNS for n in counts):
+        parts.append(f"{word}: 95 % interval" + (f" (from {MIN_RUNS} runs on)" if parts else ""))
+    lowest, highest = min(counts, default=0), max(counts, default=0)
+    runs = f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
+    return f"Line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts) + "."
+
+
+def _ends(group: Group, steps: int) -> bool:
+    """Whether this number of sampling steps was evaluated before and after training only."""
+    f = group.curves[
+        (group.curves["steps"] == steps) & (group.curves["reward"] == group.reward) & (group.curves["epoch"] > 0)
+    ]
+    return len(f) > 0 and int(f.groupby("run")["epoch"].nunique().max()) == 1
+
+
+def highest_words(group: Group, split: str, steps: Iterable[int]) -> str:
+    """Which method is highest at the end, at which numbers of sampling steps; estimates."""
+    found: dict[str, list[int]] = {}
+    for k in steps:
+        points = {
+            label: summary(values).value
+            for label in methods_drawn(group)
+            if (values := group.cell(label, group.reward, split, k))
+        }
+        if len(points) > 1:
+            found.setdefault(max(points, key=lambda label: points[label]), []).append(k)
+    return (
+        "Highest at the end, by the estimates: "
+        + "; ".join(f"{label} at {at_steps(ks)}" for label, ks in found.items())
+        + "."
+        if found
+        else "No two methods to compare."
+    )
+
+
+def draw_panels(
+    title: str, handles: list[Line2D], count: int, columns: int, height: float = 2.1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `height` inches each, below its title and its legend, whose rows fill left to
+    right."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    legend: list[list[Line2D]] = [[]]
+    used = 0.0
+    for handle in handles:
+        width = 0.66 + 0.083 * len(str(handle.get_label()))  # inches: the line, and about a character's width
+        if used + width > WIDTH and legend[-1]:
+            legend.append([])
+            used = 0.0
+        used += width
+        legend[-1].append(handle)
+    top, bottom = 0.62 + 0.21 * len(legend), 0.55
+    total = top + rows * height + (rows - 1) * 0.65 + bottom
+    figure = Figure(figsize=(WIDTH, total))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    figure.suptitle(title, x=0.01, y=1 - 0.05 / total, ha="left", va="top", fontsize=12, fontweight="bold")
+    for row, line in enumerate(legend):
+        figure.legend(
+            handles=line,
+            loc="upper left",
+            bbox_to_anchor=(0.002, 1 - (0.32 + 0.21 * row) / total),
+            ncols=len(line),
+            handlelength=2.2,
+            columnspacing=1.3,
+            borderaxespad=0,
+        )
+    figure.subplots_adjust(
+        left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total, wspace=0.32, hspace=0.65 / height
+    )
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def _count(value: float, _: object = None) -> str:
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: str, x: str) -> None:
+    """Titles and axes of panels by sampling steps, of ours and of the paper's curves."""
+    for index, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set_title(title, loc="left")
+        axis.xaxis.set_major_formatter(FuncFormatter(_count))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_xlim(left=0)
+        if index % columns == 0:
+            axis.set_ylabel(y)
+        if index + columns >= len(titles):
+            axis.set_xlabel(x)
+
+
+def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str, style: dict[str, Any]) -> None:
+    evaluated: dict[int, list[dict[str, Any]]] = {}
+    for run in group.runs:
+        for row in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
+            evaluated.setdefault(row["epoch"], []).append(row)
+    points = []
+    start = group.curve_ends(START, split, steps)
+    if start and evaluated and 0 not in evaluated:
+        # Before its first update every run is the start.
+        points.append((0.0, *(next(iter(start.values())),) * 3))
+    for _, rows in sorted(evaluated.items()):
+        band = band_of({row["seed"]: row["value"] for row in rows})
+        points.append((float(np.mean([row[counter] for row in rows])), *band))
+    if points:
+        x, y, low, high = np.array(points).T
+        axis.plot(x, y, markevery=[-1], **style)
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def reward_curves(group: Group, counter: str, style: Style) -> Figure:
+    """Reward against `counter` (one of COUNTS, cumulative), a panel per number of sampling steps, on the prompts that
+    were seen in training, or on the only ones that were evaluated.
+
+    Step counts evaluated only before and after training are shown against samples alone, and say so.
+    """
+    split = shown_split(group.values)
+    steps = [k for k in group.steps_evaluated if counter == "samples" or not _ends(group, k)] or group.steps_evaluated
+    columns = figure_columns(len(steps))
+    labels = methods_drawn(group)
+    title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
+    figure, axes = draw_panels(title, legend_handles(labels, style), len(steps), columns)
+    for axis, k in zip(axes, steps, strict=True):
+        for value in group.curve_ends(START, split, k).values():
+            axis.axhline(value, **{**style[START], "linewidth": 1.2})
+        for label in labels:
+            if label != START:
+                _curve(axis, group, label, k, counter, split, style[label])
+    titles = [f"{k} steps, start and end" if _ends(group, k) else at_steps([k]) for k in steps]
+    _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
+    return figure
+
+
+def paper_curves() -> Figure:
+    """The paper's digitised curves, in the layout of `reward_curves`. Errors: `RecordError` if they are not there."""
+    curves, style = load_curves(), styles(METHODS)
+    steps = sorted(int(k) for k in curves["steps"].unique())
+    columns = figure_columns(len(steps))
+    figure, axes = draw_panels(
+        "Published: Aesthetic Score of SD-Turbo (arXiv 2411.11727)", legend_handles(METHODS, style), len(steps), columns
+    )
+    for axis, k in zip(axes, steps, strict=True):
+        for method in METHODS:
+            curve = curves[(curves["steps"] == k) & (curves["method"] == method)].iloc[::2]
+            axis.plot(curve["samples"], curve["mean"], markevery=[-1], **style[method])
+            axis.fill_between(
+                curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15, linewidth=0
+            )
+    _axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
+    return figure
+
+
+def reward_by_steps(group: Group, style: Style) -> Figure:
+    """Reward against the number of sampling steps, before (start) and after training, a panel per split."""
+    splits, steps, labels = group.splits, group.steps_evaluated, methods_drawn(group)
+    figure, axes = draw_panels(
+        f"{group.reward} before and after training with K = {group.steps}",
+        legend_handles(labels, style),
+        len(splits),
+        len(splits),
+        height=2.6,
+        sharey=True,
+    )
+    for axis, split in zip(axes, splits, strict=True):
+        for index, label in enumerate(labels):
+            cells = {k: values for k in steps if (values := group.cell(label, group.reward, split, k))}
+            shift = 1.0 if label == START else 1.025 ** (index - len(labels) / 2)  # so that intervals stay apart
+            bands = np.array([band_of(values) for values in cells.values()]).reshape(-1, 3)
+            x = np.array(list(cells)) * shift
+            axis.plot(x, bands[:, 0], **style[label])
+            axis.vlines(x, bands[:, 1], bands[:, 2], color=style[label]["color"], linewidth=1.2)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(steps, [str(k) for k in steps])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("sampling steps (log scale)")
+        axis.set_title(f"{split} prompts", loc="left")
+    axes[0].set_ylabel(group.reward)
+    return figure
+
+
+def paper_alt() -> str:
+    curves = load_curves()
+    last = curves.groupby(["steps", "method"])["mean"].last().unstack()
+    leaders = {method: [int(k) for k in last.index[last.idxmax(axis=1) == method]] for method in METHODS}
+    return (
+        "Published curves of SDPO, DDPO, REBEL and D3PO. Highest at their last point: "
+        + "; ".join(f"{method} at {at_steps(ks)}" for method, ks in leaders.items() if ks)
+        + "."
+    )
+
+
+def steps_alt(group: Group) -> str:
+    split, steps = shown_split(group.values), group.steps_evaluated
+    start = [
+        f"{next(iter(cell.values())):.3f} at {at_steps([k])}"
+        for k in (steps[0], steps[-1])
+        if (cell := group.cell(START, group.reward, split, k))
+    ]
+    before = f" Before training: {joined(start)}." if start else ""
+    return (
+        f"{group.reward} on {split} prompts against sampling steps, trained with K = {group.steps}.{before} "
+        + highest_words(group, split, steps)
+    )

@@ -1,0 +1,157 @@
+"""Tables as Markdown, CSV, LaTeX and text, with every cell escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+
+from sdpo_bench.analysis.comparisons import (
+    Results,
+    still_missing,
+)
+from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.analysis.tables.values import main_table
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.terminal import printable
+
+# What Markdown would take for markup in a label or reward of the records: tags and comments, entities, links and
+# pictures, cells' borders, code; and a backslash, which would take the escape away.
+_MARKUP = re.compile(r"(`[^`<\[\\|&\n]*`)|[\\`|]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|!(?=\[)")
+
+
+def escaped(text: str) -> str:
+    """Text of the tables as Markdown, in which it says the same: `code` without signs of markup stays, and so does
+    **bold**; every other sign is escaped, so that no label is run, drawn or followed as a link."""
+
+    def escape(found: re.Match[str]) -> str:
+        return found[1] or {"<": "&lt;", "&": "&amp;"}.get(found[0], "\\" + found[0])
+
+    return _MARKUP.sub(escape, printable(text))
+
+
+def markdown(table: Table) -> str:
+    """GitHub Markdown, without a trailing newline."""
+    title, answer, note = map(escaped, (table.title[:1].upper() + table.title[1:], table.answer, table.note))
+    lines = [f"**{title}**", *(["", answer] if answer else [])]
+    for title, rows in table.blocks:
+        lines += [
+            "",
+            *([f"*{escaped(title)}*", ""] if title else []),
+            "| " + " | ".join(map(escaped, table.header)) + " |",
+            "|---" * len(table.header) + "|",
+            *("| " + " | ".join(map(escaped, row)) + " |" for row in rows),
+        ]
+    return "\n".join([*lines, "", note])
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"$\sim$",
+    "^": r"\^{}",
+    "–": "--",
+    ">": "$>$",
+    "<": "$<$",
+    "|": "$|$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(character, character) for character in printable(text))
+
+
+def _tex_row(row: Iterable[str]) -> str:
+    line = " & ".join(map(_tex, row)) + r" \\"
+    return "{}" + line if line.startswith(("[", "*")) else line  # else an option of the row before
+
+
+def latex(table: Table) -> str:
+    """A LaTeX table environment (package booktabs), without a trailing newline."""
+    columns = len(table.header)
+    caption = f"{table.title[:1].upper() + table.title[1:]}. {table.note.replace('`', '')}"
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
+        r"\toprule",
+        _tex_row(table.header),
+    ]
+    for title, rows in table.blocks:
+        lines.append(r"\midrule")
+        if title:
+            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{_tex(title)}}}}} \\")
+        lines += map(_tex_row, rows)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
+    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+    safe = frame.assign(**{str(name): frame[name].map(_no_formula) for name in texts})
+    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _no_formula(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\n")) and not _numbers(cell) else cell
+
+
+def _numbers(text: str) -> bool:
+    """Whether a text is nothing but numbers with spaces between, as the values of runs."""
+    try:
+        return bool([float(part) for part in text.split(" ")])
+    except ValueError:
+        return False
+
+
+def table_files(tables: Iterable[Table]) -> dict[str, bytes]:
+    """`tables/*.{md,csv,tex}`, by name. RecordError where two tables would have the same name."""
+    formats: dict[str, Callable[[Table], str]] = {
+        ".md": lambda table: markdown(table) + "\n",
+        ".tex": lambda table: latex(table) + "\n",
+        ".csv": lambda table: csv(table.frame),
+    }
+    files: dict[str, bytes] = {}
+    for table in tables:
+        for suffix, render in formats.items():
+            name = f"tables/{table.name}{suffix}"
+            if name in files:
+                raise RecordError(
+                    f"two tables would be {name}: rewards, models or devices of these records have names "
+                    "that differ in their signs alone; keep them in two folders of results"
+                )
+            files[name] = render(table).encode()
+    return files
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def text(table: Table) -> str:
+    """Aligned columns, for a terminal."""
+    lines = [table.title, *(["", table.answer] if table.answer else [])]
+    for title, rows in table.blocks:
+        lines += ["", *aligned([(title or table.header[0], *table.header[1:]), *rows])]
+    return "\n".join([*lines, "", table.note])
+
+
+def render_terminal(results: Results) -> str:
+    """The main table of every group as aligned text, with what is unfinished."""
+    parts = [part for group in results.groups for part in (text(main_table(group)), "")]
+    if results.unfinished:
+        parts.append(f"{len(results.unfinished)} unfinished: {still_missing(results.unfinished)}")
+    return "\n".join(parts).rstrip() or f"no finished run in {results.folder}"

@@ -1,0 +1,1 @@
+"""Tables: a file per subject, each a pure function of the records."""

@@ -1,0 +1,122 @@
+"""Tables of a profile, as Markdown, CSV and LaTeX: a pure function of its raw records.
+
+Runs meet in a table only if device, model, trained reward and number of training steps K agree. A cell is the
+interquartile mean over runs, its 95 % bootstrap interval and n; a run's value is its mean over the fixed
+prompts and noises at its last evaluation. Of fewer than 5 runs the values themselves are shown, by seed,
+without an interval.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sdpo_bench.analysis.comparisons import Group, Values, name_part
+from sdpo_bench.analysis.statistics import Interval, iqm, stratified_bootstrap
+
+
+def file_suffix(group: Group) -> str:
+    """The end of a file's name that says neither reward nor K."""
+    return group.suffix.removeprefix(f"_{name_part(group.reward)}_k{group.steps}")
+
+
+BASELINE = "SDPO"
+
+
+MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
+
+
+DASH = "–"
+
+
+RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where RESULTS/{0} is
+
+
+Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
+    programs; `answer` says in a sentence what it shows, computed as the cells are."""
+
+    name: str
+    title: str
+    note: str
+    header: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    frame: pd.DataFrame
+    answer: str = ""
+
+
+def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return label, *first, *(f"{k} step{'s' * (k > 1)}" for k in steps), *last
+
+
+def joined(words: Iterable[object]) -> str:
+    """a, b and c."""
+    *head, last = [str(word) for word in words] or ["nothing"]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def decimals_of(values: Iterable[float]) -> int:
+    """3 below 10, 2 below 1000, else 1: so that a table's digits agree."""
+    largest = max((abs(value) for value in values), default=0.0)
+    return 3 if largest < 10 else 2 if largest < 1000 else 1
+
+
+def summary(values: Values) -> Interval:
+    """Interquartile mean over runs; the interval is NaN for fewer than `MIN_RUNS`, and so is the value for
+    none."""
+    if not values:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    return _summary(tuple(values.values()))
+
+
+@functools.lru_cache(maxsize=2**16)  # tables and figures show the same cells
+def _summary(scores: tuple[float, ...]) -> Interval:
+    if len(scores) < MIN_RUNS:
+        return Interval(float(iqm(scores)), np.nan, np.nan, len(scores))
+    return stratified_bootstrap(scores)
+
+
+def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval | None = None) -> str:
+    """A cell: a dash, the runs' values (n < 5), or value [low, high]; always with n. `sign` is a format's."""
+    if not values:
+        return DASH
+    n = f"(n={len(values)})"
+    if len(values) < MIN_RUNS:
+        return ", ".join(f"{value:{sign}.{decimals}f}" for value in values.values()) + f" {n}"
+    value, low, high, _ = interval or summary(values)
+    return f"{value:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}] {n}"
+
+
+def interval_columns(interval: Interval) -> dict[str, float]:
+    """`low` and `high` of a table's frame: NaN below `MIN_RUNS`."""
+    few = interval.n < MIN_RUNS
+    return {"low": np.nan if few else interval.low, "high": np.nan if few else interval.high}
+
+
+def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
+    return " ".join(name for seed in seeds for name in group.ids.get((label, seed), ()))
+
+
+def context(group: Group) -> dict[str, object]:
+    """First columns of a group's frames."""
+    return {"device": group.device, "model": group.model, "reward_trained": group.reward, "training_steps": group.steps}
+
+
+def note_of(text: str, blocks: object, profile: str) -> str:
+    """A table's note: with how many intervals it shows, and, if a cell is empty, with what fills it."""
+    shown = repr(blocks)
+    count = shown.count(" [")
+    text += f" {count} intervals are shown, each of 95 % on its own." if count else ""
+    hole = (
+        f" A dash is a run that is missing; `{RERUN.format(profile)}` runs what the profile lacks, "
+        f"where RESULTS holds {profile}/."
+    )
+    return text + (hole if repr(DASH) in shown else "")

@@ -1,0 +1,109 @@
+"""The order of methods and who leads, over all cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pandas as pd
+
+from sdpo_bench.analysis.comparisons import (
+    Group,
+    label_key,
+    name_part,
+    shown_split,
+)
+from sdpo_bench.analysis.statistics import (
+    iqm,
+    paired_difference,
+)
+from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Table, context, decimals_of, joined
+from sdpo_bench.analysis.tables.pairs import Pair, difference_text
+
+
+def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
+    """Methods from best to worst interquartile mean, each with whether the one before it is ahead beyond
+    doubt: the 95 % interval of their difference, paired by at least `MIN_RUNS` seeds, lies above 0."""
+    cells = {label: group.cell(label, group.reward, split, steps) for label in group.methods}
+    points = {label: float(iqm(list(values.values()))) for label, values in cells.items() if values}
+    labels = sorted(points, key=lambda label: (-points[label], label_key(label)))
+    order = [(label, False) for label in labels[:1]]
+    for better, worse in pairwise(labels):
+        x, y = Pair("", group, better, group, worse).cells(split, steps)
+        order.append((worse, len(x.keys() & y.keys()) >= MIN_RUNS and paired_difference(x, y).low > 0))
+    return order
+
+
+def leaders(group: Group) -> str:
+    """Who is highest at each number of sampling steps, and by how much over the next, in a sentence."""
+    split = shown_split(group.values)
+    decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
+    leads = []
+    for steps in group.steps_evaluated:
+        order = [label for label, _ in ranking(group, split, steps)]
+        if len(order) > 1:
+            lead = difference_text(*Pair("", group, order[0], group, order[1]).cells(split, steps), decimals)
+            over = f"{lead} over {order[1]}" if lead != DASH else f"before {order[1]}, no seed in common"
+            leads.append(f"at {steps} step{'s' * (steps > 1)} {order[0]} ({over})")
+    where = f"K = {group.steps}, {group.reward}, {split} prompts"
+    return f"{where}: highest by interquartile mean is {joined(leads)}." if leads else ""
+
+
+def cells_text(cells: Iterable[tuple[str, int]]) -> str:
+    """(reward, K) in words: "alignment at K = 4 and 20 and colourfulness at K = 4"."""
+    found: dict[str, list[int]] = {}
+    for reward, k in sorted(cells):
+        found.setdefault(reward, []).append(k)
+    return joined([f"{reward} at K = {joined(ks)}" for reward, ks in found.items()])
+
+
+def order_table(groups: list[Group], queries: bool = False) -> Table:
+    """Order of the methods at each step count for every training K: does it change with K? Groups of one
+    device; at equal samples, or as `at_equal_queries` gives them."""
+    rows, long = [], []
+    first = groups[0]
+    leads: dict[str, list[bool]] = {}  # by who is highest: whether it is established
+    for group in groups:
+        for split in group.splits:
+            for steps in group.steps_evaluated:
+                order = ranking(group, split, steps)
+                text = "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:]
+                rows.append((group.reward, str(group.steps), split, str(steps), text or DASH))
+                long += [
+                    {
+                        **context(group),
+                        "split": split,
+                        "steps": steps,
+                        "rank": rank,
+                        "label": label,
+                        "established": sure,
+                    }
+                    for rank, (label, sure) in enumerate(order, 1)
+                ]
+                if len(order) > 1:
+                    leads.setdefault(order[0][0], []).append(order[1][1])
+    extra = first.suffix.removeprefix(f"_{name_part(first.reward)}_k{first.steps}")
+    note = (
+        "Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
+        f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
+        "of the estimates, not established."
+    )
+    how = " at equal reward queries" if queries else " at equal samples"
+    each = ", ".join(
+        f"{label} {len(sure)} ({sum(sure)})"
+        for label, sure in sorted(leads.items(), key=lambda item: (-len(item[1]), label_key(item[0])))
+    )
+    cases = sum(map(len, leads.values()))
+    answer = (
+        f"Highest{how}, in how many of {cases} cases (a reward, K, split of prompts, number of sampling steps; "
+        f"in brackets: ahead of the next by an interval above 0): {each}."
+    )
+    return Table(
+        f"order{'_queries' * queries}{extra}",
+        f"Order of the methods{how}, {first.model} on {first.device}",
+        note,
+        ("reward", "training K", "prompts", "sampling steps", "order"),
+        (("", tuple(rows)),),
+        pd.DataFrame(long),
+        answer if each else "",
+    )

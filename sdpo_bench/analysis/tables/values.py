@@ -1,0 +1,174 @@
+"""A value per method and number of sampling steps: at the end, at equal queries, and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from sdpo_bench.analysis.comparisons import (
+    Group,
+    name_part,
+    parent,
+    query_budget,
+    steps_of,
+)
+from sdpo_bench.analysis.tables.base import (
+    DASH,
+    Table,
+    cell_text,
+    context,
+    decimals_of,
+    note_of,
+    run_ids,
+    step_header,
+    summary,
+)
+from sdpo_bench.analysis.tables.orders import leaders
+from sdpo_bench.records.frames import COUNTERS
+
+CELLS = (
+    "Interquartile mean over runs [95 % bootstrap interval] (n runs); with fewer than 5 runs their values "
+    "themselves, by seed."
+)
+
+
+def _value_table(
+    group: Group, name: str, title: str, note: str, reward: str, extra: Mapping[str, str] | None = None
+) -> Table:
+    """Rows are methods, columns sampling steps, blocks the splits; `extra` adds a column of text per label."""
+    frame = group.values[group.values["reward"] == reward]
+    steps = steps_of(frame)
+    decimals = decimals_of(frame["value"])
+    blocks, long = [], []
+    for split in sorted(frame["split"].unique()):
+        rows = []
+        for label in group.methods:
+            cells = {k: group.cell(label, reward, split, k) for k in steps}
+            rows.append(
+                (label, *([extra.get(label, DASH)] if extra else []), *(cell_text(cells[k], decimals) for k in steps))
+            )
+            for k in steps:
+                value, low, high, n = summary(cells[k])
+                long.append(
+                    {
+                        **context(group),
+                        "reward": reward,
+                        "split": split,
+                        "label": label,
+                        "steps": k,
+                        "n": n,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
+                        "run_ids": run_ids(group, label, cells[k]),
+                    }
+                )
+        blocks.append((f"{split} prompts", tuple(rows)))
+    return Table(
+        name,
+        title,
+        note_of(note, blocks, group.profile),
+        step_header("method", steps, first=("samples",) if extra else ()),
+        tuple(blocks),
+        pd.DataFrame(long),
+        leaders(group) if name.startswith("main") else "",
+    )
+
+
+def main_table(group: Group, reward: str | None = None) -> Table:
+    """Final values by method and sampling steps, of the trained reward or of another (did the run only hack
+    its own?)."""
+    other = reward is not None and reward != group.reward
+    reward = reward or group.reward
+    what = f"{reward} of runs {group.title}" if other else f"{reward}, {group.title}"
+    note = CELLS + (
+        f" No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked its reward."
+        if other
+        else ""
+    )
+    name = f"other{group.suffix}_{name_part(reward)}" if other else f"main{group.suffix}"
+    return _value_table(group, name, what, note, reward)
+
+
+def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
+    """Values after the smallest final number of reward queries of a trained run, of `equal`, `at_equal_queries` of the
+    group; None without it."""
+    if equal is None:
+        return None
+    used = {}
+    for label in group.methods:
+        samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
+        if samples:
+            used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
+    note = (
+        f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
+        "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
+        f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
+    )
+    title = f"{group.reward} at equal reward queries, {group.title}"
+    return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, used)
+
+
+def cost_table(group: Group) -> Table:
+    """What a run of each label cost: totals at its end, seconds per epoch as recorded on its device."""
+    header = (
+        "method",
+        "runs",
+        "epochs",
+        "samples",
+        "reward queries",
+        "optimiser steps",
+        "model evaluations",
+        "s/epoch: sampling",
+        "reward",
+        "training",
+    )
+    blocks, long = [], []
+    for ablations in (False, True):
+        rows: list[tuple[str, ...]] = []
+        for label in group.labels:
+            if (parent(label) is not None) != ablations:
+                continue
+            runs = [run for run in group.runs if run.label == label and run.train]
+            if not runs:
+                rows.append((label, *(DASH if label in group.missing else "0" for _ in header[1:])))
+                continue
+            last = [run.train[-1] for run in runs]
+            epochs = [row for run in runs for row in run.train]
+            totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
+            seconds = {
+                key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
+                for key in ("sample", "reward", "train")
+            }
+            rows.append(
+                (
+                    label,
+                    str(len(runs)),
+                    *(f"{value:,.0f}" for value in totals.values()),
+                    *(f"{value:.3g}" for value in seconds.values()),
+                )
+            )
+            long.append(
+                {
+                    **context(group),
+                    "label": label,
+                    "n": len(runs),
+                    **totals,
+                    **{f"seconds_{key}": value for key, value in seconds.items()},
+                    "run_ids": " ".join(run.run_id for run in runs),
+                }
+            )
+        if rows:
+            blocks.append(("ablations" if ablations else "", tuple(rows)))
+    note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
+    return Table(
+        f"cost{group.suffix}",
+        f"Cost, {group.title}",
+        note_of(note, blocks, group.profile),
+        header,
+        tuple(blocks),
+        pd.DataFrame(long),
+    )

@@ -1,0 +1,43 @@
+"""`sdpo-bench compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from sdpo_bench.terminal import echo
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two methods, models or commits: differences of the trained reward paired by seed, with 95 % intervals,
+    and the probability that a run of the first beats one of the second. Reads records only.
+
+    examples:
+      sdpo-bench compare SDPO DDPO                                 # two rows of results/full
+      sdpo-bench compare sdpo start --profile quick --results runs # before and after
+      sdpo-bench compare "SDPO (exact)" SDPO --format markdown
+      sdpo-bench compare runs/quick results/quick                  # your results and the committed ones: two commits
+    """
+
+    a: tyro.conf.Positional[str]
+    """A label of the profile (as in its tables, or in lower case with hyphens), or a folder of results."""
+    b: tyro.conf.Positional[str]
+    """What is subtracted: another label, or another folder, whose rows of the same label are compared."""
+    profile: str = "full"
+    """Whose records, of two labels."""
+    results: Path | None = None
+    """Where the profiles' folders are; default: the committed results/."""
+    format: Literal["text", "markdown", "csv"] = "text"
+    """How it is printed."""
+
+    def __call__(self) -> int:
+        from sdpo_bench.analysis.compare import compare, rendered
+        from sdpo_bench.records.provenance import repository
+
+        results = self.results or (repository() or Path()) / "results"
+        echo(rendered(compare(self.a, self.b, results / self.profile.replace("-", "_")), self.format))
+        return 0

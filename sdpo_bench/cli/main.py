@@ -1,0 +1,129 @@
+"""The command line. Modules that import PyTorch are imported where they are used, so that --help comes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from sdpo_bench.cli.compare import Compare
+from sdpo_bench.cli.doctor import Doctor
+from sdpo_bench.cli.evaluate import Evaluate
+from sdpo_bench.cli.reproduce import Reproduce
+from sdpo_bench.cli.tables import Tables
+from sdpo_bench.cli.train import train_command
+from sdpo_bench.errors import UserError, is_full_disk
+from sdpo_bench.terminal import echo
+from sdpo_bench.training.interruption import Interrupted, exit_code
+
+NOT_WRITABLE = (
+    errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
+)  # fmt: skip
+
+
+COMMANDS: dict[str, Callable[[], type]] = {
+    "reproduce": lambda: Reproduce,
+    "train": train_command,
+    "evaluate": lambda: Evaluate,
+    "tables": lambda: Tables,
+    "compare": lambda: Compare,
+    "doctor": lambda: Doctor,
+}
+
+
+OVERVIEW = """usage: sdpo-bench COMMAND [OPTIONS]
+
+A benchmark of reinforcement learning on few-step diffusion models.
+
+  reproduce  run a profile of the benchmark and print its tables (start here)
+  train      train a model with one method on one reward
+  evaluate   evaluate a model, or the weights that a run saved
+  tables     make tables, figures and report anew from raw records
+  compare    compare two methods, models or commits
+  doctor     check this installation
+
+`sdpo-bench COMMAND --help` lists a command's options, with examples."""
+
+
+def parse(cls: type, arguments: Sequence[str], prog: str) -> Any:
+    """The command from its arguments. What tyro has to say about bad ones is brought into one line."""
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(cls, args=list(arguments), prog=prog)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{unboxed(boxed.getvalue())}; see `{prog} --help`") from None
+
+
+def unboxed(text: str) -> str:
+    """The message of a box that tyro draws, without its frame, its copy of the help and its line breaks."""
+    # The title is in the frame's first line; where the terminal has no such characters, above a line of dashes.
+    lines = [line.strip(" │") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = [" ".join(section.split()) for section in re.split("[─-]{20,}", "\n".join(lines))]
+    message, *more = sections if "╭" in text else sections[1:]
+    for prefix, words in (("Perhaps you meant: ", "perhaps you meant"), ("Argument helptext: ", "expected")):
+        if more and more[0].startswith(prefix):
+            option = re.match(r"--\S+( ([A-Z]{3,}|\{\S+|\[[^a-z]+\]))?", more[0].removeprefix(prefix))
+            message = f"{message.rstrip('.')}; {words} {option[0] if option else ''}"
+    return message.rstrip(".")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # What concerns a user comes as an exception too, and then in one line; set before the libraries are imported, for
+    # workers too.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0 if arguments else 2
+    try:
+        name, *rest = arguments
+        if name == "--version":
+            from importlib.metadata import version
+
+            print(version("sdpo-bench"))
+            return 0
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}; choose one of: {', '.join(COMMANDS)}")
+        code: int = parse(COMMANDS[name](), rest, f"sdpo-bench {name}")()
+        return code
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt as stop:
+        said = stop.said if isinstance(stop, Interrupted) else ""
+        print("\nstopped" + f": {said}" * bool(said), file=sys.stderr)
+        return exit_code(stop)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from sdpo_bench.distributed import OtherFailed
+        from sdpo_bench.records.files import RecordError, RunLocked
+
+        if isinstance(error, OtherFailed):
+            return 2
+        if is_full_disk(error):
+            message = f"the disk is full ({error}): free space and go on with --resume"
+        elif isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            message = f"{error.strerror}: {error.filename or 'while writing'}"
+        elif isinstance(error, RecordError | RunLocked):
+            message = str(error)
+        else:
+            raise
+    echo("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

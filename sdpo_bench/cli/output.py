@@ -1,0 +1,30 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def quiet_libraries() -> None:
+    """No bars for reading files that are here; those of downloads, huggingface_hub's own, stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means over prompts and noises, a line per reward and split, a column per number of steps."""
+    steps = list(dict.fromkeys(row["steps"] for row in rows))
+    cells: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        for split, prompts in row["values"].items():
+            values = [value for noises in prompts.values() for value in noises]
+            cells.setdefault((row["reward"], split), {})[row["steps"]] = sum(values) / len(values)
+    width = max(len("reward, prompts"), *(len(f"{reward}, {split}") for reward, split in cells))
+    lines = [f"{'reward, prompts':<{width}}" + "".join(f"{f'{k} steps':>10}" for k in steps)]
+    for (reward, split), means in cells.items():
+        lines.append(f"{f'{reward}, {split}':<{width}}" + "".join(f"{means[k]:>10.4f}" for k in steps))
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""`sdpo-bench train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo_bench.cli.output import evaluation_table, quiet_libraries
+from sdpo_bench.errors import UserError
+from sdpo_bench.terminal import echo
+from sdpo_bench.training.interruption import Interrupted, exit_code, watched
+
+
+def train_command() -> type:
+    """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use, for RunConfig needs PyTorch."""
+    from sdpo_bench.config import RunConfig
+    from sdpo_bench.methods import METHODS
+    from sdpo_bench.rewards import PRETRAINED, REWARDS
+
+    def options(cls: type) -> str:
+        found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
+        return f" ({', '.join(found)})" if found else ""
+
+    methods = "\n".join(f"  {name}: {cls.title}{options(cls)}" for name, cls in METHODS.items())
+
+    @dataclass(frozen=True)
+    class Train(RunConfig):
+        out: Path = field(default=Path("runs/train"))
+        """Where to write: the run gets a folder of its own in OUT/raw/."""
+        resume: bool = False
+        """Go on with the same run from its checkpoint, also with more epochs or other settings of execution."""
+        tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+        """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
+        shard: bool = False
+        """Share the weights of --finetune full out over the processes (FSDP)."""
+
+        def __call__(self) -> int:
+            config = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+            return train(config, self.out, self.resume, self.tracker, self.shard)
+
+    Train.__doc__ = f"""Train a model with one method on one reward.
+
+examples:
+  sdpo-bench train --method ddpo --learning-rate 3e-3 --no-train-last-step
+  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
+  sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --dtype float16 --rows 8 \\
+      --reward jpeg_compressibility --eval-rewards jpeg_compressibility
+  accelerate launch --num_processes 4 -m sdpo_bench train --method sdpo    # 4 GPUs, the same run: docs/scale.md
+
+methods, with their options and defaults:
+{methods}
+
+rewards: {", ".join(REWARDS)}
+rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""
+    return Train
+
+
+def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
+    """One run, with a progress bar; says what it made. Of several processes the first one does."""
+    from tqdm import tqdm
+
+    from sdpo_bench.analysis.outputs import shown
+    from sdpo_bench.distributed import join
+    from sdpo_bench.experiments.progress import beginning, speed
+    from sdpo_bench.records.identity import find_run
+    from sdpo_bench.records.reader import load_run
+    from sdpo_bench.training.loop import train as run
+    from sdpo_bench.training.sinks import Tracker
+
+    quiet_libraries()
+    row = config.to_json()
+    folder = find_run(out / "raw", row)
+    if resume and not (folder / "config.json").exists():
+        refuse_other_settings(out / "raw", row)
+    world = join(config.device, shard)
+    followed = None
+    if tracker != "none":
+        followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
+    terminal, begun = sys.stderr.isatty() and world.first, False
+    with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
+
+        def on_epoch(event: dict[str, Any]) -> None:
+            nonlocal begun
+            if event["phase"] == "begin":
+                begun = True
+                bar.write(f"{config.label}: {beginning(event)}", file=sys.stderr)
+                bar.update(event["epoch"] - bar.n)
+            if event["phase"] != "train":
+                return
+            bar.update(event["epoch"] - bar.n)
+            bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
+            if not terminal and (event["epoch"] % 10 == 0 or event["epoch"] == config.epochs):
+                text = f"{config.label}: epoch {event['epoch']}/{config.epochs}, reward {event['reward_mean']:.3f}"
+                print(text, file=sys.stderr, flush=True)
+
+        try:
+            with watched(launched=world.size > 1):
+                run(config, folder, resume=resume, on_epoch=on_epoch, world=world, tracker=followed, keep=True)
+        except Interrupted as stop:
+            bar.close()
+            if world.first:
+                again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(world.size)}"
+                print(f"\n{again}", file=sys.stderr)
+            return exit_code(stop)
+    if not begun and world.first:
+        print(f"{config.label}: finished before, all {config.epochs} epochs", file=sys.stderr)
+    if followed is not None:
+        followed.close()
+    world.close()
+    if not world.first:
+        return 0
+    record = load_run(folder)
+    last = max(row["epoch"] for row in record.eval)
+    echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
+    echo(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
+    weights = folder / ("adapter" if config.finetune == "lora" else "model")
+    if weights.is_dir():
+        how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
+        echo(f'weights: {how}("{shown(weights)}")')
+    elif config.epochs:
+        print(
+            f"warning: {shown(weights)} was deleted, and no checkpoint is left to make it from: to have the weights, "
+            f"delete {shown(folder)} and train the run again",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
+    """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
+    other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
+    from sdpo_bench.analysis.outputs import shown
+    from sdpo_bench.records.identity import nearest_run
+
+    if (nearest := nearest_run(raw, row)) is not None:
+        folder, found = nearest
+        finished = (folder / "done.json").exists() and all(text.startswith("epochs ") for text in found)
+        why = ", and it is finished: there is no checkpoint to go on from" if finished else ""
+        raise UserError(
+            f"--resume: {shown(folder)} has the same label, reward, K and seed, but other settings: "
+            f"{', '.join(found)}{why}; give its settings, or for another run another --label, or no --resume"
+        )
+
+
+def resuming(processes: int) -> str:
+    """The command that goes on with a run of `train`."""
+    if processes > 1:
+        return "the same command with --resume"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["sdpo-bench", *arguments, "--resume"])

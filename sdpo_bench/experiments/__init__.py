@@ -1,0 +1,1 @@
+"""Experiments: which runs a profile has, and how they are made."""

@@ -1,0 +1,169 @@
+"""The time and disk space that runs take: measured seconds on a CPU, counted operations on a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo_bench.config import EMBEDDED, RunConfig, file_name
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments.profiles import config_from_json
+from sdpo_bench.methods import build_method
+from sdpo_bench.training.dense_rewards import most_queries
+
+# Time and space -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one unit of each kind of work, on one core; `source` says where they come from."""
+
+    sample: float = 1.2e-3  # a denoising step of a picture
+    reward: float = 2.0e-3  # a reward query: decoding and scoring
+    train: float = 2.5e-3  # a trained step of a picture, forward and backward
+    evaluate: float = 1.2e-3  # a denoising step of an evaluated picture, its share of decoding and scoring included
+    startup: float = 3.0  # of a run
+    source: str = "constants of one core of a 2025 server CPU (no committed records to learn from)"
+
+    def seconds(self, config: RunConfig) -> float:
+        """Expected duration of a run of the embedded model."""
+        units = work(config)
+        return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items())
+
+
+@dataclass(frozen=True)
+class GPUCost:
+    """Time on a GPU from the arithmetic of SD-Turbo's networks, counted at 512 x 512 pixels. The reward networks' is
+    less than a hundredth of it and left out."""
+
+    forward: float = 0.804  # TFLOP: the UNet, for a latent
+    backward: float = 0.973  # TFLOP: its gradient, to a LoRA
+    decode: float = 2.515  # TFLOP: the VAE, to a picture
+    peak: float = 989.0  # TFLOP/s: an H100 SXM in half precision, dense (NVIDIA's data sheet)
+    utilisation: float = 0.4  # assumed: what the training step aims at
+    startup: float = 60.0  # seconds: loading the pipeline and four reward networks
+
+    def __post_init__(self) -> None:
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"--utilisation is {self.utilisation}; expected more than 0, at most 1")
+        if not 0 < self.peak < math.inf:
+            raise UserError(f"--peak-tflops is {self.peak}; expected a number > 0")
+
+    @property
+    def source(self) -> str:
+        return (
+            f"counted operations at an assumed {self.utilisation:.0%} of {self.peak:g} TFLOP/s; --utilisation and "
+            f"--peak-tflops change that, finished runs replace it by their seconds"
+        )
+
+    def seconds(self, config: RunConfig) -> float:
+        """Expected duration of a run."""
+        rows, images = passes(config), evaluated_images(config)
+        train = rows["train"] * (self.forward + self.backward)
+        evaluate = images * (sum(config.eval_steps) * self.forward + len(config.eval_steps) * self.decode)
+        decode = work(config)["reward"] * self.decode
+        tflop = (rows["sample"] + rows["log_prob"]) * self.forward + train + decode + evaluate
+        return self.startup + tflop / (self.peak * self.utilisation)
+
+
+def passes(config: RunConfig) -> dict[str, int]:
+    """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
+    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A pair shares its
+    first step."""
+    method = build_method(config.method, config.options)
+    pairs = config.pairs * config.epochs
+    trained = pairs * (2 * config.trained_steps - 1)
+    return {
+        "sample": pairs * (2 * config.steps - 1),
+        "log_prob": trained * (method.reference + method.whole_trajectory),
+        "train": trained,
+    }
+
+
+def evaluated_images(config: RunConfig) -> int:
+    """Pictures that all of a run's evaluations draw at one number of sampling steps."""
+    before = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every) - 1
+    return images_each(config) + before * images_each(config) * interim_noises(config) // config.eval_noises
+
+
+def images_each(config: RunConfig) -> int:
+    """Pictures of one evaluation at one number of sampling steps."""
+    lists = config.prompt_lists
+    return config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
+
+
+def interim_noises(config: RunConfig) -> int:
+    """Noises of each prompt in an evaluation before the last."""
+    return config.eval_interim_noises or config.eval_noises
+
+
+LORA_WEIGHTS = 207_488  # of SD-Turbo's UNet at rank 1, counted: 829,952 at rank 4
+
+
+PIXELS = 512
+
+
+def disk(config: RunConfig) -> dict[str, float]:
+    """Bytes that a LoRA run of SD-Turbo takes: what stays, and the checkpoint, twice while it is replaced."""
+    weights = 4.0 * LORA_WEIGHTS * config.lora_rank * (config.epochs > 0)
+    lists = config.prompt_lists
+    prompts = [p for split in config.eval_splits for p in lists[split]]
+    evaluations = evaluated_images(config) / (len(prompts) * config.eval_noises)
+    rewards = len({config.reward, *config.eval_rewards})
+    row = 200 + sum(5 + len(p) + 9 * config.eval_noises for p in prompts)
+    columns = min(8, sum(map(len, lists.values())))
+    return {
+        "adapters": weights,
+        "records": 4000 + 420 * config.epochs + evaluations * rewards * len(config.eval_steps) * row,
+        "pictures": 3.0 * PIXELS**2 * columns * len(config.eval_steps),  # as if PNG could not compress them
+        "checkpoints": 2 * (3 * weights + 32 * 9 * config.steps * len(lists[config.train_split])),
+    }
+
+
+def work(config: RunConfig) -> dict[str, float]:
+    """How many units of each kind of work a run has: see `Cost`. UserError for prompts that can't be read."""
+    method = build_method(config.method, config.options)
+    pictures = 2 * config.pairs * config.epochs
+    queries = most_queries(config.dense if method.dense else "terminal", config.steps)
+    return {
+        "sample": pictures * config.steps * (2 if method.reference else 1),
+        "reward": config.pairs * config.epochs * queries,
+        "train": pictures * config.trained_steps,
+        "evaluate": evaluated_images(config) * sum(config.eval_steps)
+        + images_each(config) * sum(config.eval_last_steps),
+    }
+
+
+def calibrate(
+    results: Iterable[Path], device: str = "cpu", model: str = EMBEDDED, otherwise: Cost | GPUCost | None = None
+) -> Cost | GPUCost:
+    """Costs from the finished runs of `model` on a kind of device in the given profile folders; where there are none
+    `otherwise`, by default the constants.
+
+    Read without the checks of `records`: an estimate should not fail for a record that no table uses.
+    """
+    seconds = dict.fromkeys(("sample", "reward", "train", "evaluate"), 0.0)
+    units = dict.fromkeys(seconds, 0.0)
+    runs = 0
+    for profile in results:
+        for done in sorted(profile.glob("raw/*/done.json")):
+            try:
+                spent = json.loads(done.read_text())["seconds"]
+                config = config_from_json(json.loads((done.parent / "config.json").read_text()))
+                found = json.loads((done.parent / "provenance.json").read_text())["device"]
+                amounts = work(config)
+            except (OSError, ValueError, KeyError, TypeError, UserError):
+                continue
+            if not found.startswith(device) or config.model != file_name(model):
+                continue
+            runs += 1
+            for kind, amount in amounts.items():
+                seconds[kind] += spent.get(kind, 0.0)
+                units[kind] += amount
+    known = {kind: seconds[kind] / units[kind] for kind in seconds if units[kind] and seconds[kind]}
+    if len(known) < len(seconds):
+        return otherwise or Cost()
+    return Cost(**known, source=f"{runs} recorded runs")

@@ -1,0 +1,62 @@
+"""Learning rates, by method, reward and K, as the sweeps chose them."""
+
+from __future__ import annotations
+
+import math
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments.variants import VARIANTS
+
+# Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one
+# whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the
+# entry whose K is nearest by ratio; an ablation takes its method's, unless it takes its optimiser steps otherwise and
+# was swept itself. Rewards without a sweep of their own (below) take these, which are alignment's.
+SWEEP = (1e-5, 3e-5, 1e-4, 3e-4)
+
+
+LEARNING_RATES: dict[str, dict[int, float]] = {
+    "sdpo": {4: 1e-4, 8: 3e-5, 20: 3e-5, 50: 1e-5},
+    "sdpo_causal": {4: 1e-4, 8: 3e-5, 20: 3e-5, 50: 1e-5},
+    "ddpo": {4: 1e-4, 8: 3e-4, 20: 1e-4, 50: 1e-4},
+    "rebel": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 1e-4},
+    "prdp": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 1e-4},
+    "d3po": {4: 1e-4, 8: 1e-4, 20: 1e-4, 50: 3e-5},
+    "ddpo_dense": {4: 1e-4, 8: 3e-4, 20: 3e-4, 50: 3e-4},
+    "sdpo_per_trajectory": {4: 1e-4, 20: 1e-4},
+    "ddpo_per_step": {4: 1e-4, 20: 1e-4},
+    "rebel_per_step": {4: 1e-4, 20: 3e-5},
+}
+
+
+LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
+
+
+# The next lower of the sweep, at K = 20 DDPO's: the rule looks at the trained reward alone, and may choose to hack it.
+LEARNING_RATES["ddpo_dense_lower_rate"] = {4: 3e-5, 20: 1e-4}
+
+
+# By the same rule from `--profile sweep-jpeg` and sweep-jpeg-k20: this reward still rises where the prompt is lost.
+REWARD_RATES: dict[str, dict[str, dict[int, float]]] = {
+    "jpeg_compressibility": {
+        "sdpo": {4: 3e-4, 20: 1e-4},
+        "sdpo_causal": {4: 3e-4, 20: 3e-4},
+        "ddpo": {4: 3e-4, 20: 3e-4},
+        "rebel": {4: 3e-4, 20: 3e-4},
+        "prdp": {4: 3e-4, 20: 3e-4},
+        "d3po": {4: 3e-4, 20: 3e-4},
+        "ddpo_dense": {4: 3e-4, 20: 3e-4},
+    }
+}
+
+
+def learning_rate(name: str, steps: int, reward: str = "alignment") -> float:
+    """The swept learning rate of a variant at K = `steps`; UserError for a variant without a sweep."""
+    method = VARIANTS[name].method if name in VARIANTS else name
+    own = REWARD_RATES.get(reward, {})
+    rates = own.get(name) or own.get(method) or LEARNING_RATES.get(name) or LEARNING_RATES.get(method)
+    if not rates:
+        raise UserError(
+            f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
+            f"and put the best into LEARNING_RATES in sdpo_bench/experiments/learning_rates.py"
+        )
+    return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]

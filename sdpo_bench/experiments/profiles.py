@@ -1,0 +1,356 @@
+"""The profiles: lists of run configurations. What is compared is decided here, in the open, and nowhere else.
+
+Within a profile everything but the method (and its learning rate, chosen by a sweep of the same size for each) is
+the same: model, prompts, initial noises, LoRA, optimiser, epochs, samples, evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError, choose
+from sdpo_bench.experiments.learning_rates import SWEEP, learning_rate
+from sdpo_bench.experiments.variants import ABLATIONS, METHOD_NAMES, PAPER_METHODS, STUDIED, VARIANTS, Options
+
+
+def canonical(profile: str) -> str:
+    """The profile's name as its results folder has it; hyphens are as good as underscores."""
+    return choose("profile", profile.replace("-", "_"), PROFILES)
+
+
+# Fewer epochs where an epoch costs more, so that no K takes most of the time. All methods of a K have the same, and
+# learning rates are chosen at this length.
+EPOCHS = {4: 25, 8: 15, 20: 10, 50: 5}
+
+
+COMMON: Options = {
+    "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
+    "finetune": "full",  # 2.4 M weights: no need to save memory
+    "eval_start": False,  # the row "start" does that once for all
+    "train_last_step": False,  # its noise comes after the picture that is scored (docs/methods/sdpo.md)
+}
+
+
+# The paper's setting, of the authors' repository (results/paper/settings.csv): per reward the learning rate, the pairs
+# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows.
+SD_TURBO_REWARDS: dict[str, Options] = {
+    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 115},
+    "imagereward": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
+    "hpsv2": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
+    "pickscore": {"learning_rate": 6e-5, "pairs_per_update": 64, "epochs": 200},
+}
+
+
+SD_TURBO: Options = {
+    "model": "stabilityai/sd-turbo",
+    "revision": "b261bac6fd2cf515557d5d0707481eafa0485ec2",  # as public projects pin it (docs/sd_turbo.md)
+    "device": "cuda",
+    "steps": 50,
+    "pairs": 128,
+    "prompts": "animals",  # the paper trains on all 45 and shows its rewards on them
+    "eval_splits": ("seen",),
+    "eval_steps": (1, 2, 4, 8, 16, 50),
+    "eval_every": 5,  # a point every 1,280 samples, for a tenth more computing
+    "eval_start": False,
+    "dtype": "float16",  # of all but the trained weights [official]
+    "rows": 8,  # 0.7 GiB of activations a latent
+}
+
+
+def start(**changes: Any) -> RunConfig:
+    """The model before any training: what every method starts from."""
+    return RunConfig(**{**COMMON, "eval_start": True, "epochs": 0, **changes})
+
+
+def run(name: str, seed: int, **changes: Any) -> RunConfig:
+    """One run of a variant; `changes` are the profile's, the variant's own come last."""
+    variant = VARIANTS[name]
+    steps = changes.get("steps", 4)
+    settings: Options = COMMON | {"label": variant.label, "epochs": EPOCHS.get(steps, 50)}
+    if "learning_rate" not in changes:
+        settings["learning_rate"] = learning_rate(name, steps, changes.get("reward", "alignment"))
+    return RunConfig(method=variant.method, seed=seed, **settings | changes | variant.changes)
+
+
+def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """About a minute: does everything run from end to end? Its numbers say nothing about the methods."""
+    small: Options = {"eval_steps": (1, 4), "eval_noises": 1, "eval_every": 5}
+    runs = [run(name, seed, epochs=10, pairs=16, **small) for seed in seeds for name in methods]
+    return [start(**small), *runs]
+
+
+def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The default: every method on a laptop's CPU in minutes, at the K = 4 that few-step models are made for."""
+    settings: Options = {"eval_every": 5}
+    return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
+
+
+def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int, **changes: Any) -> list[RunConfig]:
+    # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
+    tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "eval_noises": 8}
+    tuning |= {"steps": steps, "eval_every": EPOCHS[steps], **changes}
+    return [start(**tuning)] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
+        for seed in seeds
+        for rate in SWEEP
+        for name in methods
+    ]
+
+
+def sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The same learning rates for every method at K = 4, evaluated on tuning prompts: fills LEARNING_RATES."""
+    return _sweep(methods, seeds, 4)
+
+
+def sweep_k8(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 8."""
+    return _sweep(methods, seeds, 8)
+
+
+def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 20, where a method that updates at every step takes five times as many of them."""
+    return _sweep(methods, seeds, 20)
+
+
+def sweep_k50(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, at K = 50."""
+    return _sweep(methods, seeds, 50)
+
+
+def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, on JPEG compressibility, where other rates are best than on alignment: fills REWARD_RATES."""
+    return _sweep(methods, seeds, 4, reward="jpeg_compressibility")
+
+
+def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep_jpeg`, at K = 20."""
+    return _sweep(methods, seeds, 20, reward="jpeg_compressibility")
+
+
+def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Does the order of the methods change between K = 4 and K = 20?"""
+    return [start()] + [run(name, seed, steps=k, eval_every=5) for seed in seeds for k in (4, 20) for name in methods]
+
+
+REWARDS = ("alignment", "jpeg_compressibility", "colourfulness")
+
+
+MEASURED: Options = {
+    "eval_every": 5,
+    "eval_last_steps": (16, 50),
+    "eval_last_rewards": (*REWARDS, "diversity", "diversity_heldout"),
+}
+
+
+def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The study (docs/findings.md). A queue in parts, what matters most first: methods at K = 4 and 20; ablations
+    there; another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before the next seed's,
+    so that one stopped anywhere has as many seeds of one method as of another (but for the cell it was stopped in)."""
+    mains = [name for name in methods if name not in ABLATIONS]
+    ablations = [name for name in methods if name in ABLATIONS]
+
+    def part(names: Sequence[str], steps: Sequence[int], reward: str = "alignment", every: int = 5) -> list[RunConfig]:
+        settings: Options = MEASURED | {"eval_every": every}
+        return [
+            # What dense rewards miss is a question of the trajectories, which one method's stand for.
+            run(name, seed, reward=reward, steps=k, **settings | {"probe_every": every * (name == "sdpo")})
+            for seed in seeds
+            for k in steps
+            for name in names
+        ]
+
+    runs = [start(**MEASURED), *part(mains, (4, 20)), *part(ablations, (4, 20))]
+    # Ablations on one reward: they ask what makes a method work, not what it is good for.
+    second, third = REWARDS[1:]
+    runs += part(mains, (4,), second)
+    runs += part(mains, (8,))
+    runs += part(mains, (4,), third)
+    runs += part(mains, (20,), second)
+    runs += part(mains, (20,), third)
+    return [*runs, *part(mains, (50,), every=1)]  # it has 5 epochs
+
+
+# The paper's comparison on the embedded model: its number of samples, and one learning rate shared by all methods.
+PAPER_EPOCHS = 456  # of 64 samples: 29,184, as many as the paper's figure shows
+
+
+# Chosen by profile paper_pilot, for SDPO, which takes the most optimiser steps and so is the first to diverge.
+SHARED_RATE = 1e-5
+
+
+RATES_BESIDE = (3e-6, 3e-5)  # a step of the sweeps below it and above
+
+
+PAPER: Options = {
+    "epochs": PAPER_EPOCHS,
+    "eval_every": PAPER_EPOCHS // 24,
+    "eval_steps": (1, 2, 4, 8, 16, 50),  # the paper's
+    "eval_interim_noises": 2,  # on the way half of the pictures: evaluation takes a twentieth of a run's time
+    "eval_last_rewards": MEASURED["eval_last_rewards"],
+}
+
+
+def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
+    """The paper's four methods for all seeds, then the others."""
+    first = [name for name in methods if name in PAPER_METHODS]
+    settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE}
+    return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
+        run(name, seed, probe_every=PAPER_EPOCHS // 4 * (name == "sdpo"), **settings)
+        for names in (first, [name for name in methods if name not in first])
+        for seed in seeds
+        for name in names
+    ]
+
+
+def _paper_rates(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int) -> list[RunConfig]:
+    settings = PAPER | {"steps": steps, "epochs": epochs}
+    return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **settings)
+        for seed in seeds
+        for rate in RATES_BESIDE
+        for name in methods
+    ]
+
+
+def paper_pilot(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Chooses SHARED_RATE: the two middle rates of the sweeps at K = 20 to 6,400 samples, on tuning prompts."""
+    tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "steps": 20}
+    tuning |= {"epochs": 100, "eval_every": 25, "eval_steps": PAPER["eval_steps"]}
+    return [start(**tuning | {"epochs": 0})] + [
+        run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
+        for seed in seeds
+        for name in methods
+        for rate in (1e-5, 3e-5)
+    ]
+
+
+def paper_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The paper's comparison: its number of samples and one learning rate for all methods, at K = 20."""
+    return _paper(methods, seeds, 20)
+
+
+def paper_k20_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k20` with the shared rate one step lower and one higher, at a quarter of the length."""
+    return _paper_rates(methods, seeds, 20, PAPER_EPOCHS // 4)
+
+
+def paper_k4(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k20`, at K = 4."""
+    return _paper(methods, seeds, 4)
+
+
+def paper_k4_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `paper_k4` with the shared rate one step lower and one higher, in full length."""
+    return _paper_rates(methods, seeds, 4, PAPER_EPOCHS)
+
+
+def sd_turbo(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    rewards: Sequence[str] = (),
+    model: str | None = None,
+    revision: str | None = None,
+    **changes: Any,
+) -> list[RunConfig]:
+    """The paper's setting, on GPUs: SD-Turbo, K = 50, four published rewards, evaluated at 1 to 50 steps. Every run is
+    evaluated on all four, so that narrowing the rewards makes some of the same runs."""
+    names = [choose("reward of this profile", name, SD_TURBO_REWARDS) for name in rewards or SD_TURBO_REWARDS]
+    settings = SD_TURBO | {"eval_rewards": tuple(SD_TURBO_REWARDS)}
+    if model is not None or revision is not None:
+        settings |= {"model": model or settings["model"], "revision": revision}
+    settings |= changes
+    first, own = next(iter(SD_TURBO_REWARDS.items()))  # one start for all rewards, whichever are asked for
+    before = RunConfig(**own | settings | {"reward": first, "eval_start": True, "epochs": 0})
+    return [before] + [
+        RunConfig(
+            method=VARIANTS[name].method,
+            label=VARIANTS[name].label,
+            seed=seed,
+            reward=reward,
+            **SD_TURBO_REWARDS[reward] | settings | VARIANTS[name].changes,
+        )
+        for seed in seeds
+        for reward in names
+        for name in methods
+    ]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a profile's runs are built, its methods, seeds and device where the command line names none, and what else
+    the command line may change."""
+
+    build: Callable[..., list[RunConfig]]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    device: Literal["cpu", "cuda"] = "cpu"
+    options: tuple[str, ...] = ()
+
+    @property
+    def purpose(self) -> str:
+        return " ".join((self.build.__doc__ or "").split())
+
+
+FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
+
+
+TUNING_SEEDS = (100,)  # never reported
+
+
+PAPER_REST = ("prdp", "sdpo_causal", "ddpo_dense", "ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")
+
+
+SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
+
+
+PROFILES = {
+    "quick": Profile(quick, STUDIED, (0, 1)),
+    "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
+    "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
+    "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS),  # no ablation is run there
+    "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
+    "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
+    "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
+    "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
+    "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
+    "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
+    "paper_pilot": Profile(paper_pilot, ("sdpo",), TUNING_SEEDS),
+    "paper_k20": Profile(paper_k20, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k4": Profile(paper_k4, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k20_rates": Profile(paper_k20_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
+    "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
+    "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
+}
+
+
+def build(
+    profile: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None, **options: Any
+) -> list[RunConfig]:
+    """The runs of a profile, in the order in which they are made; `methods`, `seeds` and its own `options` in place of
+    what it has."""
+    chosen = PROFILES[canonical(profile)]
+    names = [choose("method", name.replace("-", "_"), VARIANTS) for name in methods or chosen.methods]
+    numbers = list(chosen.seeds if seeds is None else seeds)
+    for what, values in (("--methods", names), ("--seeds", numbers)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, each once")
+    if foreign := sorted(options.keys() - set(chosen.options)):
+        flags = ", ".join(f"--{name}" for name in foreign)
+        able = ", ".join(name.replace("_", "-") for name, other in PROFILES.items() if {*foreign} <= {*other.options})
+        raise UserError(f"profile {canonical(profile)} has no {flags}; it is for: {able}")
+    return chosen.build(names, numbers, **options)
+
+
+def config_from_json(row: dict[str, Any]) -> RunConfig:
+    """The RunConfig whose `to_json` is `row`, config.json's content."""
+    fields = {f.name for f in dataclasses.fields(RunConfig)}
+    values: Options = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in fields}
+    options = dict(values.pop("method"))
+    name = options.pop("name")
+    # The start has no method of its own; it keeps the default one, which it never uses.
+    return RunConfig(**values, **({} if name == "start" else {"method": name, "options": options}))

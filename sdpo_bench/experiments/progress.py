@@ -1,0 +1,132 @@
+"""Progress of a profile on the terminal, and words for durations."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from sdpo_bench.experiments.runs import Run
+from sdpo_bench.experiments.workers import Worker
+from sdpo_bench.records.reader import load_run
+from sdpo_bench.terminal import echo, printable
+
+PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
+
+
+PLAIN_EVERY = 30.0  # seconds between status lines where there is no terminal
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# Progress -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Bars on a terminal (one for all runs, one for each worker); elsewhere a line now and then."""
+
+    runs: list[Run]
+    workers: int
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def __post_init__(self) -> None:
+        self.begin = self.last = time.monotonic()
+        self.settled = sum(run.estimate for run in self.runs if run.state != "pending")
+        self.bars: list[Any] = []
+        if self.stream.isatty():
+            from tqdm import tqdm
+
+            for i in range(self.workers + 1):
+                bar = tqdm(total=1.0, leave=not i, position=i, bar_format="{desc}|{bar}|", file=self.stream)
+                self.bars.append(bar)
+
+    def remaining(self) -> float:
+        """Seconds left, at the speed seen so far; as estimated until there is one."""
+        elapsed = time.monotonic() - self.begin
+        left = sum(run.estimate * (1 - run.fraction) for run in self.runs)
+        done = sum(run.estimate * run.epochs_here / max(run.config.epochs, 1) for run in self.runs)
+        # The estimate counts as one worker-minute seen, so that the first epochs do not make the figure jump.
+        prior = 60.0
+        speed = (done + prior * self.workers) / (elapsed + prior)
+        return left / speed if speed > 0 else left / self.workers
+
+    def status(self) -> str:
+        finished = sum(run.state == "done" for run in self.runs)
+        return f"{finished}/{len(self.runs)} runs, about {clock(self.remaining())} left"
+
+    def say(self, text: str) -> None:
+        if self.bars:
+            self.bars[0].write(printable(text), file=self.stream)
+        else:
+            echo(text, file=self.stream)
+
+    def update(self, worker: Worker | None = None, reward: float | None = None) -> None:
+        total = sum(run.estimate for run in self.runs)
+        if self.bars:
+            self.bars[0].n = sum(run.estimate * run.fraction for run in self.runs) / total
+            self.bars[0].set_description_str(f"{'all':<40} {self.bars[0].n:>7.0%}  {self.status()} ")
+            if worker is not None and worker.run is not None:
+                bar, run = self.bars[worker.number], worker.run
+                epochs = f"{run.epoch}/{run.config.epochs}"
+                bar.n = run.fraction
+                mean = "" if reward is None else f"reward {reward:.3f}"
+                bar.set_description_str(f"{run.name:<40.40} {epochs:>7}  {mean:<{len(self.status())}} ")
+        elif time.monotonic() - self.last > PLAIN_EVERY:
+            self.last = time.monotonic()
+            at_work = [f"{run.name} {run.epoch}/{run.config.epochs}" for run in self.runs if 0 < run.fraction < 1]
+            self.say("; ".join([self.status(), *at_work]))
+
+    def close(self) -> None:
+        for bar in reversed(self.bars):
+            bar.close()
+
+
+def beginning(event: dict[str, Any]) -> str:
+    """Where a run begins, in words."""
+    done, epochs, lost = event["epoch"], event["epochs"], event["recorded"] - event["epoch"]
+    if not epochs:
+        return "no epochs, an evaluation alone"
+    if done == epochs:
+        return f"all {epochs} epochs are trained; what comes after them is left"
+    text = f"begins at epoch {done + 1} of {epochs}"
+    if lost and not done:
+        return f"{text}, anew: {lost} recorded, but there is no checkpoint (deleted, or none was due yet)"
+    return f"{text}; {lost} recorded after the checkpoint, made again" if lost else text
+
+
+def pace(folder: Path) -> str:
+    """Seconds per epoch of a run that was just finished; nothing for one without epochs."""
+    done = folder / "done.json"
+    seconds = json.loads(done.read_text())["seconds_per_epoch"] if done.exists() else {}
+    if not any(seconds.values()):
+        return ""
+    parts = ", ".join(f"{name} {seconds[key]:.2f}" for name, key in PHASES.items())
+    return f", {sum(seconds.values()):.2f} s an epoch ({parts})"
+
+
+def speed(folder: Path, names: set[str]) -> str:
+    """Seconds per epoch of sampling, reward and training, by label and K, over the named finished runs."""
+    rows: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for path in sorted(folder.glob("raw/*")):
+        if path.name in names and (path / "done.json").exists():
+            record = load_run(path)
+            assert record.done is not None
+            if record.config["epochs"]:
+                rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
+    heads = " ".join(f"{name:>9}" for name in (*PHASES, "all"))
+    lines = [f"{'seconds per epoch':<19} {heads}"] if rows else []
+    for (label, steps), found in rows.items():
+        means = [sum(row[kind] for row in found) / len(found) for kind in PHASES.values()]
+        cells = " ".join(f"{value:>9.2f}" for value in (*means, sum(means)))
+        lines.append(f"{f'{label}, K = {steps}':<19} {cells}")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""What `reproduce` prints before and after its runs: the list, the results, the command to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdpo_bench.analysis.outputs import reference_results, shown
+from sdpo_bench.experiments import cost_model
+from sdpo_bench.experiments.progress import clock, speed
+from sdpo_bench.experiments.runs import Run
+from sdpo_bench.records.provenance import repository
+
+RESULTS = Path("runs")  # not results/, which holds the committed reference
+
+
+def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
+    """What --dry-run prints; of a profile for GPUs the disk space too."""
+    width = max(len(run.name) for run in runs)
+    lines = [f"{'run':<{width}}  epochs   estimate  state"]
+    for run in runs:
+        state = "done" if (run.folder / "done.json").exists() else "begun" if run.folder.exists() else "to do"
+        lines.append(f"{run.name:<{width}}  {run.config.epochs:>6}  {clock(run.estimate):>9}  {state}")
+    left = sum(run.estimate for run in runs if not (run.folder / "done.json").exists())
+    lines.append(
+        f"{len(runs)} runs, about {clock(left / workers)} left with {workers} worker{'s' * (workers > 1)} "
+        f"(estimated from {source})"
+    )
+    if gpu:
+        lines.append(f"{left / 3600:.0f} GPU hours; {space(runs, workers)}; downloads apart (docs/sd_turbo.md)")
+    return "\n".join(lines)
+
+
+def space(runs: Sequence[Run], workers: int) -> str:
+    """Disk space of runs, in words: of checkpoints only those of the runs being made."""
+    parts: dict[str, float] = {}
+    for run in runs:
+        for kind, size in cost_model.disk(run.config).items():
+            so_far = parts.get(kind, 0.0)
+            parts[kind] = max(so_far, size * workers) if kind == "checkpoints" else so_far + size
+    text = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in parts.items())
+    return f"{sum(parts.values()) / 1e9:.1f} GB of disk at most ({text})"
+
+
+def summarise(folder: Path, profile: str, runs: Sequence[Run], seconds: float) -> str:
+    """What is printed at the end, of a profile with at least one finished run."""
+    from sdpo_bench.analysis.compare import compare_with_reference
+    from sdpo_bench.analysis.comparisons import load_results
+    from sdpo_bench.analysis.render import render_terminal
+
+    parts = [render_terminal(load_results(folder)), speed(folder, {run.name for run in runs})]
+    reference = reference_results() / profile
+    if reference.resolve() != folder.resolve():
+        if any(reference.glob("raw/*/done.json")):
+            title = f"Comparison with the committed results ({shown(reference)}):"
+            parts.append(f"{title}\n\n{compare_with_reference(folder, reference)}")
+        else:
+            parts.append(f"No committed results of this profile ({shown(reference)}) to compare with.")
+    finished = sum(run.state == "done" for run in runs)
+    where = {
+        "report": "report.html",
+        "tables": "tables/",
+        "figures": "figures/",
+        "raw records, adapters": "raw/",
+    }
+    parts.append(
+        f"{finished} of {len(runs)} runs finished, {clock(seconds)} now. They lie in {shown(folder)}:\n"
+        + "\n".join(f"  {what:<22} {shown(folder / name)}{'/' * name.endswith('/')}" for what, name in where.items())
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def resume_command(
+    profile: str,
+    results: Path,
+    methods: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    workers: int | None,
+    device: str | None,
+    **options: Sequence[str] | str | None,
+) -> str:
+    """The command that goes on after an interruption, with the arguments that were given."""
+    given = {
+        "--profile": [profile] * (profile != "quick"),
+        "--results": [shown(results)] * (results != RESULTS),
+        "--methods": methods or [],
+        "--seeds": seeds or [],
+        "--workers": [workers] if workers else [],
+        "--device": [device] if device else [],
+    } | {f"--{name}": [value] if isinstance(value, str) else value for name, value in options.items()}
+    arguments = [str(part) for name, values in given.items() if values for part in (name, *values)]
+    start = ["nox", "-s", "reproduce", "--"] if repository() else ["sdpo-bench", "reproduce"]
+    return shlex.join([*start, *arguments, "--resume"])

@@ -1,0 +1,69 @@
+"""The rows of the tables: every method, and the ablations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdpo_bench.methods import METHODS
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables: a method with settings of its own."""
+
+    method: str
+    label: str
+    changes: Options = field(default_factory=dict)
+
+
+# Every method is a variant of its own name; these are the ablations that say where a difference comes from. Their
+# labels read "PARENT (change)".
+NO_CLIPPING = 1e6  # a clip range that no log-ratio reaches
+
+
+ABLATIONS = {
+    # SDPO takes K optimiser steps where the others take one: how much of a difference is only that?
+    "sdpo_per_trajectory": Variant("sdpo", "SDPO (per trajectory)", {"updates": "trajectory"}),
+    "ddpo_per_step": Variant("ddpo", "DDPO (per step)", {"updates": "step"}),
+    "rebel_per_step": Variant("rebel", "REBEL (per step)", {"updates": "step"}),
+    # Do dense rewards help, or only SDPO's loss? And what does averaging them from three queries cost?
+    "sdpo_terminal": Variant("sdpo", "SDPO (terminal)", {"dense": "terminal"}),
+    "sdpo_exact": Variant("sdpo", "SDPO (exact)", {"dense": "exact"}),
+    "sdpo_linear": Variant("sdpo", "SDPO (linear)", {"dense": "linear"}),
+    # The return: which rewards a step is credited with.
+    "sdpo_gain": Variant("sdpo_gain", "SDPO (gain)"),
+    "sdpo_gamma0": Variant("sdpo", "SDPO (gamma 0)", {"options": {"gamma": 0.0}}),
+    # DDPO-dense: how much is the baseline, how much the number of queries?
+    "ddpo_dense_no_baseline": Variant(
+        "ddpo_dense", "DDPO-dense (no baseline)", {"dense": "exact", "options": {"control": 0.0}}
+    ),
+    "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)"),
+    "ddpo_dense_linear": Variant("ddpo_dense", "DDPO-dense (linear)", {"dense": "linear"}),
+    "ddpo_dense_lower_rate": Variant("ddpo_dense", "DDPO-dense (lower rate)", {"dense": "exact"}),
+    # The rest of the recipe.
+    "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
+    "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
+    "sdpo_no_clipping": Variant("sdpo", "SDPO (no clipping)", {"clip_range": NO_CLIPPING}),
+    # The official code trains the last step too, whose noise comes after the picture that is scored.
+    "sdpo_last_step": Variant("sdpo", "SDPO (last step)", {"train_last_step": True}),
+    "ddpo_last_step": Variant("ddpo", "DDPO (last step)", {"train_last_step": True}),
+}
+
+
+# DDPO-dense is made for exact rewards: averaged ones contain later ones.
+VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | ABLATIONS
+
+
+VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})
+
+
+METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
+
+
+STUDIED = (*METHOD_NAMES, "ddpo_dense")
+
+
+PAPER_METHODS = ("sdpo", "ddpo", "rebel", "d3po")  # that its figure compares

@@ -1,0 +1,195 @@
+"""Which run a configuration is: its id, the settings that may change later, and where its folder lies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.records import schema
+from sdpo_bench.records.files import CHECKPOINT, RecordError, bad_record, read_object, read_rows, slug, to_json
+
+SCHEMA = 1
+
+
+EXECUTION = (
+    "channels_last",
+    "checkpoint_every",
+    "compile",
+    "gradient_checkpointing",
+    "offload_trajectories",
+    "pad_rows",
+    "reward_batch",
+    "rows",
+    "vae_slicing",
+)
+
+
+CADENCE = ("eval_every", "eval_interim_noises", "eval_start", "probe_every")
+
+
+CHANGEABLE = (*EXECUTION, *CADENCE, "epochs")
+"""Settings with which a run may go on though it was begun with others: how it is executed, when it is evaluated, and
+for how long it is trained."""
+
+
+FILES = ("adapter", "model", "prompts", "unseen_prompts")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Name of a run: `<label>-<reward>-k<K>-s<seed>-<8 hex digits>`.
+
+    The digits are of the SHA-256 of the configuration's canonical JSON, without `run_id` and `label`, as the run was
+    begun (see `continued`): two runs share a name only if they are the same run, and renaming a method's row does not
+    change the digits.
+    """
+    begun = config.get("begun", {})
+    content = to_json(
+        {
+            key: value
+            for key, value in (dict(config) | begun).items()
+            if key not in ("run_id", "label", "begun") and not (key in begun and value is None)
+        }
+    )
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{_stem(config)}-{digest}"
+
+
+def _stem(config: Mapping[str, Any]) -> str:
+    return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}"
+
+
+def first_difference(stored: Any, new: Any, path: str = "") -> str | None:
+    """The first key, in sorted order, at which two configurations differ; None if they are equal."""
+    return next(_differences(stored, new, path), None)
+
+
+def _differences(stored: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(new, dict):
+        for key in sorted(stored.keys() | new.keys()):
+            where = f"{path}.{key}" if path else key
+            if key not in stored or key not in new:
+                side, value = ("stored", stored[key]) if key in stored else ("new", new[key])
+                yield f"{where} (only {side}: {value!r})"
+            else:
+                yield from _differences(stored[key], new[key], where)
+    elif stored != new:
+        yield f"{path} (stored {stored!r}, new {new!r})"
+
+
+def _identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run and no other. Files are compared by their names, which is what configurations hold; an
+    earlier version's have paths."""
+    kept = {key: value for key, value in config.items() if key not in (*CHANGEABLE, "run_id", "begun")}
+    for key in FILES:
+        other = like.get(key)
+        if isinstance(other, str) and isinstance(kept.get(key), str) and Path(kept[key]).name == other:
+            kept[key] = other
+    return kept
+
+
+def differences(stored: Mapping[str, Any], new: Mapping[str, Any], extended: bool = True) -> list[str]:
+    """In words, each setting of `new` with which the run of the configuration `stored` can't go on. `extended`: it can
+    with more epochs."""
+    found = list(_differences(_identity(stored, new), _identity(new, stored)))
+    if new["epochs"] < stored["epochs"] or (new["epochs"] > stored["epochs"] and not extended):
+        found.append(f"epochs (stored {stored['epochs']}, new {new['epochs']})")
+    return found
+
+
+def continued(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the run of `stored` that goes on with the settings of `new`, which differ in `CHANGEABLE`
+    alone. `begun` keeps what they were at first, null for what was left out: the run's id comes from it."""
+    begun = {key: stored.get(key) for key in CHANGEABLE} | stored.get("begun", {})
+    begun = {key: value for key, value in begun.items() if value != new.get(key)}
+    config = {key: value for key, value in stored.items() if key not in (*CHANGEABLE, "begun")}
+    config |= {key: new[key] for key in CHANGEABLE if key in new}
+    return config | ({"begun": begun} if begun else {})
+
+
+def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with which the run in `folder` goes on under `config`: see `continued`. RecordError where the
+    folder holds another run, or a run of more epochs."""
+    path = folder / "config.json"
+    stored = read_object(path)
+    if found := first_difference(_identity(stored, config), _identity(config, stored)):
+        raise RecordError(
+            f"{path} belongs to another configuration: they differ first at {found}; "
+            "use another results folder, or delete this run's"
+        )
+    check_config(stored, path)
+    if others := differences(stored, config):
+        raise RecordError(
+            f"{path}: the run has other settings: {', '.join(others)}; it can go on with as many epochs, or more"
+        )
+    return continued(stored, config)
+
+
+def recorded_epoch(folder: Path) -> int:
+    """The last epoch in train.jsonl; 0 if there is none."""
+    return max((row["epoch"] for row in read_rows(folder / "train.jsonl", torn_ok=True)), default=0)
+
+
+def recorded_weights(folder: Path) -> dict[str, dict[str, str]]:
+    """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
+    recorded none."""
+    path = folder / "provenance.json"
+    found = read_object(path).get("weights", {}) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+        raise bad_record(path, "'weights' is not an object of objects")
+    return found
+
+
+def _may_be_extended(folder: Path) -> bool:
+    return (folder / CHECKPOINT).exists() or not (folder / "done.json").exists()
+
+
+def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
+    """The folder in `raw` of the run of this configuration: the one that holds it, perhaps begun with other
+    `CHANGEABLE` settings and so named after them, or else a new one."""
+    own = raw / run_id(config)
+    if (own / "config.json").exists():
+        return own
+    found = [path for path, stored in _alike(raw, config) if not differences(stored, config, _may_be_extended(path))]
+    # Of several (each of an earlier version, or begun without --resume) the one that has come furthest.
+    return max(found, key=lambda path: len(read_rows(path / "train.jsonl", torn_ok=True)), default=own)
+
+
+def nearest_run(raw: Path, config: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+    """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
+    what; None where there is none."""
+    found = [(path, differences(stored, config, _may_be_extended(path))) for path, stored in _alike(raw, config)]
+    return min(found, key=lambda entry: len(entry[1]), default=None)
+
+
+def _alike(raw: Path, config: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders and configurations of the runs in `raw` with the same label, reward, K and seed."""
+    paths = sorted(raw.glob(f"{_stem(config)}-{'[0-9a-f]' * 8}/config.json"))
+    found = [(path.parent, read_object(path)) for path in paths]
+    for folder, stored in found:
+        check_config(stored, folder / "config.json")
+    keys = ("label", "reward", "steps", "seed")
+    return [(folder, stored) for folder, stored in found if all(stored[key] == config[key] for key in keys)]
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    if "schema" in config and config["schema"] != SCHEMA:
+        raise RecordError(
+            f"{path}: schema {schema.shortened(config['schema'])}, not {SCHEMA}; use the version that wrote it"
+        )
+    if found := schema.problem(config, {"schema": schema.COUNT} | schema.CONFIG, schema.CONFIG_OPTIONAL):
+        raise bad_record(path, f"the configuration: {found}")
+    begun = config.get("begun", {})
+    if not isinstance(begun, dict) or begun.keys() - {*CHANGEABLE}:
+        raise bad_record(path, "'begun' is not an object with earlier settings of a run that went on with others")
+    if config["run_id"] != (expected := run_id(config)):
+        raise bad_record(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
+    if config["run_id"] != path.parent.name:
+        raise RecordError(f"{path}: the folder has another name; rename it to {config['run_id']}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    config = read_object(path)
+    check_config(config, path)
+    return config

@@ -1,0 +1,51 @@
+"""plan.json: all runs of a profile, so that its tables can say what is still to be made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.records import schema
+from sdpo_bench.records.files import bad_record, parse_json, read_bytes, to_json, write_atomic
+from sdpo_bench.records.identity import read_config
+from sdpo_bench.records.reader import run_folders
+
+PLAN_KEYS = tuple(schema.PLANNED)
+
+
+def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
+    """Adds runs to the profile's plan.json, so that its tables know which ones are still to be made: of each
+    configuration what tables go by, a line each, sorted. `whole`: they are all, what was planned before is dropped."""
+    path = Path(folder) / "plan.json"
+    before = [] if whole else _plan(path)
+    rows = {row["run_id"]: row for row in before} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, ("[\n" + ",\n".join(to_json(rows[key]) for key in sorted(rows)) + "\n]\n").encode())
+
+
+def _plan(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = parse_json(read_bytes(path), path)
+    if not isinstance(rows, list):
+        raise bad_record(path, "not a list of planned runs")
+    for row in rows:
+        found = schema.problem(row, schema.PLANNED) if isinstance(row, dict) else "an entry is no object"
+        if found or row.keys() != {*PLAN_KEYS}:
+            raise bad_record(path, f"not a list of planned runs ({found or f'keys other than {PLAN_KEYS}'})")
+    return list(rows)
+
+
+def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Configurations of the profile's runs without `done.json`, sorted by id: whole ones of those that were begun
+    (only `run_id` where none was written yet), `PLAN_KEYS` of those in plan.json that were not."""
+    paths = {path.name: path for path in run_folders(folder)}
+    pending = {
+        name: read_config(path / "config.json") if (path / "config.json").exists() else {"run_id": name}
+        for name, path in paths.items()
+        if not (path / "done.json").exists()
+    }
+    planned = {row["run_id"]: row for row in _plan(Path(folder) / "plan.json") if row["run_id"] not in paths}
+    return [config for _, config in sorted((planned | pending).items())]

@@ -1,0 +1,1 @@
+"""Training: sampling, dense rewards, advantages, updates, evaluation, and the life of a run."""

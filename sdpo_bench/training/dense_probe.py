@@ -1,0 +1,63 @@
+"""How accurate are predicted dense rewards? Several query budgets against exact rewards, on samples of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.methods.sdpo import SDPO
+from sdpo_bench.training import dense_rewards
+from sdpo_bench.types import Trajectory
+
+BUDGETS = {
+    "terminal": "terminal", "2": "queries2", "3": "anchored", "4": "queries4", "adaptive": "adaptive",
+    "linear3": "linear",
+}  # fmt: skip
+"""Name in records: provider. "3" is the paper's."""
+
+
+def compare(trajectory: Trajectory, score: dense_rewards.Score) -> list[dict[str, Any]]:
+    """A row for each budget: its error at each of K steps, over all samples, and what it means for pairs.
+
+    "queries_per_sample"; lists [K]: "mae" and "bias" of the predicted rewards, "std" of the exact ones, "corr" the
+    correlation over pairs of predicted with exact differences within the pair (None where one of them is constant, as
+    at the first step, whose picture a pair shares), "return_corr" and "return_sign" the correlation and the agreement
+    in sign of the differences of SDPO's returns.
+    """
+    exact, _ = dense_rewards.query(trajectory, score, dense_rewards.none(trajectory) | True)
+    exact = exact.cpu()
+    returns = SDPO().returns
+    rows = []
+    for name, provider in BUDGETS.items():
+        plan = dense_rewards.Plan(*(x.cpu() for x in dense_rewards.PLANS[provider](trajectory)))
+        predicted = dense_rewards.fill(plan, exact)
+        error = (predicted - exact).flatten(0, 1)
+        difference, true_difference = (x[:, 0] - x[:, 1] for x in (predicted, exact))
+        ahead, truly_ahead = (x[:, 0] - x[:, 1] for x in (returns(predicted), returns(exact)))
+        queries = dense_rewards.unshared(plan.queried).sum().item() / plan.queried[..., 0].numel()
+        rows.append(
+            {
+                "budget": name,
+                "queries_per_sample": queries,
+                "mae": rounded(error.abs().mean(0)),
+                "bias": rounded(error.mean(0)),
+                "std": rounded(exact.flatten(0, 1).std(0, correction=0)),
+                "corr": correlation(difference, true_difference),
+                "return_corr": correlation(ahead, truly_ahead),
+                "return_sign": rounded((ahead.sign() == truly_ahead.sign()).float().mean(0)),
+            }
+        )
+    return rows
+
+
+def correlation(x: Tensor, y: Tensor) -> list[float | None]:
+    """Pearson's, of the columns of x and y [N, K]; None for a column that is constant."""
+    x, y = (z.double() - z.double().mean(0) for z in (x, y))
+    scale = (x.square().sum(0) * y.square().sum(0)).sqrt()
+    return [None if s < 1e-12 else round((xy / s).item(), 6) for xy, s in zip((x * y).sum(0), scale, strict=True)]
+
+
+def rounded(x: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in torch.as_tensor(x).tolist()]

@@ -1,0 +1,159 @@
+"""Evaluation: fixed prompts and fixed noise, the same for every method, at each number of sampling steps."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import ALONE, World
+from sdpo_bench.errors import UserError
+from sdpo_bench.policies import Policy, load_policy
+from sdpo_bench.policies.base import resolve_device
+from sdpo_bench.records.files import write_atomic
+from sdpo_bench.rewards import Reward, load_rewards
+from sdpo_bench.rewards.base import to_uint8
+from sdpo_bench.training.oom import within_memory
+from sdpo_bench.training.sampling import derive_seeds, sample
+from sdpo_bench.training.scoring import score
+
+EVALUATION = 0x5EED  # keeps evaluation's seeds apart from training's
+
+
+GRID_PROMPTS = 8
+
+
+def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig) -> Tensor:
+    """Pictures [len(prompts) * len(noises), 3, H, W], prompt by prompt.
+
+    A picture is the clean latent predicted at the last step, decoded: the noise of the last step comes after it.
+    Its seed derives from its prompt's text and its noise alone, so that it does not depend on the other prompts.
+    """
+    keys = [(int.from_bytes(p.encode(), "little"), n) for p in prompts for n in noises]
+    seeds = torch.stack([derive_seeds(EVALUATION, config.eval_seed, n, key, count=2) for key, n in keys])
+    trajectory = sample(
+        policy,
+        [p for p in prompts for _ in noises],
+        steps=steps,
+        initial_seeds=seeds[:, 0],
+        step_seeds=seeds[:, 1:],
+        eta=config.eta,
+        keep=False,
+    )
+    return policy.pictures(trajectory.predicted_clean[:, 0, -1])
+
+
+def evaluate(
+    policy: Policy, config: RunConfig, rewards: dict[str, Reward], world: World = ALONE, last: bool = True
+) -> list[dict[str, Any]]:
+    """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
+
+    Each process evaluates a share of the prompts; all get all rows. The `last` evaluation has --eval-last-steps and
+    --eval-last-rewards too, and all noises where the others have --eval-interim-noises.
+    """
+    if not last:
+        rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
+    counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
+    chosen = evaluated_prompts(config)
+    everybody = [p for group in chosen.values() for p in group]
+    prompts = world.share(everybody)
+    if world.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
+        prompts = (prompts + everybody)[: -(-len(everybody) // world.size)]
+    noises = list(range(config.eval_noises if last else config.eval_interim_noises or config.eval_noises))
+
+    def own(steps: int) -> dict[str, dict[str, list[float]]]:
+        """The values of this process's prompts, by reward. Some prompts at a time, each with all of its pictures (a
+        reward may compare them), so that memory does not depend on the number of prompts."""
+        values: dict[str, dict[str, list[float]]] = {name: {} for name in rewards}
+        at_a_time = max(1, policy.rows // len(noises))
+        for chunk in (prompts[i : i + at_a_time] for i in range(0, len(prompts), at_a_time)):
+            images = pictures(policy, chunk, noises, steps, config)
+            for name, reward in rewards.items():
+                # A copy: what one reward does to its pictures must not reach the next.
+                found = score(reward, images.clone(), [p for p in chunk for _ in noises])
+                values[name] |= dict(zip(chunk, found.reshape(len(chunk), len(noises)).tolist(), strict=True))
+        return values
+
+    rows = []
+    for steps in counts:
+        work = partial(within_memory, policy, partial(own, steps))
+        parts = world.gather(world.together(work))
+        for name in rewards:
+            by_prompt = {p: values for part in parts for p, values in part.get(name, {}).items()}
+            rows.append(
+                {
+                    "reward": name,
+                    "steps": steps,
+                    "values": {split: {p: by_prompt[p] for p in group} for split, group in chosen.items()},
+                    "noise_seeds": noises,
+                }
+            )
+    return rows
+
+
+def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
+    """The prompts of each evaluated split that has any; UserError if none has."""
+    lists = config.prompt_lists
+    chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
+    if not chosen:
+        raise UserError(f"--eval-splits {' '.join(config.eval_splits)}: no prompts to evaluate; name seen")
+    return chosen
+
+
+def warn_of_long_prompts(policy: Policy, prompts: Iterable[str]) -> None:
+    """A line on stderr where text encoders do not read prompts to their ends: two may then have the same picture."""
+    if found := policy.too_long(prompts):
+        print(f"warning: {found}", file=sys.stderr)
+
+
+def evaluation_rewards(config: RunConfig, device: torch.device | None = None) -> dict[str, Reward]:
+    """The optimised reward first, then the others that the evaluation reports, on `device`, by default the run's."""
+    return load_rewards(
+        (config.reward, *config.eval_rewards, *config.eval_last_rewards),
+        device=device or resolve_device(config.device),
+        dtype=getattr(torch, config.reward_dtype),
+        batch_size=config.reward_batch,
+    )
+
+
+def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
+    """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen. Where
+    weights are shared out all processes call this, and one of them writes."""
+    lists = config.prompt_lists
+    unseen = lists["unseen"][: GRID_PROMPTS // 2]
+    prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
+    rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
+    if not write:
+        return
+    grid = to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(grid)).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
+
+
+def evaluate_model(
+    config: RunConfig, adapter: Path | None = None, rank: int | None = None, alpha: float | None = None
+) -> list[dict[str, Any]]:
+    """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given; `rank` and `alpha`
+    are what a LoRA there must have."""
+    rewards = evaluation_rewards(config)
+    for reward in rewards.values():  # before anything is sampled
+        for prompts in evaluated_prompts(config).values():
+            reward.check_prompts(prompts)
+    policy = load_policy(config)
+    if adapter is not None:
+        if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():
+            raise UserError(f"{adapter} holds no saved weights; expected a run's `adapter` or `model` folder")
+        policy.load(adapter, rank, alpha)
+    warn_of_long_prompts(policy, chain(*evaluated_prompts(config).values()))
+    return evaluate(policy, config, rewards)

@@ -1,0 +1,118 @@
+"""Forward passes that do not fit into memory: try again with fewer rows, and find how many fit."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import World
+from sdpo_bench.errors import UserError
+from sdpo_bench.policies import Policy
+from sdpo_bench.training import interruption
+
+T = TypeVar("T")
+
+
+PAIR = 2  # latents of the smallest micro-batch
+
+
+SHARE = 0.9  # of the memory that is free: rewards' networks and an allocator's gaps need some too
+
+
+def within_memory(policy: Policy, work: Callable[[], T]) -> T:
+    """work(), begun anew with half of the rows in a forward pass each time that the GPU's memory does not suffice.
+
+    They stay halved. Results do not depend on them but by rounding, and what failed is not counted. UserError where
+    one pair does not fit.
+    """
+    interruption.check()
+    evaluations = policy.evaluations
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            if policy.plain_class is not None:  # the others are in a pass that this process has left: all must end
+                raise SystemExit(f"error: out of memory with --shard and --rows {policy.rows}; lower it") from error
+            if policy.rows <= PAIR:
+                raise UserError(
+                    f"out of memory with --rows {policy.rows}, a single pair; use a GPU with more memory, smaller "
+                    f"reward models, or --finetune lora"
+                ) from error
+        # Here, where the error no longer holds on to what the failed pass had in memory.
+        policy.rows, policy.evaluations = max(policy.rows // 2, PAIR), evaluations
+        torch.cuda.empty_cache()
+        print(f"warning: out of memory; a forward pass has at most {policy.rows} rows from here on", file=sys.stderr)
+
+
+def find_rows(policy: Policy, config: RunConfig, world: World) -> None:
+    """--rows 0: sets `policy.rows`, to the same in all processes. They are doubled from a pair on, up to an epoch's
+    samples, while training, sampling and decoding that many latents really works within SHARE of the free memory.
+
+    On a CPU they stay as they are: more would be no faster there. UserError where one pair does not fit.
+    """
+    if policy.device.type == "cuda":
+        policy.rows = min(world.gather(world.together(lambda: _most_rows(policy, config))))
+    if world.first:
+        found = "found to fit" if policy.device.type == "cuda" else "the default, for on a CPU more are no faster"
+        print(f"--rows 0: {policy.rows * policy.branches} rows, {found}", file=sys.stderr)
+
+
+def _most_rows(policy: Policy, config: RunConfig) -> int:
+    evaluations, free = policy.evaluations, _free()
+    samples = PAIR * config.pairs
+    # What is not there yet: AdamW's moments, and an epoch's trajectories with their parts, which become them.
+    later = 8 * sum(p.numel() for p in policy.parameters)
+    if policy.storage.type == "cuda":
+        later += 2 * samples * (2 * config.steps + 1) * math.prod(policy.latent_shape) * policy.latent_dtype.itemsize
+    timestep = policy.schedule(config.steps, eta=config.eta).timesteps[0]
+
+    def attempt() -> int:
+        n = policy.rows
+        latents = torch.zeros(n, *policy.latent_shape, device=policy.device, dtype=policy.latent_dtype)
+        conditions = policy.encode(["a picture"] * n)
+
+        def predict(m: int) -> Tensor:
+            return policy.predict(latents[:m], timestep.expand(m), tuple(c[:m] for c in conditions))
+
+        predict(min(n, PAIR * config.pairs_per_update)).sum().backward()
+        with torch.no_grad():
+            predict(n)
+        policy.decode(latents)
+        return _peak()
+
+    policy.rows = PAIR
+    try:
+        within_memory(policy, attempt)
+        while policy.rows < samples:
+            policy.rows *= 2
+            try:
+                fits = attempt() + later <= SHARE * free
+            except torch.OutOfMemoryError:
+                fits = False
+            if not fits:
+                policy.rows //= 2
+                break
+    finally:
+        for p in policy.parameters:
+            p.grad = None
+        policy.evaluations = evaluations
+        torch.cuda.empty_cache()
+    return policy.rows
+
+
+def _free() -> int:
+    """Bytes that this process can still take on its GPU."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
+
+def _peak() -> int:
+    """The most bytes that it had there so far."""
+    return torch.cuda.max_memory_reserved()

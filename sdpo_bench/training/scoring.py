@@ -1,0 +1,52 @@
+"""Asks a reward for a batch's rewards, again where it fails, and checks what it returns."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.errors import UserError
+from sdpo_bench.rewards import Reward
+from sdpo_bench.rewards._torch_state import unchanged_torch
+
+
+def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """The rewards float32 [N] of N pictures; a failure, or a value that is not finite, is given a second try.
+    UserError after that, and at once for anything but N numbers. The reward may change its arguments and torch's
+    settings: the one are not used again, the others are put back."""
+    cause: Exception | None
+    for _ in range(2):
+        untouched = images._version
+        try:
+            with unchanged_torch():
+                rewards = numbers(reward, reward(images, [*prompts]), len(prompts))
+        except (UserError, torch.OutOfMemoryError):  # the one would come again, the other is within_memory's
+            raise
+        except Exception as error:
+            cause, problem = error, f"raised {type(error).__name__} ({error})"
+        else:
+            if bool(torch.isfinite(rewards).all()):
+                return rewards
+            cause, problem = None, "gave a value that is not finite"
+        if images._version != untouched:
+            raise UserError(f"reward {reward.name} {problem}, and changed its pictures in place") from cause
+        print(f"warning: reward {reward.name} {problem}, for one of {len(prompts)} pictures", file=sys.stderr)
+    raise UserError(f"reward {reward.name} {problem} for a picture of this run, twice") from cause
+
+
+def numbers(reward: Reward, found: object, count: int) -> Tensor:
+    """What a reward returned, as float32 [count] without a gradient; UserError, with its name, for anything else."""
+    if not isinstance(found, Tensor):
+        what = f"a {type(found).__name__}"
+    elif found.shape != (count,):
+        what = f"a tensor of shape {[*found.shape]}"
+    elif not found.is_floating_point():
+        what = f"a tensor of {found.dtype}"
+    else:
+        return found.detach().float()
+    raise UserError(
+        f"reward {reward.name} returned {what} for {count} pictures; expected a float tensor of shape [{count}], a "
+        f"value for each picture"
+    )

@@ -1,0 +1,68 @@
+"""Dashboards that follow a run, by way of Accelerate. They get copies: records stay the source of every result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import UserError
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+PROJECT = "sdpo-bench"
+
+
+class Tracker:
+    """A run at one of TRACKERS; every process has one, the first alone reports. Nothing is written before `log`."""
+
+    def __init__(self, name: str, folder: Path, run: str, config: dict[str, Any], cpu: bool = False) -> None:
+        """`folder` is for the files of trackers that write any; `run` is the run's name. UserError without the
+        tracker's package."""
+        if find_spec(name) is None:
+            raise UserError(f"--tracker {name}: its package is not installed; python -m pip install {name}")
+        self.name, self.folder, self.run, self.config, self.cpu = name, folder, run, config, cpu
+        self.accelerator: Any = None
+
+    def log(self, epoch: int, values: dict[str, Any]) -> None:
+        """The numbers of an epoch; nested ones as a/b."""
+        if self.accelerator is None:
+            from accelerate import Accelerator
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.accelerator = Accelerator(cpu=self.cpu, log_with=self.name, project_dir=self.folder)
+            # TensorBoard's folder has the project's name, the others know a project and its runs.
+            options = {"tensorboard": {}, "wandb": {"name": self.run, "dir": str(self.folder)}}
+            self.accelerator.init_trackers(
+                self.run if self.name == "tensorboard" else PROJECT,
+                config=flat(self.config),
+                init_kwargs={self.name: options.get(self.name, {"name": self.run})},
+            )
+        numbers = {key: value for key, value in flat(values).items() if not isinstance(value, str)}
+        self.accelerator.log(numbers, step=epoch)
+
+    def log_evaluation(self, epoch: int, rows: Iterable[dict[str, Any]]) -> None:
+        """The means over prompts and noises of an evaluation's rows."""
+        means = {}
+        for row in rows:
+            for split, prompts in row["values"].items():
+                values = [value for noises in prompts.values() for value in noises]
+                means[f"evaluation/{row['reward']}/{split}/{row['steps']} steps"] = sum(values) / len(values)
+        self.log(epoch, means)
+
+    def close(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.end_training()
+
+
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with keys a/b; what is no number becomes text, as trackers want it."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{path}{key}/")
+        else:
+            out[path + key] = value if isinstance(value, int | float | str) else str(value)
+    return out

@@ -1,0 +1,86 @@
+"""Which weights a run was made from: SHA-256 of the files of its model and its frozen adapter."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.policies.loading import INDEX, is_local_adapter, source_of
+from sdpo_bench.policies.networks import weight_files
+
+ADAPTERS = (".safetensors", ".bin")
+
+
+SETTINGS = (".json", ".txt", ".model")  # networks' and schedulers' configurations, tokenizers
+
+
+UNUSED = ("safety_checker", "feature_extractor")
+
+
+@functools.lru_cache(maxsize=256)  # a worker of `reproduce` makes many runs of one model
+def _sha256(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(paths: list[Path], root: Path) -> dict[str, str]:
+    found = {path.relative_to(root).as_posix(): (path, path.stat()) for path in sorted(paths)}
+    return {name: _sha256(path, stat.st_size, stat.st_mtime_ns) for name, (path, stat) in found.items()}
+
+
+def loaded(folder: Path) -> list[Path]:
+    """The files of a component's folder that are loaded: a network's weights and its configuration, or a tokenizer's or
+    a scheduler's files."""
+    settings = [path for path in folder.iterdir() if path.suffix in SETTINGS and not path.name.endswith(".index.json")]
+    try:
+        return settings + weight_files(folder)[1]
+    except UserError:  # no network
+        return settings
+
+
+def _commit(repository: str, revision: str | None) -> dict[str, str]:
+    """The commit of the hub's repository that is in the cache, for a branch's name or none; a commit is itself."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+    reference = folder / "refs" / (revision or "main")
+    return {"commit": reference.read_text().strip() if reference.is_file() else str(revision)}
+
+
+def weights_of(config: RunConfig) -> dict[str, dict[str, str]]:
+    """For "model", and "adapter" where there is one: the SHA-256 of each file that is loaded, by its name in the
+    folder, or the "commit" of a hub's repository. After loading, which brings the hub's files here."""
+    source = source_of(config.model)
+    if isinstance(source, Path):
+        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+        parts = [source / name for name in index if name not in UNUSED and (source / name).is_dir()]
+        files = [source / INDEX, *(path for part in parts for path in loaded(part))]
+        found = {"model": _digests(files, source)}
+    else:
+        found = {"model": _commit(source, config.revision)}
+    if config.adapter is not None:
+        path = Path(config.adapter).expanduser()
+        if is_local_adapter(config.adapter):
+            files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in ADAPTERS]
+            found["adapter"] = _digests(files, path if path.is_dir() else path.parent)
+        else:
+            name, _, revision = config.adapter.partition("@")
+            found["adapter"] = _commit("/".join(name.split("/")[:2]), revision or None)
+    return found
+
+
+def changed(stored: dict[str, dict[str, str]], new: dict[str, dict[str, str]]) -> list[str]:
+    """In words, which files or commits of two `weights_of` differ."""
+    words = []
+    for part in sorted(stored.keys() | new.keys()):
+        one, other = stored.get(part, {}), new.get(part, {})
+        for name in sorted(one.keys() | other.keys()):
+            if one.get(name) != other.get(name):
+                digests = [(side.get(name) or "none")[:12] for side in (one, other)]
+                words.append(f"{part}'s {name} (stored {digests[0]}, new {digests[1]})")
+    return words
