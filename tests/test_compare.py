@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from study_records import group_of, record
-from synthetic_records import make_config, write_profile, write_run
+from synthetic_records import DEVICE, make_config, seal, write_profile, write_run
 
 from sdpo_bench.analysis.compare import compare, compare_with_reference
 from sdpo_bench.analysis.comparisons import load_groups
@@ -86,6 +86,7 @@ def test_two_folders(results, tmp_path, run):
                 for prompt, values in prompts.items():
                     prompts[prompt] = [value - 0.1 for value in values]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        seal(path.parent)
     for path in other.glob("raw/*/provenance.json"):
         path.write_text(path.read_text().replace("0123456789abcdef" * 2, "f" * 32))
     code, out, _ = run(results / "full", other)
@@ -139,6 +140,7 @@ def changed(profile: Path, name: str, change) -> None:
         for row in rows:
             change(row)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        seal(path.parent)
 
 
 def renamed(row):
@@ -174,6 +176,64 @@ def test_other_devices_are_refused(results, tmp_path):
     other = write_run(tmp_path / "full", make_config("SDPO"), device="cuda: Test GPU", pictures=False).parents[1]
     with pytest.raises(UserError, match=r"share no label .* on the same device"):
         compare(str(results / "full"), str(other), Path())
+
+
+OTHERS = ({"steps": 20}, {"reward": "jpeg"}, {"device": "cuda: Test GPU"})
+
+
+def write_other(profile: Path, reward: str = "alignment", device: str = DEVICE, **changes) -> None:
+    seed = 0 if device == DEVICE else 1  # a configuration has one folder, whatever the device
+    write_run(
+        profile,
+        make_config("SDPO", seed, epochs=10, reward=reward, **changes),
+        device=device,
+        pictures=False,
+        rewards=(reward,),
+    )
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
+def test_folders_that_differ_in_one_of_device_reward_and_k_share_nothing(tmp_path, other):
+    for seed in (0, 1):
+        write_run(tmp_path / "a", make_config("SDPO", seed, epochs=10), pictures=False)
+    write_other(tmp_path / "b", **other)
+    with pytest.raises(UserError, match="share no label trained on the same reward, with the same K, on the same dev"):
+        compare(str(tmp_path / "a"), str(tmp_path / "b"), Path())
+    text = compare_with_reference(tmp_path / "b", tmp_path / "a")
+    if "device" in other:
+        assert "\nreference: cpu: Test Processor\n" in text, "the reference may be of another device"
+    else:
+        assert "\nreference: none, nothing to compare with\n" in text
+
+
+def test_folders_are_paired_by_device_reward_and_k(tmp_path):
+    """Both folders have four groups, of which each pair differs in one or two of the three."""
+    for folder in ("a", "b"):
+        for changes in ({}, *OTHERS):
+            write_other(tmp_path / folder, **changes)
+    tables = compare(str(tmp_path / "a"), str(tmp_path / "b"), Path())
+    assert len(tables) == 4
+    for table in tables:
+        ids = [name for cell in table.frame["run_ids"] for name in cell.split()]
+        assert len({*ids}) == 1, "the same run of both folders"
+        assert (table.frame["difference"] == 0).all()
+    found = {
+        (row["device"], row["reward_trained"], row["training_steps"])
+        for table in tables
+        for row in table.frame.to_dict("records")
+    }
+    assert found == {
+        (DEVICE, "alignment", 4),
+        (DEVICE, "alignment", 20),
+        (DEVICE, "jpeg", 4),
+        ("cuda: Test GPU", "alignment", 4),
+    }
+
+
+def test_the_reference_has_the_same_model(tmp_path):
+    write_other(tmp_path / "a")
+    write_other(tmp_path / "b", model="x/other")
+    assert "\nreference: none, nothing to compare with\n" in compare_with_reference(tmp_path / "b", tmp_path / "a")
 
 
 def test_it_needs_no_torch(results):

@@ -14,10 +14,12 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies import base as policies
 from sdpo_bench.policies import load_policy
 from sdpo_bench.rewards import REWARDS, Reward, load_reward, load_rewards
+from sdpo_bench.rewards._torch_state import unchanged_torch
 from sdpo_bench.rewards.base import to_uint8
 from sdpo_bench.training import evaluation
 from sdpo_bench.training.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
 from sdpo_bench.training.memory_estimate import Live
+from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.scoring import score
 from sdpo_bench.training.trainer import Trainer
 
@@ -229,6 +231,28 @@ def test_a_meddling_reward_trains_the_same_weights(config):
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
 
+# Pictures
+
+
+def test_pictures_are_the_last_prediction_from_the_seeds_of_prompt_and_noise(config, monkeypatch):
+    """The first of a picture's two seeds gives its initial noise, the second the noise of its steps; whether sampling
+    keeps what was predicted on the way makes no difference."""
+    c = dataclasses.replace(config, eval_seed=3, eta=0.7)
+    policy, prompts, noises = load_policy(c), ["cat", "dog"], [0, 4]
+    seeds = [derive_seeds(evaluation.EVALUATION, 3, noise, int.from_bytes(prompt.encode(), "little"), count=2)
+             for prompt in prompts for noise in noises]  # fmt: skip
+    trajectory = sample(
+        policy, ["cat", "cat", "dog", "dog"], steps=3, initial_seeds=torch.stack([first for first, _ in seeds]),
+        step_seeds=torch.stack([second for _, second in seeds])[:, None], eta=0.7,
+    )  # fmt: skip
+    decoded = [policy.decode(trajectory.predicted_clean[:, 0, k]) for k in range(3)]
+    assert not torch.equal(decoded[0], decoded[2])
+    assert not torch.equal(decoded[1], decoded[2])
+    assert torch.equal(pictures(policy, prompts, noises, 3, c), decoded[2])
+    monkeypatch.setattr(evaluation, "sample", lambda *args, **options: sample(*args, **options | {"keep": True}))
+    assert torch.equal(pictures(policy, prompts, noises, 3, c), decoded[2])
+
+
 # Memory
 
 
@@ -293,3 +317,26 @@ def test_unknown_prompts_are_refused_before_anything_is_sampled(config, tmp_path
     monkeypatch.setattr(evaluation, "load_policy", lambda config: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match=r"reward alignment knows only its \d+ animals, not \['a spaceship'\]"):
         evaluate_model(c)
+
+
+@pytest.mark.parametrize("name", ["enabled", "deterministic"])
+def test_a_reward_that_sets_a_flag_of_onednn_leaves_it_as_it_was(name):
+    before = getattr(torch.backends.mkldnn, name)
+    try:
+        with unchanged_torch():
+            setattr(torch.backends.mkldnn, name, not before)
+        assert getattr(torch.backends.mkldnn, name) == before
+    finally:
+        setattr(torch.backends.mkldnn, name, before)
+
+
+def test_a_reward_that_flushes_denormals_leaves_them_as_they_were():
+    smallest = torch.tensor([1e-40])
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor can't flush denormal numbers")
+    try:
+        with unchanged_torch():
+            torch.set_flush_denormal(True)
+        assert bool(smallest * 2 != 0)
+    finally:
+        torch.set_flush_denormal(False)

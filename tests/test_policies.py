@@ -1,6 +1,11 @@
 """The policy against diffusers' own pipeline."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +14,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import load_policy
+from sdpo_bench.policies.base import LORA_TARGETS
 from sdpo_bench.training.evaluation import pictures
 from sdpo_bench.training.sampling import derive_seeds, sample
 
@@ -70,6 +76,28 @@ def test_rank_and_alpha_are_the_files(config, tmp_path):
                            ((None, 4.0), "--lora-alpha is 4, but .* with 8; leave it out")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             load_policy(config).load(tmp_path, *given)
+
+
+def test_an_adapters_file_is_the_same_in_every_process(config, tmp_path):
+    """Python iterates over a set of texts in an order of each process; the file keeps which layers were adapted. But
+    safetensors itself writes the entries of its metadata in any order."""
+    code = ("import sys; from pathlib import Path; from sdpo_bench.config import RunConfig\n"
+            "from sdpo_bench.policies import load_policy\n"
+            "load_policy(RunConfig(model=sys.argv[1], device='cpu')).save(Path(sys.argv[2]))")  # fmt: skip
+    found = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        subprocess.run(
+            [sys.executable, "-c", code, config.model, str(folder)], check=True, cwd=Path(__file__).parents[1],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        (file,) = folder.glob("*.safetensors")
+        content = file.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        found.append((json.loads(content[8:end]), content[end:]))
+    assert found[0] == found[1]
+    metadata = json.loads(found[0][0]["__metadata__"]["lora_adapter_metadata"])
+    assert metadata["unet.target_modules"] == sorted(LORA_TARGETS)
 
 
 def test_damaged_weights_are_refused(config, tmp_path):

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_records import DEVICE, EPOCHS, STEPS, make_config, reported_profile, write_profile, write_run
+from study_records import group_of, record
+from synthetic_records import DEVICE, EPOCHS, STEPS, make_config, reported_profile, seal, write_profile, write_run
 
 from sdpo_bench.analysis import comparisons
 from sdpo_bench.analysis.compare import compare_with_reference
@@ -24,7 +25,9 @@ from sdpo_bench.analysis.render import render_terminal
 from sdpo_bench.analysis.tables import base
 from sdpo_bench.analysis.tables.base import DASH, cell_text
 from sdpo_bench.analysis.tables.orders import ranking
+from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.analysis.tables.reach import reach_table
+from sdpo_bench.analysis.tables.values import equal_queries_table
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.identity import continued
 from sdpo_bench.records.reader import load_profile
@@ -209,6 +212,66 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
     assert comparisons.at_equal_queries(ends) is None
 
 
+def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
+    """Runs of SDPO that asked 3, 2.5 and 2 times a sample had 213, 256 and 320 samples after 640 queries."""
+    group = with_evaluations(
+        load_groups(small)[0],
+        [("start", 0, 0, 1, 0.4), *(("SDPO", seed, 20, 1, 0.9) for seed in range(3)), ("DDPO", 0, 10, 1, 0.8)],
+    )
+    asked = {0: 3, 1: 2.5, 2: 2}
+    trained = group.curves["label"] == "SDPO"
+    group.curves.loc[trained, "reward_queries"] = [int(1280 * asked[seed]) for seed in group.curves["seed"][trained]]
+    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
+    group.curves.loc[trained, "epoch"] = 10  # as DDPO's: numbers of steps that only the end has are left out
+    begun = group.curves[trained].assign(epoch=0, samples=0, reward_queries=0)
+    group = dataclasses.replace(group, curves=pd.concat([group.curves, begun], ignore_index=True))
+    table = equal_queries_table(group, comparisons.at_equal_queries(group))
+    shown = {row[0]: row[1] for row in table.blocks[0][1]}
+    assert shown == {"start": "0", "SDPO": "213–320", "DDPO": "640"}
+
+
+def test_the_mean_is_over_all_numbers_of_steps():
+    """By hand: SDPO minus DDPO is 1, 2 and 6 at seed 0 and 4, 0 and -1 at seed 1, so 3 and 1 in the mean. Seed 2 has no
+    evaluation with 50 steps, so no mean."""
+    values = {
+        "SDPO": [(11.0, 12.0, 16.0), (14.0, 10.0, 9.0), (10.0, 10.0)],
+        "DDPO": [(10.0, 10.0, 10.0), (10.0, 10.0, 10.0), (10.0, 10.0)],
+    }
+    group = group_of(
+        [
+            record(label, seed, {10: {("alignment", k): value for k, value in zip((1, 4, 50), run, strict=False)}}, [])
+            for label, runs in values.items()
+            for seed, run in enumerate(runs)
+        ]
+    )
+    table = paired_table("x", "x", "", "difference", [Pair("SDPO minus DDPO", group, "SDPO", group, "DDPO")])
+    assert table.blocks[0][1] == (
+        (
+            "SDPO minus DDPO",
+            "+1.00, +4.00, +0.00 (n=3)",
+            "+2.00, +0.00, +0.00 (n=3)",
+            "+6.00, -1.00 (n=2)",
+            "+3.00, +1.00 (n=2)",
+        ),
+    )
+    assert table.frame.set_index("steps").loc["mean", "difference"] == pytest.approx(2)
+    assert table.answer.endswith("mean over 1, 4 and 50 steps: SDPO minus DDPO +3.00, +1.00 (n=2).")
+
+
+@pytest.mark.parametrize("start_first", [True, False])
+def test_the_start_is_paired_with_every_seed_of_a_method(start_first):
+    group = group_of(
+        [
+            record("start", 0, {0: {("alignment", 1): 0.25}}, []),
+            *(record("DDPO", seed, {10: {("alignment", 1): 0.5 * seed}}, []) for seed in (3, 5)),
+        ]
+    )
+    labels = ("start", "DDPO") if start_first else ("DDPO", "start")
+    cells = Pair("", group, labels[0], group, labels[1]).cells("seen", 1)
+    expected = ({3: 0.25, 5: 0.25}, {3: 1.5, 5: 2.5})
+    assert cells == (expected if start_first else expected[::-1])
+
+
 def test_cost(profile):
     cost = pd.read_csv(profile / "tables" / "cost_alignment_k4.csv").set_index("label")
     assert list(cost.loc["SDPO", ["samples", "reward_queries", "optimiser_steps", "model_evaluations"]]) == [
@@ -274,6 +337,7 @@ def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
     other = write_profile(tmp_path / "quick", seeds=1, labels=("DDPO",))
     for path in other.glob("raw/*/eval.jsonl"):
         path.write_text(path.read_text().replace("[0.5", "[0.9"))
+        seal(path.parent)
     changed = compare_with_reference(other, small)
     assert "OUTSIDE" in changed
     assert "not in both" in changed  # SDPO is missing from mine
@@ -306,6 +370,7 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
                     # The noises that are left out lie far from the others.
                     prompts[name] = [*values[:2], *(value + 5 for value in values[2:])][: len(row["noise_seeds"])]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        seal(path.parent)
     (group,) = load_groups(profile)
     first = {row["epoch"]: row["value"] for row in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
     assert max(first.values()) < 1

@@ -80,6 +80,7 @@ PLANNED: Schema = {"run_id": LINE, "label": LINE, "model": LINE, "reward": LINE,
 
 CONFIG: Schema = PLANNED | {
     "method": ("an object with a 'name'", lambda value: isinstance(value, dict) and is_line(value.get("name"))),
+    "learning_rate": ("a number above 0", lambda value: is_number(value) and value > 0),
 }
 
 
