@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.dense_rewards import SIMILARITY_FLOOR
 
 SAMPLED = 8  # pairs that are sampled at a time [official: sample.batch_size of every setting]
@@ -59,7 +59,7 @@ class OfficialLoop:
         self.optimiser = torch.optim.AdamW(
             self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
         )
-        self.normaliser = Normaliser()
+        self.normaliser = PerPromptNormalizer()
         self.waits = self.calls = self.pictures = 0  # for the device; of the UNet, in samples; decoded
 
     # The scheduler

@@ -281,7 +281,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
     manners = {"official": materialised, "official, fused": fused}
     with fast(bench.pipeline):
         trajectory = trainer.sample(1)
-        provided = dense_rewards.provide("anchored", trajectory, trainer.score)
+        provided = dense_rewards.compute_dense_rewards("anchored", trajectory, trainer.score)
         returns = trainer.method.returns(provided.values)
         advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)
     noise, samples = noise_of(trainer), {}

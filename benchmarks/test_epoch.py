@@ -50,7 +50,7 @@ def test_sample(benchmark, trainer):
 @pytest.mark.parametrize("provider", dense_rewards.PLANS)
 def test_reward(benchmark, trainer, trajectory, provider):
     result = benchmark.pedantic(
-        dense_rewards.provide, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1
+        dense_rewards.compute_dense_rewards, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1
     )
     benchmark.extra_info |= {"queries": result.queries}
 

@@ -32,24 +32,24 @@ class OtherFailed(Exception):
     """Another process of this run has failed, and reports why."""
 
 
-class World:
-    """One process alone; `Processes` has the same methods for several."""
+class ProcessGroup:
+    """One process alone; `LaunchedProcesses` has the same methods for several."""
 
     rank, size = 0, 1
     sharded = False
     """Whether the denoiser's weights are shared out (FSDP). Each of its forward passes then needs all processes: they
-    make the same ones, and an error waits for the next `together`."""
+    make the same ones, and an error waits for the next `run_on_all`."""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def share(self, items: Any) -> Any:
+    def local_slice(self, items: Any) -> Any:
         """What this process does of a sequence (a tensor, a list): every `size`-th, from its rank on."""
         return items[self.rank :: self.size]
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         """work() in every process, to a result of its own.
 
         An error in one of them is raised there, and `OtherFailed` in the others: nobody waits for a process that
@@ -61,25 +61,25 @@ class World:
         """Everybody's values, in the order of ranks. Tensors among them are on the CPU."""
         return [value]
 
-    def alone(self, work: Callable[[], T]) -> T:
-        """work() in the first process; all get its result. Errors as in `together`."""
-        return self.gather(self.together(work if self.first else lambda: None))[0]  # type: ignore[return-value]
+    def run_on_main(self, work: Callable[[], T]) -> T:
+        """work() in the first process; all get its result. Errors as in `run_on_all`."""
+        return self.gather(self.run_on_all(work if self.is_main else lambda: None))[0]  # type: ignore[return-value]
 
-    def shared(self, error: BaseException) -> bool:
+    def raised_on_all(self, error: BaseException) -> bool:
         """Whether all processes have this error or its `OtherFailed`, so that they still go in step."""
         return True
 
-    def sum(self, tensors: Iterable[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Iterable[Tensor]) -> None:
         """Adds up each tensor over the processes, in place: to the same bits in all of them."""
 
     def close(self) -> None:
         """Ends the connection to the others."""
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class Processes(World):
+class LaunchedProcesses(ProcessGroup):
     """The processes of a launcher, whose environment variables say who and where they are."""
 
     def __init__(self, cpu: bool = False) -> None:
@@ -96,7 +96,7 @@ class Processes(World):
         self.rank, self.size = self.state.process_index, self.state.num_processes
         self._shared: BaseException | None = None
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         result, error = None, None
         try:
             result = work()
@@ -117,10 +117,10 @@ class Processes(World):
         gathered: list[T] = gather_object([value])
         return gathered
 
-    def shared(self, error: BaseException) -> bool:
+    def raised_on_all(self, error: BaseException) -> bool:
         return error is self._shared
 
-    def sum(self, tensors: Iterable[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Iterable[Tensor]) -> None:
         for bucket in buckets(tensors):
             flat = torch.cat([x.flatten() for x in bucket])
             torch.distributed.all_reduce(flat)
@@ -143,41 +143,41 @@ def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def is_shared_out(tensor: Any) -> bool:
+def is_dtensor(tensor: Any) -> bool:
     """Whether it is a DTensor, whose module takes a while to import."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """All of a tensor, of which a process may have a shard: then all processes must call this."""
-    return tensor.full_tensor() if is_shared_out(tensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
-def gathered(tensor: Any) -> Tensor:
-    """As `whole`, for a checkpoint: in the host's memory, since all weights need not fit a GPU."""
-    return tensor.full_tensor().cpu() if is_shared_out(tensor) else tensor
+def full_tensor_on_cpu(tensor: Any) -> Tensor:
+    """As `full_tensor`, for a checkpoint: in the host's memory, since all weights need not fit a GPU."""
+    return tensor.full_tensor().cpu() if is_dtensor(tensor) else tensor
 
 
-def own(tensor: Any) -> Tensor:
+def to_local(tensor: Any) -> Tensor:
     """This process's shard of a tensor, or all of one that is not shared out."""
-    return tensor.to_local() if is_shared_out(tensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
-def spread(tensor: Tensor, like: Any) -> Tensor:
+def distribute_like(tensor: Tensor, like: Any) -> Tensor:
     """A tensor that all processes have, shared out as `like` is, which may be not at all."""
-    if not is_shared_out(like):
+    if not is_dtensor(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def join(device: str, shard: bool = False) -> World:
-    """The processes that this one was launched with; ALONE where there are no others."""
+def join(device: str, shard: bool = False) -> ProcessGroup:
+    """The processes that this one was launched with; SINGLE_PROCESS where there are no others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if shard:
             raise UserError("--shard shares weights out over processes, and there is one; leave it out")
-        return ALONE
-    world = Processes(cpu=device == "cpu" or not torch.cuda.is_available())
-    world.sharded = shard
-    return world
+        return SINGLE_PROCESS
+    ranks = LaunchedProcesses(cpu=device == "cpu" or not torch.cuda.is_available())
+    ranks.sharded = shard
+    return ranks

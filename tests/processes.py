@@ -9,11 +9,11 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sdpo_bench.distributed import World, join
+from sdpo_bench.distributed import ProcessGroup, join
 
 
 def launch(size: int, function: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
-    """Starts function(world, *arguments) in `size` processes. Forked: new interpreters would import for longer than
+    """Starts function(ranks, *arguments) in `size` processes. Forked: new interpreters would import for longer than
     the function takes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,14 +32,14 @@ def _member(rank: int, size: int, port: int, function: Callable[..., Any], argum
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    world: World = join("cpu")
-    assert (world.rank, world.size) == (rank, size)
-    function(world, *arguments)
-    world.close()
+    ranks: ProcessGroup = join("cpu")
+    assert (ranks.rank, ranks.size) == (rank, size)
+    function(ranks, *arguments)
+    ranks.close()
 
 
 def run(size: int, function: Callable[..., Any], *arguments: Any) -> list[int | None]:
-    """Exit codes of function(world, *arguments) in `size` processes; one that hangs is ended after 100 s."""
+    """Exit codes of function(ranks, *arguments) in `size` processes; one that hangs is ended after 100 s."""
     processes = launch(size, function, *arguments)
     for process in processes:
         process.join(100)

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdpo_kernels import normal
 
-from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.advantages import PerPromptNormalizer
 
 
 def test_against_a_plain_implementation():
-    normaliser, history = Normaliser(), {}
+    normaliser, history = PerPromptNormalizer(), {}
     for epoch in range(40):
         prompts = ["cat", "dog", "cat"] if epoch % 2 else ["cat", "owl", "cat"]
         returns = normal(torch.tensor([epoch]), (3, 2, 4))[0] * 3 + 5
@@ -32,21 +32,21 @@ def test_equal_returns_give_exactly_zero(value, prompts, known):
     step to step."""
     rewards = torch.full((prompts, 2, 3), value, dtype=torch.float64)
     returns = rewards * torch.tensor([2.9701, 1.99, 1.0], dtype=torch.float64)
-    normaliser = Normaliser()
+    normaliser = PerPromptNormalizer()
     for _ in range(9):
         advantages = normaliser(["cat"] * prompts, returns, rewards if known else None)
         assert torch.equal(advantages, torch.zeros(prompts, 2, 3, dtype=torch.float64))
-    assert normaliser.own_share == 1
+    assert normaliser.own_statistics_share == 1
 
 
 def test_size_and_minimum_of_the_buffers():
-    normaliser = Normaliser(buffer=4, min_count=3)
+    normaliser = PerPromptNormalizer(buffer=4, min_count=3)
     assert normaliser(["cat", "dog"], torch.randn(2, 2, 1)).shape == (2, 2, 1)
-    assert normaliser.own_share == 0
+    assert normaliser.own_statistics_share == 0
     normaliser(["cat", "owl"], torch.randn(2, 2, 1))
-    assert normaliser.own_share == 0.5
+    assert normaliser.own_statistics_share == 0.5
     normaliser(["cat", "dog"], torch.randn(2, 2, 1))
-    assert normaliser.own_share == 1
+    assert normaliser.own_statistics_share == 1
     assert {prompt: len(rows) for prompt, rows in normaliser.buffers.items()} == {"cat": 4, "dog": 4, "owl": 2}
 
 
@@ -57,13 +57,13 @@ def test_known_rewards_are_taken_out_by_regression():
     surprise = 0.1 * normal(torch.arange(8) + 100, (2, 3)).reshape(8, 2, 3)
     slopes = torch.tensor([2.0, -1.0, 0.0])
     returns = 5 + slopes * known + surprise
-    advantages = Normaliser()(["cat"] * 8, returns, known)
+    advantages = PerPromptNormalizer()(["cat"] * 8, returns, known)
     for k in range(3):
         x, y = known[..., k].flatten().double().numpy(), returns[..., k].flatten().double().numpy()
         x, y = x - x.mean(), y - y.mean()
         expected = (y - (x @ y) / (x @ x) * x) / (y.std() + 1e-6)
         assert advantages[..., k].flatten().numpy() == pytest.approx(expected, abs=1e-4)
         assert abs(float(advantages[..., k].flatten().double().numpy() @ x)) < 1e-3
-    plain = Normaliser()(["cat"] * 8, returns)
+    plain = PerPromptNormalizer()(["cat"] * 8, returns)
     assert advantages[..., 0].std() < 0.2 * plain[..., 0].std()
-    assert torch.allclose(Normaliser()(["cat"] * 8, returns, torch.zeros_like(known)), plain, atol=1e-5)
+    assert torch.allclose(PerPromptNormalizer()(["cat"] * 8, returns, torch.zeros_like(known)), plain, atol=1e-5)

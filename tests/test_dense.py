@@ -39,7 +39,7 @@ def test_providers(pairs, steps, seed):
     t = trajectory(pairs, steps, seed)
     truth = t.predicted_clean.flatten(3).sum(3)
     rewards = {name: Reward() for name in dense_rewards.PLANS}
-    out = {name: dense_rewards.provide(name, t, rewards[name]) for name in dense_rewards.PLANS}
+    out = {name: dense_rewards.compute_dense_rewards(name, t, rewards[name]) for name in dense_rewards.PLANS}
     inner = 1 if steps > 2 else 0
     expected = {"exact": pairs * (1 + 2 * (steps - 1)), "terminal": pairs * 2, "anchored": pairs * (3 + 2 * inner)}
     expected |= {"linear": expected["anchored"], "queries2": pairs * 3}
@@ -89,7 +89,7 @@ def test_adaptive_stops_where_all_pictures_are_alike():
     """A trajectory that moves little needs two queries, one that turns at once needs more."""
     t = trajectory(1, 6)
     t.predicted_clean[0, 0] = t.predicted_clean[0, 0, :1]
-    queried = dense_rewards.provide("adaptive", t, Reward()).queried[0]
+    queried = dense_rewards.compute_dense_rewards("adaptive", t, Reward()).queried[0]
     assert queried[0].sum() == 2
     assert queried[1].sum() > 3
 
@@ -128,5 +128,7 @@ def test_last_queried_reward_comes_from_no_later_step():
 @pytest.mark.parametrize("name", dense_rewards.PLANS)
 def test_equal_rewards_stay_equal_to_the_bit(name):
     """Averages of equal rewards must not differ by rounding: the advantages' division would magnify it."""
-    filled = dense_rewards.provide(name, trajectory(5, 9), lambda latents, prompts: torch.full((len(prompts),), 12.7))
+    filled = dense_rewards.compute_dense_rewards(
+        name, trajectory(5, 9), lambda latents, prompts: torch.full((len(prompts),), 12.7)
+    )
     assert torch.equal(filled.values, torch.full((5, 2, 9), 12.7))

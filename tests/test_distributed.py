@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from sdpo_bench import distributed
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import ALONE, OtherFailed, World
+from sdpo_bench.distributed import SINGLE_PROCESS, OtherFailed, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
@@ -30,7 +30,7 @@ from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
-from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.checkpoint import load_checkpoint
 from sdpo_bench.training.loop import check_shares, train
 from sdpo_bench.training.trainer import Trainer
@@ -63,7 +63,7 @@ def config(tiny_model, tmp_path_factory):
     )
 
 
-class Recorder(Normaliser):
+class Recorder(PerPromptNormalizer):
     """A normaliser that keeps what it was given and what it gave."""
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class Recorder(Normaliser):
         return advantages
 
 
-def two_epochs(world: World, config: RunConfig) -> dict[str, Any]:
-    trainer = Trainer(config, load_policy(config), load_reward(config.reward), world)
+def two_epochs(ranks: ProcessGroup, config: RunConfig) -> dict[str, Any]:
+    trainer = Trainer(config, load_policy(config), load_reward(config.reward), ranks)
     trainer.normaliser = recorder = Recorder()
     on_policy = trainer.check_on_policy(1)
     rows = [trainer.epoch(epoch) for epoch in (1, 2)]
@@ -85,21 +85,21 @@ def two_epochs(world: World, config: RunConfig) -> dict[str, Any]:
     return {"on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": weights}
 
 
-def all_kinds(world: World, config: RunConfig, kinds: list[tuple[str, str]], folder: Path) -> None:
+def all_kinds(ranks: ProcessGroup, config: RunConfig, kinds: list[tuple[str, str]], folder: Path) -> None:
     found = {}
     for method, finetune in kinds:
         # Adam makes a step of a gradient that is nothing but rounding, too: a full finetuning's rate bounds it.
         rate = 1e-5 if finetune == "full" else 1e-4
         changes = {"method": method, "finetune": finetune, "label": "", "learning_rate": rate, "steps": 2}
-        found[method, finetune] = two_epochs(world, dataclasses.replace(config, **changes))
-    torch.save(found, folder / f"{world.size}-{world.rank}")
+        found[method, finetune] = two_epochs(ranks, dataclasses.replace(config, **changes))
+    torch.save(found, folder / f"{ranks.size}-{ranks.rank}")
 
 
 @pytest.fixture(scope="module")
 def runs(config, tmp_path_factory):
     """Of every kind, two epochs by 1, 2, 3 and 4 processes: {size: [found of each rank]}."""
     folder = tmp_path_factory.mktemp("runs")
-    all_kinds(ALONE, config, KINDS, folder)
+    all_kinds(SINGLE_PROCESS, config, KINDS, folder)
     for size in (2, 3, 4):
         assert processes.run(size, all_kinds, config, KINDS if size != 3 else KINDS[:1], folder) == [0] * size
     return {
@@ -145,12 +145,12 @@ def test_the_runs_differ_by_kind_and_train(runs, config):
         assert max(moved) > 1e-4
 
 
-def without_sum(world: World, config: RunConfig, folder: Path) -> None:
-    world.sum = lambda tensors: None
+def without_sum(ranks: ProcessGroup, config: RunConfig, folder: Path) -> None:
+    ranks.all_reduce_sum = lambda tensors: None
     for finetune in ("lora", "full"):
-        with pytest.raises(UserError if world.first else OtherFailed, match="no longer have the same weights"):
-            two_epochs(world, dataclasses.replace(config, finetune=finetune))
-    (folder / str(world.rank)).touch()
+        with pytest.raises(UserError if ranks.is_main else OtherFailed, match="no longer have the same weights"):
+            two_epochs(ranks, dataclasses.replace(config, finetune=finetune))
+    (folder / str(ranks.rank)).touch()
 
 
 def test_gradients_that_are_not_summed_are_found_out(config, tmp_path):
@@ -159,8 +159,8 @@ def test_gradients_that_are_not_summed_are_found_out(config, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def run_all(world: World, config: RunConfig, folder: Path, resume: bool) -> None:
-    train(config, folder, resume=resume, world=world)
+def run_all(ranks: ProcessGroup, config: RunConfig, folder: Path, resume: bool) -> None:
+    train(config, folder, resume=resume, ranks=ranks)
 
 
 def comparable(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
@@ -187,21 +187,21 @@ def same(folder: Path, other: Path) -> None:
     assert all((weights[name] - weights2[name]).abs().max() < 1e-6 for name in weights)
 
 
-def broken_second_epoch(world: World, config: RunConfig, folder: Path, notes: Path, first: int = 5) -> None:
+def broken_second_epoch(ranks: ProcessGroup, config: RunConfig, folder: Path, notes: Path, first: int = 5) -> None:
     """The reward model fails in the last process, in epoch 2 or another time, until it is given up."""
     original, calls = Colourfulness.__call__, itertools.count()
 
     def failing(self, images, prompts):
         # The first evaluation asks it for 2 step counts, epoch 1 once, the evaluation after it for 2 again.
-        if next(calls) >= first and world.rank == world.size - 1:
+        if next(calls) >= first and ranks.rank == ranks.size - 1:
             raise ConnectionError("no answer")
         return original(self, images, prompts)
 
     Colourfulness.__call__ = failing
     try:
-        train(config, folder, world=world)
+        train(config, folder, ranks=ranks)
     except Exception as error:
-        (notes / str(world.rank)).write_text(f"{type(error).__name__}: {error}")
+        (notes / str(ranks.rank)).write_text(f"{type(error).__name__}: {error}")
 
 
 def test_a_failure_in_one_process_ends_all_and_any_number_goes_on(config, tmp_path):
@@ -223,10 +223,10 @@ def test_a_failure_in_one_process_ends_all_and_any_number_goes_on(config, tmp_pa
     assert not list(again.glob("*.tmp")) + list(again.glob("checkpoint.pt")) + list(again.glob(".lock"))
 
 
-def refusals(world: World, config: RunConfig, notes: Path) -> None:
-    with pytest.raises(UserError if world.rank == 0 else OtherFailed, match="3 processes, but --pairs-per-update is 2"):
-        train(dataclasses.replace(config, pairs_per_update=2), notes / "run", world=world)
-    if world.first:
+def refusals(ranks: ProcessGroup, config: RunConfig, notes: Path) -> None:
+    with pytest.raises(UserError if ranks.rank == 0 else OtherFailed, match="3 processes, but --pairs-per-update is 2"):
+        train(dataclasses.replace(config, pairs_per_update=2), notes / "run", ranks=ranks)
+    if ranks.is_main:
         (notes / "locked").mkdir()
 
     with pytest.raises(UserError, match="all machines of a run must see its folder"):
@@ -235,15 +235,15 @@ def refusals(world: World, config: RunConfig, notes: Path) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError if world.first else OtherFailed, match="No space left"):
-        world.alone(fail)
-    assert world.gather(world.rank) == [0, 1, 2]
-    x = [torch.full((3,), float(world.rank)), torch.tensor(2.0)]
+    with pytest.raises(OSError if ranks.is_main else OtherFailed, match="No space left"):
+        ranks.run_on_main(fail)
+    assert ranks.gather(ranks.rank) == [0, 1, 2]
+    x = [torch.full((3,), float(ranks.rank)), torch.tensor(2.0)]
     distributed.BUCKET = 3  # two messages
-    world.sum(x)
+    ranks.all_reduce_sum(x)
     assert x[0].tolist() == [3.0] * 3
     assert x[1] == 6
-    (notes / str(world.rank)).touch()
+    (notes / str(ranks.rank)).touch()
 
 
 def test_errors_reach_all_processes(config, tmp_path):
@@ -261,28 +261,28 @@ def test_sharded_training_is_refused(monkeypatch):
         distributed.join("cpu", shard=True)
 
 
-def sharded_epochs(world: World, config: RunConfig, kinds: list[str], folder: Path) -> None:
+def sharded_epochs(ranks: ProcessGroup, config: RunConfig, kinds: list[str], folder: Path) -> None:
     """As `all_kinds`, of a sharded model; and what a process really holds of it."""
-    world.sharded = True
+    ranks.sharded = True
     found = {}
     for method in kinds:
         given = dataclasses.replace(config, method=method, finetune="full", label="", learning_rate=1e-5, steps=2)
         policy = load_policy(given)
         total = sum(p.numel() for p in policy.parameters)
         policy.shard()
-        held = sum(distributed.own(p).numel() for p in policy.parameters)
+        held = sum(distributed.to_local(p).numel() for p in policy.parameters)
         assert held < 0.6 * total
-        assert sum(distributed.own(p).numel() for p in policy._reference.parameters()) == held
-        trainer = Trainer(given, policy, load_reward(given.reward), world)
+        assert sum(distributed.to_local(p).numel() for p in policy._reference.parameters()) == held
+        trainer = Trainer(given, policy, load_reward(given.reward), ranks)
         trainer.normaliser = recorder = Recorder()
         on_policy = trainer.check_on_policy(1)
         rows = [trainer.epoch(epoch) for epoch in (1, 2)]
         moments = [x for entry in trainer.optimiser.state_dict()["state"].values() for x in entry.values() if x.dim()]
-        assert sum(distributed.own(x).numel() for x in moments) == 2 * held
+        assert sum(distributed.to_local(x).numel() for x in moments) == 2 * held
         found[method, "full"] = {
             "on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": trainer.weights()["weights"],
         }  # fmt: skip
-    torch.save(found, folder / f"sharded-{world.rank}")
+    torch.save(found, folder / f"sharded-{ranks.rank}")
 
 
 @pytest.fixture(scope="module")
@@ -297,21 +297,21 @@ def test_the_same_run_with_shards(runs, sharded, method):
     compare(runs[1][0][method, "full"], [found[method, "full"] for found in sharded])
 
 
-def sharded_run(world: World, config: RunConfig, folder: Path, notes: Path | None = None) -> None:
+def sharded_run(ranks: ProcessGroup, config: RunConfig, folder: Path, notes: Path | None = None) -> None:
     """All of a run; with `notes` only until the reward fails in the evaluation after epoch 1, which has another step
     count to come; the next time until the first process is killed in epoch 2."""
-    world.sharded = True
+    ranks.sharded = True
     if notes is None:
-        train(config, folder, resume=True, world=world)
+        train(config, folder, resume=True, ranks=ranks)
     elif not (folder / "checkpoint.pt").exists():
-        broken_second_epoch(world, config, folder, notes, first=3)
+        broken_second_epoch(ranks, config, folder, notes, first=3)
     else:
 
         def kill(event: dict[str, Any]) -> None:
             if (event["epoch"], event["phase"]) == (2, "train"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train(config, folder, resume=True, world=world, on_epoch=kill)
+        train(config, folder, resume=True, ranks=ranks, on_epoch=kill)
 
 
 def test_a_sharded_run_goes_on(config, tmp_path):
@@ -351,10 +351,10 @@ def test_a_sharded_run_goes_on(config, tmp_path):
     ],
 )
 def test_what_shards_cannot_do(config, changes, message):
-    world = World()
-    world.size, world.sharded = 2, True
+    ranks = ProcessGroup()
+    ranks.size, ranks.sharded = 2, True
     with pytest.raises(UserError, match=message):
-        check_shares(dataclasses.replace(config, **{"finetune": "full"} | changes), world)
+        check_shares(dataclasses.replace(config, **{"finetune": "full"} | changes), ranks)
 
 
 def test_buckets_keep_the_order_and_bound_the_size(monkeypatch):

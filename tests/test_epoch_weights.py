@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for processes.py, where this f
 from processes import run
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import ALONE, World
+from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records.identity import run_id
@@ -69,8 +69,8 @@ PROCESSES = {name: 2 for name in CASES if "two-processes" in name}
 LENGTH_TOLERANCE, SUM_TOLERANCE = 1e-4, 2e-3
 
 
-def member(world: World, config: RunConfig, folder: Path) -> None:
-    train(config, folder, world=world)
+def member(ranks: ProcessGroup, config: RunConfig, folder: Path) -> None:
+    train(config, folder, ranks=ranks)
 
 
 def trained(case: str, root: Path) -> tuple[RunConfig, Path]:
@@ -80,7 +80,7 @@ def trained(case: str, root: Path) -> tuple[RunConfig, Path]:
     if size := PROCESSES.get(case):
         assert run(size, member, config, folder) == [0] * size
     else:
-        train(config, folder, world=ALONE)
+        train(config, folder, ranks=SINGLE_PROCESS)
     return config, folder
 
 

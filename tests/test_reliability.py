@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import World
+from sdpo_bench.distributed import ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import StableDiffusionPolicy, load_policy
 from sdpo_bench.records.identity import run_id
@@ -33,7 +33,7 @@ from sdpo_bench.training import interruption, loop, oom
 from sdpo_bench.training import trainer as trainer_module
 from sdpo_bench.training.checkpoint import load_checkpoint
 from sdpo_bench.training.loop import train
-from sdpo_bench.training.oom import within_memory
+from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.scoring import score
 from sdpo_bench.training.trainer import Trainer
 
@@ -100,11 +100,11 @@ CODES = {name: bytes([number]) for number, name in enumerate(("between", *PHASES
 NAMES = {code: name for name, code in CODES.items()}
 
 
-def watched(world, config, folder, policy, channel):
+def watched(ranks, config, folder, policy, channel):
     """A run in a process of its own, that tells the one that will kill it where it is: a byte at each change."""
 
     def tell(name):
-        if world.first:
+        if ranks.is_main:
             os.write(channel, CODES[name])
 
     def wrap(name, function):
@@ -122,7 +122,7 @@ def watched(world, config, folder, policy, channel):
     fsync = os.fsync
     os.fsync = lambda file: (time.sleep(0.01), fsync(file))  # a disk slow enough to be killed at work
     loop.load_policy = lambda config: policy  # as it was when this process was forked
-    train(config, folder, resume=True, world=world)
+    train(config, folder, resume=True, ranks=ranks)
 
 
 def reach(channel, phase, occurrence):
@@ -287,7 +287,7 @@ def test_a_signal_on_a_full_disk_says_so(config, tmp_path, monkeypatch):
     assert said == "the state after epoch 0 could not be saved, the last checkpoint stays"
 
 
-def signalled_run(world, config, folder, notes):
+def signalled_run(ranks, config, folder, notes):
     """A signal comes to one of the processes, in epoch 1."""
 
     def on_epoch(event):
@@ -296,9 +296,9 @@ def signalled_run(world, config, folder, notes):
 
     try:
         with interruption.watched(launched=True):
-            train(config, folder, world=world, on_epoch=on_epoch)
+            train(config, folder, ranks=ranks, on_epoch=on_epoch)
     except interruption.Interrupted as stop:
-        (notes / str(world.rank)).write_text(f"{interruption.exit_code(stop)} {stop.said}")
+        (notes / str(ranks.rank)).write_text(f"{interruption.exit_code(stop)} {stop.said}")
 
 
 def test_of_several_processes_all_stop_at_the_same_point(config, tmp_path):
@@ -468,7 +468,7 @@ def rollout_of(config, rows):
         return score(latents, prompts)
 
     trainer.sample, trainer.score = sampling, scoring
-    return trainer.within_memory(lambda: trainer.rollout(1)), seen, trainer.policy
+    return trainer.retry_on_oom(lambda: trainer.rollout(1)), seen, trainer.policy
 
 
 @pytest.mark.parametrize("failure", ["none", "reward raises", "memory of the thread"])
@@ -603,14 +603,14 @@ def test_rows_where_a_pair_does_not_fit(config, monkeypatch):
 
 
 def test_all_processes_take_the_fewest_rows(config, monkeypatch, capsys):
-    class Others(World):
+    class Others(ProcessGroup):
         def gather(self, value):
             return [value, 4]
 
     policy = load_policy(config)
     policy.device = torch.device("cuda")
     monkeypatch.setattr(oom, "_most_rows", lambda policy, config: 16)
-    oom.find_rows(policy, config, Others())
+    oom.find_max_batch_size(policy, config, Others())
     assert policy.rows == 4
     assert capsys.readouterr().err == "--rows 0: 4 rows, found to fit\n"
 
@@ -629,5 +629,5 @@ def test_rows_0_on_a_cpu_is_the_default(config, tmp_path, capsys, undisturbed):
 
 def test_memory_that_suffices_changes_nothing(config):
     policy = load_policy(config)
-    assert within_memory(policy, lambda: 5) == 5
+    assert retry_on_oom(policy, lambda: 5) == 5
     assert policy.rows == config.rows

@@ -15,10 +15,10 @@ from sdpo_bench.training.loop import train
 from sdpo_bench.training.sinks import Tracker, flat
 
 
-def tracked(world, config, root):
+def tracked(ranks, config, root):
     folder = root / run_id(config.to_json())
     tracker = Tracker("tensorboard", root / "tracker", folder.name, config.to_json(), cpu=True)
-    train(config, folder, world=world, tracker=tracker)
+    train(config, folder, ranks=ranks, tracker=tracker)
     tracker.close()
 
 

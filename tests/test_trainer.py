@@ -23,7 +23,7 @@ from sdpo_bench.records.reader import load_run, pack
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.training import dense_rewards
-from sdpo_bench.training.advantages import Normaliser
+from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.dense_probe import BUDGETS
 from sdpo_bench.training.evaluation import evaluate, pictures
 from sdpo_bench.training.loop import train
@@ -295,9 +295,11 @@ def test_evaluations_on_the_way_may_take_fewer_noises(config, tmp_path):
 @pytest.mark.parametrize(("method", "baseline"), [("ddpo_dense", True), ("ddpo", False), ("sdpo_causal", False)])
 def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, method, baseline):
     trainer = trainer_of(dataclasses.replace(config, method=method, label="", steps=4))
-    seen, normalise = [], Normaliser.__call__
-    monkeypatch.setattr(Normaliser, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args))
-    own = dense_rewards.provide("anchored", trainer.sample(1), trainer.score)
+    seen, normalise = [], PerPromptNormalizer.__call__
+    monkeypatch.setattr(
+        PerPromptNormalizer, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args)
+    )
+    own = dense_rewards.compute_dense_rewards("anchored", trainer.sample(1), trainer.score)
     trainer.epoch(1)
     ((_, returns, known),) = seen
     rewards = own.values if method != "ddpo" else own.values[..., -1:]

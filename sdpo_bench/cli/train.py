@@ -76,11 +76,11 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     folder = find_run(out / "raw", row)
     if resume and not (folder / "config.json").exists():
         refuse_other_settings(out / "raw", row)
-    world = join(config.device, shard)
+    ranks = join(config.device, shard)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
-    terminal, begun = sys.stderr.isatty() and world.first, False
+    terminal, begun = sys.stderr.isatty() and ranks.is_main, False
     with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
 
         def on_epoch(event: dict[str, Any]) -> None:
@@ -98,20 +98,20 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
                 print(text, file=sys.stderr, flush=True)
 
         try:
-            with watched(launched=world.size > 1):
-                run(config, folder, resume=resume, on_epoch=on_epoch, world=world, tracker=followed, keep=True)
+            with watched(launched=ranks.size > 1):
+                run(config, folder, resume=resume, on_epoch=on_epoch, ranks=ranks, tracker=followed, keep=True)
         except Interrupted as stop:
             bar.close()
-            if world.first:
-                again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(world.size)}"
+            if ranks.is_main:
+                again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(ranks.size)}"
                 print(f"\n{again}", file=sys.stderr)
             return exit_code(stop)
-    if not begun and world.first:
+    if not begun and ranks.is_main:
         print(f"{config.label}: finished before, all {config.epochs} epochs", file=sys.stderr)
     if followed is not None:
         followed.close()
-    world.close()
-    if not world.first:
+    ranks.close()
+    if not ranks.is_main:
         return 0
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)

@@ -17,7 +17,7 @@ from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import gathered, spread
+from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.precision import use_full_float32
@@ -348,14 +348,14 @@ class Policy:
         """The trained weights by name."""
         if self.finetune == "lora":
             return dict(get_peft_model_state_dict(self.denoiser))
-        return {name: gathered(value) for name, value in self.denoiser.state_dict().items()}
+        return {name: full_tensor_on_cpu(value) for name, value in self.denoiser.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.finetune == "lora":
             set_peft_model_state_dict(self.denoiser, state)
         else:
             like = self.denoiser.state_dict()
-            self.denoiser.load_state_dict({name: spread(value, like[name]) for name, value in state.items()})
+            self.denoiser.load_state_dict({name: distribute_like(value, like[name]) for name, value in state.items()})
 
     def save(self, folder: Path, write: bool = True) -> None:
         """A LoRA in diffusers' form (safetensors), for `load_lora_weights`; or, trained in full, a pipeline folder.

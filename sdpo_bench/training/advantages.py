@@ -34,14 +34,14 @@ class Statistics:
         return (values - self.reference) - self.offset
 
 
-class Normaliser:
+class PerPromptNormalizer:
     """Keeps, for each prompt, the returns [K] of its last `buffer` samples, with a baseline these and the rewards
     known. A prompt with fewer than `min_count` of them takes the statistics of the whole batch."""
 
     def __init__(self, buffer: int = BUFFER, min_count: int = MIN_COUNT) -> None:
         self.buffer, self.min_count = buffer, min_count
         self.buffers: dict[str, Tensor] = {}
-        self.own_share = 0.0
+        self.own_statistics_share = 0.0
         """Share of the last call's advantages that used their prompt's own statistics."""
 
     def __call__(self, prompts: list[str], returns: Tensor, known: Tensor | None = None) -> Tensor:
@@ -57,7 +57,7 @@ class Normaliser:
             old = self.buffers.get(prompt, group[:0])
             self.buffers[prompt] = torch.cat([old, group])[-self.buffer :]
         own = {prompt: Statistics.of(rows) for prompt, rows in self.buffers.items() if len(rows) >= self.min_count}
-        self.own_share = sum(prompt in own for prompt in prompts) / len(prompts)
+        self.own_statistics_share = sum(prompt in own for prompt in prompts) / len(prompts)
         batch = Statistics.of(values.flatten(0, 1))
         chosen = [own.get(prompt, batch) for prompt in prompts]
         centred = torch.stack([s.centred(group) for s, group in zip(chosen, values, strict=True)])

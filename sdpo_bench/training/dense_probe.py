@@ -31,8 +31,8 @@ def compare(trajectory: Trajectory, score: dense_rewards.Score) -> list[dict[str
     returns = SDPO().returns
     rows = []
     for name, provider in BUDGETS.items():
-        plan = dense_rewards.Plan(*(x.cpu() for x in dense_rewards.PLANS[provider](trajectory)))
-        predicted = dense_rewards.fill(plan, exact)
+        plan = dense_rewards.QueryPlan(*(x.cpu() for x in dense_rewards.PLANS[provider](trajectory)))
+        predicted = dense_rewards.interpolate(plan, exact)
         error = (predicted - exact).flatten(0, 1)
         difference, true_difference = (x[:, 0] - x[:, 1] for x in (predicted, exact))
         ahead, truly_ahead = (x[:, 0] - x[:, 1] for x in (returns(predicted), returns(exact)))

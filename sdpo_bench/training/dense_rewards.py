@@ -29,7 +29,7 @@ Score = Callable[[Tensor, list[str]], Tensor]
 """Predicted clean latents [N, C, H, W] and their N prompts to rewards float32 [N]."""
 
 
-class Plan(NamedTuple):
+class QueryPlan(NamedTuple):
     """queried bool [B, G, K]; weights [B, G, K, K] of each step's (third axis) average over queried ones, 0 elsewhere.
     A queried step's own weights are not used."""
 
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
     weights: Tensor
 
 
-def fill(plan: Plan, values: Tensor) -> Tensor:
+def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
     """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried are read.
 
     The last step is always queried. What is averaged is the distance from its reward, in float64: equal rewards then
@@ -77,11 +77,11 @@ def unshared(queried: Tensor) -> Tensor:
     return unique
 
 
-def provide(name: str, trajectory: Trajectory, score: Score) -> DenseRewards:
+def compute_dense_rewards(name: str, trajectory: Trajectory, score: Score) -> DenseRewards:
     """The dense rewards of the provider `name`."""
     plan = PLANS[name](trajectory)
     values, queries = query(trajectory, score, plan.queried)
-    return DenseRewards(fill(plan, values), plan.queried, queries)
+    return DenseRewards(interpolate(plan, values), plan.queried, queries)
 
 
 def none(trajectory: Trajectory) -> Tensor:
@@ -89,20 +89,20 @@ def none(trajectory: Trajectory) -> Tensor:
     return torch.zeros_like(trajectory.log_prob, dtype=torch.bool, device=trajectory.predicted_clean.device)
 
 
-def exact(trajectory: Trajectory) -> Plan:
+def exact(trajectory: Trajectory) -> QueryPlan:
     """Every step is queried."""
     queried = ~none(trajectory)
-    return Plan(queried, queried[..., None, :].float().expand(*queried.shape, -1))
+    return QueryPlan(queried, queried[..., None, :].float().expand(*queried.shape, -1))
 
 
-def terminal(trajectory: Trajectory) -> Plan:
+def terminal(trajectory: Trajectory) -> QueryPlan:
     """Only the last step is queried; its reward stands at every step (the sparse ablation)."""
     queried = none(trajectory)
     queried[..., -1] = True
-    return Plan(queried, queried[..., None, :].float().expand(*queried.shape, queried.shape[-1]))
+    return QueryPlan(queried, queried[..., None, :].float().expand(*queried.shape, queried.shape[-1]))
 
 
-def anchored(trajectory: Trajectory) -> Plan:
+def anchored(trajectory: Trajectory) -> QueryPlan:
     """SDPO's (arXiv 2411.11727): the first, the anchor and the last step are queried, the others averaged from these
 
     R[k] = (R[0] first[k] + R[anchor] anchor[k] + R[K-1] last[k]) / (first[k] + anchor[k] + last[k]),
@@ -119,10 +119,10 @@ def anchored(trajectory: Trajectory) -> Plan:
     known = [x.unflatten(0, groups).clamp_min(SIMILARITY_FLOOR).to(weights) for x in similarity[:3]]
     weights[..., 0], weights[..., -1] = known[0], known[2]
     weights.scatter_(3, anchor[..., None, :].expand(*queried.shape, 1), known[1][..., None])
-    return Plan(queried, weights)
+    return QueryPlan(queried, weights)
 
 
-def linear(trajectory: Trajectory) -> Plan:
+def linear(trajectory: Trajectory) -> QueryPlan:
     """The queries of `anchored`, but each other step is interpolated linearly between its two queried neighbours."""
     queried = anchored(trajectory).queried
     K = queried.shape[-1]
@@ -132,10 +132,10 @@ def linear(trajectory: Trajectory) -> Plan:
     share = (step - before) / (after - before).clamp_min(1)
     weights = torch.zeros(*queried.shape, K, device=queried.device)
     weights.scatter_add_(3, before[..., None], 1 - share[..., None])
-    return Plan(queried, weights.scatter_add_(3, after[..., None], share[..., None]))
+    return QueryPlan(queried, weights.scatter_add_(3, after[..., None], share[..., None]))
 
 
-def budget(trajectory: Trajectory, queries: int | None) -> Plan:
+def budget(trajectory: Trajectory, queries: int | None) -> QueryPlan:
     """`anchored` with another number of queries: after the first and the last step again and again the step least
     similar to all that are chosen; weights as there. None: as many as it takes until every step's picture has a cosine
     of COVERED with a queried one, at most MOST_QUERIES."""
@@ -151,10 +151,10 @@ def budget(trajectory: Trajectory, queries: int | None) -> Plan:
             queried = queried.scatter(2, far, queried.gather(2, far) | ~covered)
         else:
             queried = queried.scatter(2, far, True)
-    return Plan(queried, gram.clamp_min(SIMILARITY_FLOOR).where(queried[..., None, :], 0))
+    return QueryPlan(queried, gram.clamp_min(SIMILARITY_FLOOR).where(queried[..., None, :], 0))
 
 
-PLANS: dict[str, Callable[[Trajectory], Plan]] = {
+PLANS: dict[str, Callable[[Trajectory], QueryPlan]] = {
     "anchored": anchored,
     "exact": exact,
     "terminal": terminal,

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import ALONE, World
+from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.policies.base import resolve_device
 from sdpo_bench.records.files import write_atomic
 from sdpo_bench.rewards import Reward, load_rewards
 from sdpo_bench.rewards.base import to_uint8
-from sdpo_bench.training.oom import within_memory
+from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.scoring import score
 
@@ -54,7 +54,11 @@ def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, 
 
 
 def evaluate(
-    policy: Policy, config: RunConfig, rewards: dict[str, Reward], world: World = ALONE, last: bool = True
+    policy: Policy,
+    config: RunConfig,
+    rewards: dict[str, Reward],
+    ranks: ProcessGroup = SINGLE_PROCESS,
+    last: bool = True,
 ) -> list[dict[str, Any]]:
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
 
@@ -66,9 +70,9 @@ def evaluate(
     counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
     chosen = evaluated_prompts(config)
     everybody = [p for group in chosen.values() for p in group]
-    prompts = world.share(everybody)
-    if world.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
-        prompts = (prompts + everybody)[: -(-len(everybody) // world.size)]
+    prompts = ranks.local_slice(everybody)
+    if ranks.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
+        prompts = (prompts + everybody)[: -(-len(everybody) // ranks.size)]
     noises = list(range(config.eval_noises if last else config.eval_interim_noises or config.eval_noises))
 
     def own(steps: int) -> dict[str, dict[str, list[float]]]:
@@ -86,8 +90,8 @@ def evaluate(
 
     rows = []
     for steps in counts:
-        work = partial(within_memory, policy, partial(own, steps))
-        parts = world.gather(world.together(work))
+        work = partial(retry_on_oom, policy, partial(own, steps))
+        parts = ranks.gather(ranks.run_on_all(work))
         for name in rewards:
             by_prompt = {p: values for part in parts for p, values in part.get(name, {}).items()}
             rows.append(

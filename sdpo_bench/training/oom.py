@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
-from sdpo_bench.distributed import World
+from sdpo_bench.distributed import ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy
 from sdpo_bench.training import interruption
@@ -25,7 +25,7 @@ PAIR = 2  # latents of the smallest micro-batch
 SHARE = 0.9  # of the memory that is free: rewards' networks and an allocator's gaps need some too
 
 
-def within_memory(policy: Policy, work: Callable[[], T]) -> T:
+def retry_on_oom(policy: Policy, work: Callable[[], T]) -> T:
     """work(), begun anew with half of the rows in a forward pass each time that the GPU's memory does not suffice.
 
     They stay halved. Results do not depend on them but by rounding, and what failed is not counted. UserError where
@@ -50,15 +50,15 @@ def within_memory(policy: Policy, work: Callable[[], T]) -> T:
         print(f"warning: out of memory; a forward pass has at most {policy.rows} rows from here on", file=sys.stderr)
 
 
-def find_rows(policy: Policy, config: RunConfig, world: World) -> None:
+def find_max_batch_size(policy: Policy, config: RunConfig, ranks: ProcessGroup) -> None:
     """--rows 0: sets `policy.rows`, to the same in all processes. They are doubled from a pair on, up to an epoch's
     samples, while training, sampling and decoding that many latents really works within SHARE of the free memory.
 
     On a CPU they stay as they are: more would be no faster there. UserError where one pair does not fit.
     """
     if policy.device.type == "cuda":
-        policy.rows = min(world.gather(world.together(lambda: _most_rows(policy, config))))
-    if world.first:
+        policy.rows = min(ranks.gather(ranks.run_on_all(lambda: _most_rows(policy, config))))
+    if ranks.is_main:
         found = "found to fit" if policy.device.type == "cuda" else "the default, for on a CPU more are no faster"
         print(f"--rows 0: {policy.rows * policy.branches} rows, {found}", file=sys.stderr)
 
@@ -88,7 +88,7 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
 
     policy.rows = PAIR
     try:
-        within_memory(policy, attempt)
+        retry_on_oom(policy, attempt)
         while policy.rows < samples:
             policy.rows *= 2
             try:

@@ -22,7 +22,7 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         try:
             with unchanged_torch():
                 rewards = numbers(reward, reward(images, [*prompts]), len(prompts))
-        except (UserError, torch.OutOfMemoryError):  # the one would come again, the other is within_memory's
+        except (UserError, torch.OutOfMemoryError):  # the one would come again, the other is retry_on_oom's
             raise
         except Exception as error:
             cause, problem = error, f"raised {type(error).__name__} ({error})"

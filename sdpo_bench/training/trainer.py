@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig, flag
-from sdpo_bench.distributed import ALONE, World, gathered, own, spread, whole
+from sdpo_bench.distributed import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    distribute_like,
+    full_tensor,
+    full_tensor_on_cpu,
+    to_local,
+)
 from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_probe, dense_rewards
-from sdpo_bench.training.advantages import Normaliser
-from sdpo_bench.training.oom import within_memory
+from sdpo_bench.training.advantages import PerPromptNormalizer
+from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.sampling import derive_seeds, joined, sample
 from sdpo_bench.training.scoring import score
 from sdpo_bench.types import Counts, DenseRewards, StepBatch, Trajectory, TrajectoryBatch
@@ -72,11 +79,11 @@ class Trainer:
     latents are sent. All know all rewards, and so the same advantages; gradients are summed before each step.
     """
 
-    def __init__(self, config: RunConfig, policy: Policy, reward: Reward, world: World = ALONE) -> None:
-        self.config, self.policy, self.reward, self.world = config, policy, reward, world
-        if world.size > config.pairs_per_update:
+    def __init__(self, config: RunConfig, policy: Policy, reward: Reward, ranks: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.config, self.policy, self.reward, self.ranks = config, policy, reward, ranks
+        if ranks.size > config.pairs_per_update:
             raise UserError(
-                f"{world.size} processes, but --pairs-per-update is {config.pairs_per_update}: some would have nothing "
+                f"{ranks.size} processes, but --pairs-per-update is {config.pairs_per_update}: some would have nothing "
                 f"to do; launch at most {config.pairs_per_update}"
             )
         if config.compile and policy.device.type == "cpu":
@@ -85,8 +92,8 @@ class Trainer:
                 "so that the unchanged policy's log-ratio is not 0; leave --compile out"
             )
         self.method = build_method(config.method, config.options)
-        self.provider = config.dense if self.method.dense else "terminal"
-        if self.provider in dense_rewards.COMPARING or config.probe_every:
+        self.query_plan = config.dense if self.method.dense else "terminal"
+        if self.query_plan in dense_rewards.COMPARING or config.probe_every:
             try:
                 sdpo_kernels.resolve_backend(None, policy.storage)
             except ValueError as error:  # SDPO_KERNELS_BACKEND can run on the policy's device, but not there
@@ -103,7 +110,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8, fused=True
         )
-        self.normaliser = Normaliser(config.prompt_stats_buffer, config.prompt_stats_min_count)
+        self.normaliser = PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
         self.counts = Counts()
         scale = math.sqrt(CLIP_DIMENSIONS / math.prod(policy.latent_shape))
         self.clips = {
@@ -117,11 +124,11 @@ class Trainer:
         self._last_visit = None
         pairs = self.pairs(epoch)
 
-        trajectory, reference, provided, sampled = self.world.together(
-            lambda: self.within_memory(lambda: self.rollout(epoch))
+        trajectory, reference, provided, sampled = self.ranks.run_on_all(
+            lambda: self.retry_on_oom(lambda: self.rollout(epoch))
         )
         clock.append(sampled)
-        parts = self.world.gather((pairs, provided.values.cpu(), provided.queried.cpu(), provided.queries))
+        parts = self.ranks.gather((pairs, provided.values.cpu(), provided.queried.cpu(), provided.queries))
         numbers, values, asked, queries = zip(*parts, strict=True)
         order = torch.cat(numbers).argsort()
         rewards, queried = torch.cat(values)[order], torch.cat(asked)[order]
@@ -134,9 +141,9 @@ class Trainer:
         updates = [self.update(group, trajectory, advantages, reference) for group in self.groups(epoch)]
         # The first and only time that the host waits for the updates.
         log = torch.stack([torch.stack(row) for row in updates]).cpu()
-        finite = torch.stack([torch.isfinite(own(p)).all() for p in self.policy.parameters]).all()
+        finite = torch.stack([torch.isfinite(to_local(p)).all() for p in self.policy.parameters]).all()
         spent = self.policy.evaluations - evaluations
-        ends = self.world.gather((log, spent, bool(finite), self.fingerprint(), self.policy.rows))
+        ends = self.ranks.gather((log, spent, bool(finite), self.fingerprint(), self.policy.rows))
         clock.append(time.perf_counter())
         logs = torch.stack([end[0] for end in ends])
         loss, clipped, log_ratio, norm = *logs[..., :2].sum(0).unbind(1), logs[..., 2].amax(0), log[:, 3]
@@ -153,7 +160,7 @@ class Trainer:
                     f"versions of PyTorch the same? The last checkpoint stays"
                 )
 
-        self.world.together(check)
+        self.ranks.run_on_all(check)
         self.counts.samples += self.config.pairs * GROUP
         self.counts.reward_queries += sum(queries)
         self.counts.model_evaluations += sum(end[1] for end in ends)
@@ -162,7 +169,7 @@ class Trainer:
             **dataclasses.asdict(self.counts),
             "loss": loss.mean().item(),
             "reward_mean": rewards[..., -1].mean().item(),
-            "prompt_stats_share": self.normaliser.own_share,
+            "prompt_stats_share": self.normaliser.own_statistics_share,
             "clip_fraction": clipped.mean().item(),
             "log_ratio_max": log_ratio.max().item(),
             "grad_norm": norm.mean().item(),
@@ -173,14 +180,14 @@ class Trainer:
 
     def fingerprint(self) -> int:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
-        if self.world.size == 1 or self.world.sharded:  # each weight is there once
+        if self.ranks.size == 1 or self.ranks.sharded:  # each weight is there once
             return 0
         bits = {2: torch.int16, 4: torch.int32}
         sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for p in self.policy.parameters]
         return hash(tuple(torch.stack(sums).tolist()))
 
-    def within_memory(self, work: Callable[[], T]) -> T:
-        return within_memory(self.policy, work)
+    def retry_on_oom(self, work: Callable[[], T]) -> T:
+        return retry_on_oom(self.policy, work)
 
     # Sampling and rewards
 
@@ -207,10 +214,12 @@ class Trainer:
             try:
                 for pairs in self.pairs(epoch).split(self.policy.rows):  # forward passes of all rows from the start
                     for failed in scored:
-                        if failed.done() and not self.world.sharded:
+                        if failed.done() and not self.ranks.sharded:
                             failed.result()
                     parts.append(self.sample(epoch, pairs))
-                    scored.append(thread.submit(dense_rewards.provide, self.provider, parts[-1], self.score))
+                    scored.append(
+                        thread.submit(dense_rewards.compute_dense_rewards, self.query_plan, parts[-1], self.score)
+                    )
                 trajectory = joined(parts)
                 reference = self.reference_log_prob(trajectory) if self.method.reference else None
                 sampled = time.perf_counter()
@@ -258,7 +267,7 @@ class Trainer:
             )
             return [{"epoch": epoch, **row} for row in dense_probe.compare(trajectory, self.score)]
 
-        rows = self.world.together(lambda: self.within_memory(own))
+        rows = self.ranks.run_on_all(lambda: self.retry_on_oom(own))
         self.policy.evaluations = evaluations
         return rows
 
@@ -333,9 +342,9 @@ class Trainer:
                 )
             return found
 
-        largest = max(self.world.gather(self.world.together(lambda: self.within_memory(log_ratio))))
+        largest = max(self.ranks.gather(self.ranks.run_on_all(lambda: self.retry_on_oom(log_ratio))))
         self.policy.evaluations = evaluations
-        if largest > self.clips["clip_range"] / 10 and self.world.first:
+        if largest > self.clips["clip_range"] / 10 and self.ranks.is_main:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
         return largest
 
@@ -352,7 +361,7 @@ class Trainer:
         batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
         steps = np.tile(np.arange(config.trained_steps), (config.pairs, 1))
         shuffled = torch.from_numpy(rng.permuted(steps, axis=1) if config.step_shuffle else steps)
-        return [self.world.share(batch).contiguous() for batch in batches], shuffled
+        return [self.ranks.local_slice(batch).contiguous() for batch in batches], shuffled
 
     def pairs(self, epoch: int) -> Tensor:
         """The epoch's pairs that are this process's, in ascending order."""
@@ -393,15 +402,15 @@ class Trainer:
             parts = [part for pairs, steps in group for part in zip(pairs.split(size), steps.split(size), strict=True)]
             return backward(parts, trajectory, advantages, reference)
 
-        loss, clipped, log_ratio = self.within_memory(attempt)
+        loss, clipped, log_ratio = self.retry_on_oom(attempt)
         # Here, and not by DistributedDataParallel: its hooks know nothing of a backward pass in several parts or of a
         # second attempt. Each loss is a mean over the entries of all processes, so that the sum is its gradient.
         gradients = [p.grad for p in self.policy.parameters if p.grad is not None]
-        if self.world.sharded:
-            torch._foreach_mul_([own(grad) for grad in gradients], self.world.size)
+        if self.ranks.sharded:
+            torch._foreach_mul_([to_local(grad) for grad in gradients], self.ranks.size)
         else:
-            self.world.sum(gradients)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm))
+            self.ranks.all_reduce_sum(gradients)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm))
         self.optimiser.step()
         self.counts.optimiser_steps += 1
         share = self.pairs_in(group) / self.config.pairs_per_update
@@ -477,7 +486,7 @@ class Trainer:
     def weights(self) -> dict[str, Any]:
         """The large part: no copy, but where weights are shared out. All processes must call this then."""
         optimiser = self.optimiser.state_dict()
-        moments = {n: {k: gathered(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
+        moments = {n: {k: full_tensor_on_cpu(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
         return {"weights": self.policy.state_dict(), "optimiser": optimiser | {"state": moments}}
 
     def state(self) -> dict[str, Any]:
@@ -487,7 +496,7 @@ class Trainer:
         self.policy.load_state_dict(state["weights"])
         weights = self.policy.parameters
         moments = {
-            n: {k: spread(v, weights[n]) if v.dim() else v for k, v in entry.items()}
+            n: {k: distribute_like(v, weights[n]) if v.dim() else v for k, v in entry.items()}
             for n, entry in state["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
