@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.training import interruption
 
 T = TypeVar("T")
 
@@ -53,9 +54,14 @@ class ProcessGroup:
         """work() in every process, to a result of its own.
 
         An error in one of them is raised there, and `OtherFailed` in the others: nobody waits for a process that
-        has failed, and it is reported once.
+        has failed, and it is reported once. A signal that stops one of them (`interruption.check`) stops all.
         """
         return work()
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether a process may raise `Interrupted` here: the others learn of it, and wait for nothing before."""
+        return True
 
     def gather(self, value: T) -> list[T]:
         """Everybody's values, in the order of ranks. Tensors among them are on the CPU."""
@@ -95,15 +101,31 @@ class LaunchedProcesses(ProcessGroup):
         self.state = PartialState(cpu=cpu, timeout=TIMEOUT)
         self.rank, self.size = self.state.process_index, self.state.num_processes
         self._shared: BaseException | None = None
+        self._working = False
+
+    @property
+    def may_stop(self) -> bool:
+        return self._working and not self.sharded  # with shards the others' forward passes need this process
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        result, error = None, None
+        result, error, signal = None, None, None
+        self._working = True
         try:
             result = work()
+        except interruption.Interrupted as stop:
+            if not interruption.is_deferred():  # it came anywhere, perhaps long before the others end their work
+                raise
+            signal = stop.number
         except Exception as caught:
             error = caught
-        messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        finally:
+            self._working = False
+        ends = self.gather((None if error is None else f"{type(error).__name__}: {error}", signal))
+        messages = [message for message, _ in ends]
         failed = [rank for rank, message in enumerate(messages) if message is not None]
+        signals = [number for _, number in ends if number is not None]
+        if signals and not failed:
+            raise interruption.Interrupted(signals[0])
         if not failed:
             return result  # type: ignore[return-value]
         if error is None or self.rank != failed[0]:

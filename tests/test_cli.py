@@ -204,7 +204,12 @@ def test_train_goes_on_with_what_only_says_how(run, tmp_path, tiny_model, monkey
     assert "other settings: learning_rate (stored 0.0001, new 0.001); give its settings, or" in err
     code, _, err = run(*command, "--resume")
     assert code == 2
-    assert "epochs (stored 3, new 2)" in err
+    assert f"{folder}: the run has 3 epochs finished, fewer (--epochs 2) can't be asked of it; evaluate its" in err
+    three = [*more[:-4], "--epochs", "2", "--rows", "16"]  # a configuration that no run was begun with
+    code, _, err = run(*three, "--eval-every", "1", "--resume")
+    assert code == 2
+    assert "the run has 3 epochs finished, fewer (--epochs 2) can't be asked of it; evaluate its" in err
+    assert "checkpoint" not in err
     assert [*folder.parent.iterdir()] == [folder]
 
     (folder / "checkpoint.pt").unlink()

@@ -287,11 +287,11 @@ def test_a_signal_on_a_full_disk_says_so(config, tmp_path, monkeypatch):
     assert said == "the state after epoch 0 could not be saved, the last checkpoint stays"
 
 
-def signalled_run(ranks, config, folder, notes):
+def signalled_run(ranks, config, folder, notes, at=(1, "train")):
     """A signal comes to one of the processes, in epoch 1."""
 
     def on_epoch(event):
-        if (event["epoch"], event["phase"]) == (1, "train"):
+        if (event["epoch"], event["phase"]) == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
@@ -307,6 +307,41 @@ def test_of_several_processes_all_stop_at_the_same_point(config, tmp_path):
     assert processes.run(2, signalled_run, config, folder, tmp_path) == [0, 0]
     assert {(tmp_path / rank).read_text() for rank in "01"} == {"143 the state after epoch 1 is saved"}
     assert load_checkpoint(folder / "checkpoint.pt", folder.name)["epoch"] == 1
+
+
+def signalled_work(ranks, config, folder, notes, owner, name, call):
+    """A signal comes to the last process in that call of a function."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def signalled(*arguments, **options):
+        if next(calls) == call and ranks.rank == ranks.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    setattr(owner, name, signalled)  # in this forked process alone
+    signalled_run(ranks, config, folder, notes, at=None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "saved"),
+    [
+        (Trainer, "sample", 3, 1),
+        (trainer_module, "evaluate", 1, 2),
+        (Trainer, "update", 3, 2),  # the second epoch's updates have begun, and are ended
+    ],
+    ids=["sampling", "evaluation", "updates"],
+)
+def test_several_processes_stop_before_the_epoch_ends(config, tmp_path, owner, name, call, saved):
+    """One has the signal, all stop: while they sample or evaluate, the last whole epoch being saved."""
+    config = dataclasses.replace(config, checkpoint_every=0)
+    folder = folder_of(tmp_path / "runs", config)
+    assert processes.run(2, signalled_work, config, folder, tmp_path, owner, name, call) == [0, 0]
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {f"143 the state after epoch {saved} is saved"}
+    state = load_checkpoint(folder / "checkpoint.pt", folder.name)
+    assert (state["epoch"], state["evaluated"]) == (saved, name == "sample")
+    assert [row["epoch"] for row in load_run(folder).train] == list(range(1, saved + 1))
+    train(config, folder, resume=True)
+    assert load_run(folder).done["epochs"] == 3
 
 
 @pytest.mark.parametrize(

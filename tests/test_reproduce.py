@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from synthetic_records import write_profile
 
 from sdpo_bench.config import RunConfig
@@ -153,6 +154,44 @@ def test_a_corrupt_record_is_named_before_anything_runs(finished, tmp_path):
     broken.write_bytes(broken.read_bytes()[:-20])
     with pytest.raises(RecordError, match=f"{runs[0].name}/eval.jsonl"):
         runner.check_folder(copy, runs, resume=True)
+
+
+def test_a_changed_profile_names_each_setting(finished):
+    """Runs of other settings in the folder: no second runs beside them, which would enter the same tables."""
+    folder, runs = finished
+    before = sorted(folder.rglob("*"))
+    changed = [dataclasses.replace(run.config, learning_rate=0.5, clip_range=0.25) for run in runs]
+    named = (
+        r"2 of the 2 runs are in .*mine with other settings \(.* and others\): clip_range \(.*new 0\.25.*\), "
+        r"learning_rate \(stored .*, new 0\.5\); give their settings, or --results OTHER"
+    )
+    with pytest.raises(UserError, match=named):
+        runner.check_folder(folder, runs_in(folder, changed), resume=True)
+    for epochs in (1, 5):  # of finished runs without checkpoints
+        others = [runs[0].config, dataclasses.replace(runs[1].config, epochs=epochs)]
+        with pytest.raises(UserError, match=rf"1 of the 2 runs .*{runs[1].name}\): epochs \(stored 2, new {epochs}\);"):
+            runner.check_folder(folder, runs_in(folder, others), resume=True)
+    assert sorted(folder.rglob("*")) == before
+    both = runs_in(folder, [*(run.config for run in runs), *changed])  # planned side by side, they are no slip
+    runner.check_folder(folder, both, resume=True)
+    assert [run.state for run in both] == ["done", "done", "pending", "pending"]
+    planned = runs_in(folder, [dataclasses.replace(runs[0].config, seed=7)])
+    runner.check_folder(folder, planned, resume=True)  # another seed is another run
+    assert planned[0].state == "pending"
+
+
+def test_finished_runs_of_other_weights_are_not_counted(finished, tiny_model, tmp_path):
+    folder, runs = finished
+    model = shutil.copytree(tiny_model, tmp_path / "elsewhere" / tiny_model.name)
+    moved = [dataclasses.replace(run.config, model=str(model)) for run in runs]
+    same = runs_in(folder, moved)
+    runner.check_folder(folder, same, resume=True)
+    assert [run.state for run in same] == ["done", "done"]
+    (weights,) = (model / "unet").glob("*.safetensors")
+    save_file({key: value * 1.01 for key, value in load_file(weights).items()}, weights)
+    said = rf"2 of the 2 runs were made with other weights \(.*: model's unet/{weights.name} \(stored .*; restore these"
+    with pytest.raises(UserError, match=said):
+        runner.check_folder(folder, runs_in(folder, moved), resume=True)
 
 
 def test_a_full_disk_stops_all(tiny_model, tmp_path, monkeypatch):

@@ -450,7 +450,7 @@ def test_a_run_goes_on_with_more_epochs(config, tmp_path, finished):
     one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, parts))
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert find_run(parts.parent, longer.to_json()) == parts
-    with pytest.raises(RecordError, match=r"epochs \(stored 4, new 3\); it can go on with as many epochs, or more"):
+    with pytest.raises(RecordError, match=r"has 4 epochs finished, fewer \(--epochs 3\) can't be asked of it; eval"):
         train(config, parts, resume=True)
     with pytest.raises(UserError, match="finished run of 4 epochs without a checkpoint, so that it can't go on to 5"):
         train(dataclasses.replace(config, epochs=5), parts, resume=True)
@@ -527,6 +527,34 @@ def test_other_weights_under_the_same_path_are_refused(config, tmp_path, tiny_mo
     assert load_run(folder).done
 
 
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_a_finished_run_of_other_weights_is_refused(config, tmp_path, tiny_model, part):
+    """Though nothing is left to train: what it holds is of other weights than those that were given."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = dataclasses.replace(config, model=str(model), epochs=1)
+    if part == "adapter":
+        first = folder_of(tmp_path / "first", config)
+        train(config, first)
+        config = dataclasses.replace(config, adapter=str(shutil.copytree(first / "adapter", tmp_path / "lora")))
+    folder = folder_of(tmp_path / "runs", config)
+    train(config, folder, keep=True)
+    (weights_file,) = (tmp_path / "lora" if part == "adapter" else model / "unet").glob("*.safetensors")
+    good, state = weights_file.read_bytes(), load_file(weights_file)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    save_file({key: value * 1.01 for key, value in state.items()}, weights_file)
+    name = rf"{part}'s (unet/)?{weights_file.name} \(stored \w+, new \w+\); give it those, or .* --label or --out"
+    for keep in (True, False):
+        with pytest.raises(UserError, match=f"begun with other weights: {name}"):
+            train(config, folder, resume=True, keep=keep)
+        assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    weights_file.unlink()
+    with pytest.raises(UserError, match=r"stored \w+, new none"):
+        train(config, folder, resume=True, keep=True)
+    weights_file.write_bytes(good)
+    train(config, folder, resume=True, keep=True)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_digests_of_an_adapter_and_of_hub_models(config, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
@@ -539,8 +567,16 @@ def test_digests_of_an_adapter_and_of_hub_models(config, tmp_path, monkeypatch):
     refs = tmp_path / "models--owner--name" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("abc123")
-    hub = dataclasses.replace(config, model="owner/name", adapter="owner/name/file.safetensors@0f0f")
-    assert weights_of(hub) == {"model": {"commit": "abc123"}, "adapter": {"commit": "0f0f"}}
+    commit = "0f" * 20
+    hub = dataclasses.replace(config, model="owner/name", adapter=f"owner/name/file.safetensors@{commit}")
+    assert weights_of(hub) == {"model": {"commit": "abc123"}, "adapter": {"commit": commit}}
+    assert weights_of(hub, local=True) == {}
+    # Names that the cache does not know are no commits, and say nothing about what is the same.
+    unknown = dataclasses.replace(config, model="owner/other", adapter="owner/other/file.safetensors@branch")
+    assert weights_of(unknown) == {"model": {"commit": None}, "adapter": {"commit": None}}
+    for nothing in (None, "None"):  # the text is an earlier version's
+        assert changed({"model": {"commit": nothing}}, {"model": {"commit": "abc"}}) == []
+        assert changed({"model": {"commit": "abc"}}, {"model": {"commit": nothing}}) == []
     assert changed({"model": {"commit": "abc"}}, {"model": {"commit": "def"}}) == [
         "model's commit (stored abc, new def)"
     ]

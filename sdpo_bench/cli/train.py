@@ -135,10 +135,14 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
     from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.records.identity import nearest_run
+    from sdpo_bench.records.reader import fewer_epochs
 
     if (nearest := nearest_run(raw, row)) is not None:
         folder, found = nearest
-        finished = (folder / "done.json").exists() and all(text.startswith("epochs ") for text in found)
+        only_epochs = all(text.startswith("epochs ") for text in found)
+        if only_epochs and (why := fewer_epochs(folder, row)):
+            raise UserError(f"--resume: {why}, with another --label or --out")
+        finished = (folder / "done.json").exists() and only_epochs
         why = ", and it is finished: there is no checkpoint to go on from" if finished else ""
         raise UserError(
             f"--resume: {shown(folder)} has the same label, reward, K and seed, but other settings: "

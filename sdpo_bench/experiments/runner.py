@@ -22,9 +22,10 @@ from sdpo_bench.experiments.progress import Progress, beginning, clock, pace
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.summary import RESULTS, list_runs, resume_command, summarise
 from sdpo_bench.experiments.workers import Worker, exit_words, gpus, physical_cores
+from sdpo_bench.records.identity import nearest_run, recorded_weights
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
-from sdpo_bench.records.reader import load_run
+from sdpo_bench.records.reader import fewer_epochs, load_run
 from sdpo_bench.rewards import find_weights
 from sdpo_bench.terminal import echo
 from sdpo_bench.training import interruption
@@ -149,9 +150,53 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
             f"(provenance.json says which); --results OTHER makes all of them anew",
             file=sys.stderr,
         )
+    refuse_other_settings(folder, runs)
+    refuse_other_weights(runs)
     for run in runs:
         if finished.get(run.name) == run.config.epochs:
             run.state = "done"
+
+
+def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
+    """UserError where the folder holds, for a run that it lacks, one of the same label, reward, K and seed with other
+    settings: both would enter the same tables. The settings are named, each with the number of runs that differ in
+    it."""
+    planned = {run.name for run in runs}
+    found: dict[str, int] = {}
+    others: list[Path] = []
+    for run in runs:
+        if (run.folder / "config.json").exists():
+            if why := fewer_epochs(run.folder, run.config.to_json()):
+                raise UserError(f"--resume: {why}, with --results OTHER")
+            continue
+        nearest = nearest_run(folder / "raw", run.config.to_json(), besides=planned)
+        if nearest is not None:
+            others.append(nearest[0])
+            for words in nearest[1]:
+                found[words] = found.get(words, 0) + 1
+    if others:
+        counted = ", ".join(words if n == len(others) else f"{words}, of {n} runs" for words, n in found.items())
+        raise UserError(
+            f"--resume: {len(others)} of the {len(runs)} runs are in {shown(folder)} with other settings ("
+            f"{others[0].name}{' and others' * (len(others) > 1)}): {counted}; give their settings, or --results OTHER "
+            f"to make the runs anew elsewhere"
+        )
+
+
+def refuse_other_weights(runs: Sequence[Run]) -> None:
+    """UserError where a run was made, or begun, with other weights under the same file names. Local files alone."""
+    begun = [run for run in runs if recorded_weights(run.folder)]
+    if not begun:  # what follows imports PyTorch
+        return
+    from sdpo_bench.training.weight_digests import replaced
+
+    differ = [(run, words) for run in begun if (words := replaced(run.config, run.folder))]
+    if differ:
+        run, words = differ[0]
+        raise UserError(
+            f"--resume: {len(differ)} of the {len(runs)} runs were made with other weights ({shown(run.folder)}: "
+            f"{', '.join(words)}); restore these files, or give --results OTHER to make the runs anew elsewhere"
+        )
 
 
 def estimate_costs(

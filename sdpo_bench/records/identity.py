@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpo_bench.records import schema
 from sdpo_bench.records.files import CHECKPOINT, RecordError, bad_record, read_object, read_rows, slug, to_json
+from sdpo_bench.records.reader import fewer_epochs
 
 SCHEMA = 1
 
@@ -119,10 +120,8 @@ def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "use another results folder, or delete this run's"
         )
     check_config(stored, path)
-    if others := differences(stored, config):
-        raise RecordError(
-            f"{path}: the run has other settings: {', '.join(others)}; it can go on with as many epochs, or more"
-        )
+    if refused := fewer_epochs(folder, config):
+        raise RecordError(refused)
     return continued(stored, config)
 
 
@@ -131,7 +130,7 @@ def recorded_epoch(folder: Path) -> int:
     return max((row["epoch"] for row in read_rows(folder / "train.jsonl", torn_ok=True)), default=0)
 
 
-def recorded_weights(folder: Path) -> dict[str, dict[str, str]]:
+def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
     """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
     recorded none."""
     path = folder / "provenance.json"
@@ -156,10 +155,14 @@ def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
     return max(found, key=lambda path: len(read_rows(path / "train.jsonl", torn_ok=True)), default=own)
 
 
-def nearest_run(raw: Path, config: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[Path, list[str]] | None:
     """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
-    what; None where there is none."""
-    found = [(path, differences(stored, config, _may_be_extended(path))) for path, stored in _alike(raw, config)]
+    what; None where there is none. Runs whose names are in `besides` are passed over."""
+    found = [
+        (path, differences(stored, config, _may_be_extended(path)))
+        for path, stored in _alike(raw, config)
+        if path.name not in besides
+    ]
     return min(found, key=lambda entry: len(entry[1]), default=None)
 
 

@@ -89,6 +89,11 @@ def is_watched() -> bool:
     return _watch is not None
 
 
+def is_deferred() -> bool:
+    """Whether signals are raised by `check` alone, rather than wherever they come."""
+    return _watch is not None and _watch.may_stop is not None
+
+
 def pending() -> int | None:
     """The signal that has come, if any."""
     return None if _watch is None else _watch.number

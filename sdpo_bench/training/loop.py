@@ -30,8 +30,8 @@ from sdpo_bench.training.evaluation import (
 )
 from sdpo_bench.training.oom import find_max_batch_size
 from sdpo_bench.training.sinks import Tracker
-from sdpo_bench.training.trainer import Trainer
-from sdpo_bench.training.weight_digests import changed, weights_of
+from sdpo_bench.training.trainer import Trainer, other_weights
+from sdpo_bench.training.weight_digests import Weights, changed, replaced, weights_of
 
 MOST_COPIED = 1 << 30  # bytes of weights and moments, about 0.3 s from a GPU
 
@@ -82,6 +82,8 @@ def train(
             return row, False
         if config.epochs and not saved_weights.is_dir() and checkpoint.exists():
             return row, False  # they are made again
+        if words := replaced(config, folder):
+            raise other_weights(folder, words)
         if not keep:
             checkpoint.unlink(missing_ok=True)  # a kill may have come between the two
         return row, True
@@ -143,15 +145,15 @@ def train(
             report("begin", done, 0.0, recorded=recorded)
 
         # A signal is heeded where the weights are those of a whole epoch, or where a copy of these is at hand: it is
-        # taken before an epoch's first update if that takes no noticeable time. Else the epoch is ended first, as where
-        # several processes have to stop at the same point.
+        # taken before an epoch's first update if that takes no noticeable time. Else an epoch whose updates have begun
+        # is ended first. Of several processes so it is too: they stop at the same point, see `ProcessGroup.may_stop`.
         size = sum(p.numel() * p.element_size() for p in policy.parameters)
         copies = interruption.is_watched() and ranks.size == 1 and 3 * size <= MOST_COPIED  # AdamW has two moments
         kept: dict[str, Any] | None = None
         whole_steps = trainer.counts.optimiser_steps
 
         def may_stop() -> bool:
-            return ranks.size == 1 and (kept is not None or trainer.counts.optimiser_steps == whole_steps)
+            return ranks.may_stop and (kept is not None or trainer.counts.optimiser_steps == whole_steps)
 
         def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
             known = {"run_id": row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(seconds)}
@@ -272,14 +274,11 @@ def train(
         ranks.run_on_main(finish)
 
 
-def same_weights(config: RunConfig, folder: Path) -> dict[str, dict[str, str]]:
+def same_weights(config: RunConfig, folder: Path) -> Weights:
     """`weights_of` the run, UserError where a run was begun in `folder` with others under the same names."""
     stored, found = recorded_weights(folder), weights_of(config)
     if stored and (words := changed(stored, found)):
-        raise UserError(
-            f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with "
-            f"another --label"
-        )
+        raise other_weights(folder, words)
     return found
 
 

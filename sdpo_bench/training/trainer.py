@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import dense_probe, dense_rewards
+from sdpo_bench.training import dense_probe, dense_rewards, interruption
 from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.sampling import derive_seeds, joined, sample
@@ -224,6 +225,7 @@ class Trainer:
                 reference = self.reference_log_prob(trajectory) if self.method.reference else None
                 sampled = time.perf_counter()
                 rewards = [part.result() for part in scored]
+                interruption.check()
             except BaseException:
                 thread.shutdown(cancel_futures=True)
                 raise
@@ -502,3 +504,11 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         self.normaliser.buffers = state["normaliser"]
         self.counts = Counts(**state["counts"])
+
+
+def other_weights(folder: Path, words: list[str]) -> UserError:
+    """The error for a run of other weights under the same names, which differ as `words` say."""
+    return UserError(
+        f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with another "
+        f"--label or --out"
+    )
