@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.errors import UserError
-from sdpo_bench.training import interruption
 
 T = TypeVar("T")
 

@@ -283,7 +283,7 @@ def test_a_full_disk_leaves_what_was_there(begun, monkeypatch):
 def test_two_processes_exclude_each_other(begun):
     folder, _ = begun
     code = (
-        "import sys; from sdpo_bench.records import RunWriter, RunLocked\n"
+        "import sys; from sdpo_bench.records.files import RunLocked; from sdpo_bench.records.writer import RunWriter\n"
         "try:\n    RunWriter(sys.argv[1]); print('open')\nexcept RunLocked as error:\n    print('locked', error)"
     )
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ProcessGroup
 from sdpo_bench.errors import UserError
@@ -29,7 +30,7 @@ from sdpo_bench.records.reader import load_run
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.rewards.colourfulness import Colourfulness
-from sdpo_bench.training import interruption, loop, oom
+from sdpo_bench.training import loop, oom
 from sdpo_bench.training import trainer as trainer_module
 from sdpo_bench.training.checkpoint import load_checkpoint
 from sdpo_bench.training.loop import train
@@ -326,7 +327,7 @@ def signalled_work(ranks, config, folder, notes, owner, name, call):
     ("owner", "name", "call", "saved"),
     [
         (Trainer, "sample", 3, 1),
-        (trainer_module, "evaluate", 1, 2),
+        (loop, "evaluate", 1, 2),
         (Trainer, "update", 3, 2),  # the second epoch's updates have begun, and are ended
     ],
     ids=["sampling", "evaluation", "updates"],

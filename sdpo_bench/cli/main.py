@@ -20,8 +20,8 @@ from sdpo_bench.cli.reproduce import Reproduce
 from sdpo_bench.cli.tables import Tables
 from sdpo_bench.cli.train import train_command
 from sdpo_bench.errors import UserError, is_full_disk
+from sdpo_bench.interruption import Interrupted, exit_code
 from sdpo_bench.terminal import echo
-from sdpo_bench.training.interruption import Interrupted, exit_code
 
 NOT_WRITABLE = (
     errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG

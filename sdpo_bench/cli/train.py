@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from sdpo_bench.cli.output import evaluation_table, quiet_libraries
 from sdpo_bench.errors import UserError
+from sdpo_bench.interruption import Interrupted, exit_code, watched
 from sdpo_bench.terminal import echo
-from sdpo_bench.training.interruption import Interrupted, exit_code, watched
 
 
 def train_command() -> type:
@@ -134,8 +134,7 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
     other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
     from sdpo_bench.analysis.outputs import shown
-    from sdpo_bench.records.identity import nearest_run
-    from sdpo_bench.records.reader import fewer_epochs
+    from sdpo_bench.records.identity import fewer_epochs, nearest_run
 
     if (nearest := nearest_run(raw, row)) is not None:
         folder, found = nearest

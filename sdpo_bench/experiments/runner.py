@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sdpo_bench import interruption
 from sdpo_bench.analysis.outputs import reference_results, shown, write_all
 from sdpo_bench.analysis.paper import load_curves, shows
 from sdpo_bench.config import EMBEDDED, RunConfig
@@ -22,13 +23,12 @@ from sdpo_bench.experiments.progress import Progress, beginning, clock, pace
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.summary import RESULTS, list_runs, resume_command, summarise
 from sdpo_bench.experiments.workers import Worker, exit_words, gpus, physical_cores
-from sdpo_bench.records.identity import nearest_run, recorded_weights
+from sdpo_bench.records.identity import fewer_epochs, nearest_run, recorded_weights
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
-from sdpo_bench.records.reader import fewer_epochs, load_run
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import find_weights
 from sdpo_bench.terminal import echo
-from sdpo_bench.training import interruption
 
 CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precision
 

@@ -43,11 +43,11 @@ def main() -> None:
     received = jobs()
     import torch
 
+    from sdpo_bench import interruption
     from sdpo_bench.errors import UserError, is_full_disk
     from sdpo_bench.experiments.profiles import config_from_json
     from sdpo_bench.records import provenance
     from sdpo_bench.records.files import RecordError, RunLocked
-    from sdpo_bench.training import interruption
     from sdpo_bench.training.loop import train
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -8,8 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.records import schema
-from sdpo_bench.records.files import CHECKPOINT, RecordError, bad_record, read_object, read_rows, slug, to_json
-from sdpo_bench.records.reader import fewer_epochs
+from sdpo_bench.records.files import (
+    CHECKPOINT,
+    RecordError,
+    bad_record,
+    read_object,
+    read_rows,
+    slug,
+    to_json,
+)
+
+
+def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """What to do where `config` asks for fewer epochs than the run in `folder` has; None where it does not."""
+    epochs = read_object(folder / "config.json")["epochs"]
+    if config["epochs"] >= epochs:
+        return None
+    finished = (folder / "done.json").exists()
+    has = f"has {epochs} epochs finished" if finished else f"was begun with {epochs} epochs"
+    remedy = "evaluate its saved weights with `sdpo-bench evaluate`" if finished else f"give --epochs {epochs} or more"
+    return (
+        f"{folder}: the run {has}, fewer (--epochs {config['epochs']}) can't be asked of it; {remedy}, or make "
+        "another run in another folder"
+    )
+
 
 SCHEMA = 1
 

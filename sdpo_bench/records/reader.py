@@ -25,20 +25,6 @@ from sdpo_bench.records.files import ROWS, RecordError, bad_record, read_content
 from sdpo_bench.records.identity import read_config
 
 
-def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """What to do where `config` asks for fewer epochs than the run in `folder` has; None where it does not."""
-    epochs = read_object(folder / "config.json")["epochs"]
-    if config["epochs"] >= epochs:
-        return None
-    finished = (folder / "done.json").exists()
-    has = f"has {epochs} epochs finished" if finished else f"was begun with {epochs} epochs"
-    remedy = "evaluate its saved weights with `sdpo-bench evaluate`" if finished else f"give --epochs {epochs} or more"
-    return (
-        f"{folder}: the run {has}, fewer (--epochs {config['epochs']}) can't be asked of it; {remedy}, or make "
-        "another run in another folder"
-    )
-
-
 def evaluation_key(row: Mapping[str, Any]) -> tuple[int, str, int]:
     return row["epoch"], row["reward"], row["steps"]
 

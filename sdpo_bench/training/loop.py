@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
@@ -19,7 +20,6 @@ from sdpo_bench.records.identity import recorded_epoch, recorded_weights, resume
 from sdpo_bench.records.provenance import collect
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import interruption
 from sdpo_bench.training.checkpoint import copied, load_checkpoint, save_checkpoint
 from sdpo_bench.training.evaluation import (
     evaluate,
@@ -30,8 +30,8 @@ from sdpo_bench.training.evaluation import (
 )
 from sdpo_bench.training.oom import find_max_batch_size
 from sdpo_bench.training.sinks import Tracker
-from sdpo_bench.training.trainer import Trainer, other_weights
-from sdpo_bench.training.weight_digests import Weights, changed, replaced, weights_of
+from sdpo_bench.training.trainer import Trainer
+from sdpo_bench.training.weight_digests import Weights, changed, other_weights, replaced, weights_of
 
 MOST_COPIED = 1 << 30  # bytes of weights and moments, about 0.3 s from a GPU
 

@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy
-from sdpo_bench.training import interruption
 
 T = TypeVar("T")
 

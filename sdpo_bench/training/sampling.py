@@ -9,8 +9,8 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.policies import Policy
-from sdpo_bench.training import interruption
 from sdpo_bench.types import Trajectory
 
 INITIAL_NOISE = 1 << 20  # the step index that x_T is drawn with: no denoising step has it

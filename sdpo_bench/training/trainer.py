@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
+from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig, flag
 from sdpo_bench.distributed import (
     SINGLE_PROCESS,
@@ -29,7 +29,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import dense_probe, dense_rewards, interruption
+from sdpo_bench.training import dense_probe, dense_rewards
 from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.sampling import derive_seeds, joined, sample
@@ -504,11 +504,3 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         self.normaliser.buffers = state["normaliser"]
         self.counts = Counts(**state["counts"])
-
-
-def other_weights(folder: Path, words: list[str]) -> UserError:
-    """The error for a run of other weights under the same names, which differ as `words` say."""
-    return UserError(
-        f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with another "
-        f"--label or --out"
-    )

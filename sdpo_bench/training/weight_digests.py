@@ -15,6 +15,15 @@ from sdpo_bench.policies.loading import INDEX, is_local_adapter, source_of
 from sdpo_bench.policies.networks import weight_files
 from sdpo_bench.records.identity import recorded_weights
 
+
+def other_weights(folder: Path, words: list[str]) -> UserError:
+    """The error for a run of other weights under the same names, which differ as `words` say."""
+    return UserError(
+        f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with another "
+        f"--label or --out"
+    )
+
+
 ADAPTERS = (".safetensors", ".bin")
 
 
