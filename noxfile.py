@@ -110,9 +110,11 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tables(session: nox.Session) -> None:
-    """Tables, figures and report from the raw records in results/; `-- --check` only compares."""
+    """Tables, figures and report from the raw records in results/, the benchmarks' too; `-- --check` only compares."""
     install(session)
     python(session, "-m", "sdpo_bench", "tables", *session.posargs)
+    if not set(session.posargs) - {"--check"}:  # no folders are named: the devices' too
+        python(session, "-m", "benchmarks.kernel_results", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import sdpo_kernels
@@ -107,6 +107,69 @@ def plain_anchor(clean, at=None):
     return first, F.cosine_similarity(flat, anchor[:, None], dim=-1), last, index
 
 
+# The closed forms of the losses' gradients, in PyTorch's own operations ------------------------------------------
+
+
+def closed_transition(m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-prob [N], and its gradient by m times the number of a latent's elements."""
+    a, b, _, _, sigma = columns(coefficients, x.ndim)
+    residual = prev - (a * x + b * m)
+    square = (residual**2).mean(dim=tuple(range(1, x.ndim)))
+    spread = coefficients[:, 4]
+    rho = -square / (2 * spread**2) - torch.log(spread) - math.log(math.sqrt(2 * math.pi))
+    return rho, residual * (b / sigma**2)
+
+
+def share_of_first(first: Tensor, second: Tensor) -> Tensor:
+    """Of the gradient of max(first, second): 1, 1/2 where they are equal, 0."""
+    return (first > second).to(first) + 0.5 * (first == second).to(first)
+
+
+def closed_sdpo(m, x, prev, coefficients, old, advantages, weight):
+    flat = (t.flatten(0, 1) for t in (m, x, prev))
+    rho, factor = closed_transition(*flat, coefficients.repeat_interleave(2, 0))
+    rho = rho.reshape(-1, 2)
+    ratio = rho - old
+    clipped = torch.clamp(ratio, -CLIP, CLIP)
+    advantages = torch.clamp(advantages, -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+    target = advantages[:, 0] - advantages[:, 1]
+    plain = weight * (ratio[:, 0] - ratio[:, 1]) - target
+    cut = weight * (clipped[:, 0] - clipped[:, 1]) - target
+    share = share_of_first(plain**2, cut**2)
+    outside = ratio.abs() > CLIP
+    slope = 2 * weight[:, None] * ((share * plain)[:, None] + ((1 - share) * cut)[:, None] * ~outside)
+    slope = torch.stack([slope[:, 0], -slope[:, 1]], 1)
+    grad = (slope.reshape(-1, *[1] * (factor.ndim - 1)) * factor).to(m.dtype).reshape(m.shape)
+    return torch.maximum(plain**2, cut**2), rho, outside.any(1), grad
+
+
+def closed_ppo(m, x, prev, coefficients, old, advantages):
+    rho, factor = closed_transition(m, x, prev, coefficients)
+    ratio = torch.exp(rho - old)
+    advantages = torch.clamp(advantages, -ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+    plain, cut = -advantages * ratio, -advantages * torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
+    share = share_of_first(plain, cut)
+    outside = (ratio - 1).abs() > CLIP
+    slope = -advantages * ratio * (share + (1 - share) * ~outside)
+    grad = (slope.reshape(-1, *[1] * (m.ndim - 1)) * factor).to(m.dtype)
+    return torch.maximum(plain, cut), rho, outside, grad
+
+
+def bmm_anchor(clean):
+    """The Gram matrix by torch.bmm, in float32: squares of a latent's 16-bit entries exceed float16."""
+    flat = clean.flatten(2)
+    if flat.is_cuda and flat.dtype in (torch.float16, torch.bfloat16):
+        gram = torch.bmm(flat, flat.mT, out_dtype=torch.float32)
+    else:
+        flat = flat.float()
+        gram = torch.bmm(flat, flat.mT)
+    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+    cosine = gram / (norm[:, :, None] * norm[:, None, :])
+    first, last = cosine[:, :, 0], cosine[:, :, -1]
+    index = (first + last)[:, 1:-1].argmin(1) + 1
+    return first, cosine[torch.arange(len(cosine), device=cosine.device), index], last, index
+
+
 def forward(expression: Call) -> Call:
     return torch.no_grad()(expression)
 
@@ -128,6 +191,14 @@ def differentiated(expression: Call) -> Call:
 
 def our_step(m, x, coefficients, seeds, backend):
     return sdpo_kernels.ddim_step(m, x, coefficients, seeds=seeds, step=STEP, backend=backend)
+
+
+def our_step_given(m, x, coefficients, noise, backend):
+    return sdpo_kernels.ddim_step(m, x, coefficients, noise=noise, backend=backend)
+
+
+def plain_step_given(m, x, coefficients, noise):
+    return plain_step(m, x, coefficients, None, noise)
 
 
 def our_log_prob(m, x, prev, coefficients, backend):
@@ -175,6 +246,11 @@ def draw_step(draw: Draw) -> tuple[Tensor, ...]:
     n = 2 * draw.case.pairs
     seeds = torch.randint(2**62, (n,), generator=draw.generator, device=draw.device)
     return draw.latents(n), draw.latents(n), draw.coefficients(n), seeds
+
+
+def draw_step_given(draw: Draw) -> tuple[Tensor, ...]:
+    n = 2 * draw.case.pairs
+    return draw.latents(n), draw.latents(n), draw.coefficients(n), draw.latents(n)
 
 
 def draw_transition(draw: Draw, rows: Tensor) -> tuple[Tensor, ...]:
@@ -235,7 +311,8 @@ def chunk_rows(t: Tensor) -> int:
 
 
 def compare_step(inputs, outputs, stored_tolerance) -> Iterator[Comparison]:
-    noise = sdpo_kernels.normal(inputs[3], inputs[0].shape[1:], STEP).double()
+    given = inputs[3].is_floating_point()
+    noise = (inputs[3] if given else sdpo_kernels.normal(inputs[3], inputs[0].shape[1:], STEP)).double()
     wide = [t.double() for t in inputs[:3]]
     expected = plain_step(*wide, inputs[3], noise, outputs[0].double())
     for name, got, want in zip(("prev_sample", "predicted_clean"), outputs, expected, strict=False):
@@ -282,18 +359,30 @@ class Operation:
     plain: Call
     drive: Callable[[Call], Call]
     compare: Callable[..., Iterator[Comparison]]
+    peers: Mapping[str, Call] = field(default_factory=dict)  # rivals of another algebra: all outputs
 
 
 OPERATIONS = {
     "ddim_step": Operation(draw_step, our_step, plain_step, forward, compare_step),
+    "ddim_step_noise_given": Operation(draw_step_given, our_step_given, plain_step_given, forward, compare_step),
     "gaussian_log_prob": Operation(draw_log_prob, our_log_prob, plain_log_prob, forward, compare_log_prob),
     "sdpo_loss_and_grad": Operation(
-        draw_sdpo, our_loss(sdpo_kernels.sdpo_loss_and_grad, 2), plain_sdpo, differentiated, compare_loss(plain_sdpo)
+        draw_sdpo,
+        our_loss(sdpo_kernels.sdpo_loss_and_grad, 2),
+        plain_sdpo,
+        differentiated,
+        compare_loss(plain_sdpo),
+        {"closed": closed_sdpo},
     ),
     "ppo_clip_loss_and_grad": Operation(
-        draw_ppo, our_loss(sdpo_kernels.ppo_clip_loss_and_grad, 1), plain_ppo, differentiated, compare_loss(plain_ppo)
+        draw_ppo,
+        our_loss(sdpo_kernels.ppo_clip_loss_and_grad, 1),
+        plain_ppo,
+        differentiated,
+        compare_loss(plain_ppo),
+        {"closed": closed_ppo},
     ),
-    "anchor_similarity": Operation(draw_anchor, our_anchor, plain_anchor, forward, compare_anchor),
+    "anchor_similarity": Operation(draw_anchor, our_anchor, plain_anchor, forward, compare_anchor, {"bmm": bmm_anchor}),
 }
 
 
@@ -320,7 +409,7 @@ def check(case: Case, inputs: Sequence[Tensor], outputs: Sequence[Tensor], rival
         compare = OPERATIONS[case.operation].compare
         comparisons = compare([t[part] for t in inputs], [t[part] for t in outputs], STORED[case.dtype])
         for name, got, want, tolerance in comparisons:
-            if rival and name == "prev_sample":
+            if rival and name == "prev_sample" and case.operation == "ddim_step":
                 continue  # of the rivals' own noise
             assert got.shape == want.shape, f"{case}: {name} has shape {tuple(got.shape)}, not {tuple(want.shape)}"
             error = float((got.double() - want.double()).abs().max()) / largest(want)

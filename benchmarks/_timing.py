@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,11 +20,13 @@ import torch
 from torch import cuda
 
 Calls = Sequence[Callable[[], object]]  # the same call on different copies of its inputs, taken in turn
+Sampler = Callable[[int], list[float]]  # so many rounds to their seconds
 Times = dict[str, dict[str, float]]  # clock -> median, iqr, rounds
 BUDGET = 0.03  # seconds that a clock spends on a rival; but at least FEWEST rounds
 FEWEST, MOST = 10, 200
 FLUSH, ROTATED = 2.0, 1.5  # times the L2 cache: what is written to empty it, and what inputs in turn amount to
 MOST_SETS = 512  # small inputs: that many still amount to more than the cache
+TURNS = 4  # in which the rivals of a case are measured one after the other
 GRAPH = 2e-3  # seconds of work in a graph: against this its own launch is small
 
 
@@ -45,9 +47,6 @@ class HostTimer:
     device = torch.device("cpu")
     backend = "torch"  # by name: where the kernels are missing that is an error, not another backend's time
 
-    def __init__(self) -> None:
-        self._copies: dict[int, Times] = {}
-
     def synchronize(self) -> None:
         """Waits until the device has done all that was asked of it."""
 
@@ -59,21 +58,44 @@ class HostTimer:
         """How many copies of inputs of `size` bytes to take in turn."""
         return 2
 
-    def measure(self, calls: Calls) -> Times:
-        for i in range(3):  # compiles, loads, allocates
-            calls[i % len(calls)]()
-        seconds = {"call": self._call(calls, FEWEST)}
-        estimate = float(np.median(seconds["call"]))
-        seconds = {clock: getattr(self, f"_{clock}")(calls, rounds(estimate)) for clock in self.clocks}
-        return {clock: summary(values) for clock, values in seconds.items()}
+    def compare(
+        self, rivals: Mapping[str, Calls], own_graphs: Collection[str] = ()
+    ) -> tuple[dict[str, Times], dict[str, float]]:
+        """Each rival's times, all in this process, in TURNS turns: what drifts meets all of them alike. Every other
+        turn goes backwards. Then the first rival is measured once more: by clock, its median then over that
+        before.
 
-    def copy(self, size: int) -> Times:
-        """Of a copy on the device that reads and writes `size` bytes in all; measured once for each size."""
-        if size not in self._copies:
-            count = self.sets(size // 2)
-            sources = [torch.rand(max(size // 8, 1), device=self.device) for _ in range(count)]
-            self._copies[size] = self.measure([partial(torch.empty_like(s).copy_, s) for s in sources])
-        return self._copies[size]
+        own_graphs: rivals that replay CUDA graphs of their own, which no graph can hold: they have no `graph` clock.
+        """
+        estimates = {}
+        for name, calls in rivals.items():
+            for i in range(3):  # compiles, loads, allocates
+                calls[i % len(calls)]()
+            estimates[name] = float(np.median(self._call(calls, FEWEST)))
+        times: dict[str, Times] = {name: {} for name in rivals}
+        drift = {}
+        for clock in self.clocks:
+            names = [name for name in rivals if clock != "graph" or name not in own_graphs]
+            samplers = {name: getattr(self, f"_{clock}_sampler")(rivals[name], estimates[name]) for name in names}
+            seconds: dict[str, list[float]] = {name: [] for name in names}
+            for turn in range(TURNS):
+                for name in names[:: -1 if turn % 2 else 1]:
+                    sample, count = samplers[name]
+                    seconds[name] += sample(math.ceil(count / TURNS))
+            sample, count = samplers[names[0]]
+            again = sample(count)
+            drift[clock] = round(float(np.median(again) / np.median(seconds[names[0]])), 4)
+            for name in names:
+                times[name][clock] = summary(seconds[name])
+        return times, drift
+
+    def copies(self, size: int) -> Calls:
+        """Copies on the device that read and write `size` bytes in all."""
+        sources = [torch.rand(max(size // 8, 1), device=self.device) for _ in range(self.sets(size // 2))]
+        return [partial(torch.empty_like(s).copy_, s) for s in sources]
+
+    def _call_sampler(self, calls: Calls, estimate: float) -> tuple[Sampler, int]:
+        return partial(self._call, calls), rounds(estimate)
 
     def _call(self, calls: Calls, count: int) -> list[float]:
         seconds = []
@@ -93,9 +115,9 @@ class CudaTimer(HostTimer):
     backend = "triton"
 
     def __init__(self) -> None:
-        super().__init__()
         self.device = torch.device("cuda", cuda.current_device())
         self.cache = cuda.get_device_properties(self.device).L2_cache_size
+        self._pool = cuda.graph_pool_handle()
         self._flush = torch.empty(int(FLUSH * self.cache), dtype=torch.uint8, device=self.device)
 
     def synchronize(self) -> None:
@@ -118,7 +140,10 @@ class CudaTimer(HostTimer):
         self.synchronize()
         return [start.elapsed_time(end) * 1e-3 for start, end in events]
 
-    def _graph(self, calls: Calls, count: int) -> list[float]:
+    def _events_sampler(self, calls: Calls, estimate: float) -> tuple[Sampler, int]:
+        return partial(self._events, calls), rounds(estimate)
+
+    def _graph_sampler(self, calls: Calls, estimate: float) -> tuple[Sampler, int]:
         # Calls in the graph: each input the same number of times, for about GRAPH seconds by the events.
         estimate = max(float(np.median(self._events(calls, FEWEST))), 1e-6)
         turns = [*calls] * min(max(round(GRAPH / (estimate * len(calls))), 1), 20)
@@ -130,15 +155,20 @@ class CudaTimer(HostTimer):
                 calls[i % len(calls)]()
         cuda.current_stream().wait_stream(stream)
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, stream=stream):
+        # The graphs of all rivals share their memory: nobody reads what they leave, and never do two run at a time.
+        with cuda.graph(graph, stream=stream, pool=self._pool):
             for i, call in enumerate(turns):
                 kept[i % len(calls)] = call()
+        kept.clear()
         graph.replay()
-        events = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True))
-                  for _ in range(min(rounds(estimate * len(turns)), 50))]  # fmt: skip
-        for start, end in events:
-            start.record()
-            graph.replay()
-            end.record()
-        self.synchronize()
-        return [start.elapsed_time(end) * 1e-3 / len(turns) for start, end in events]
+
+        def sample(count: int) -> list[float]:
+            events = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in range(count)]
+            for start, end in events:
+                start.record()
+                graph.replay()
+                end.record()
+            self.synchronize()
+            return [start.elapsed_time(end) * 1e-3 / len(turns) for start, end in events]
+
+        return sample, min(rounds(estimate * len(turns)), 50)

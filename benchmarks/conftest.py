@@ -14,7 +14,7 @@ import pytest
 import sdpo_kernels
 import torch
 
-from sdpo_bench.kernel_results import CPU_NOTE, STEP_CPU_NOTE, record_path, render, render_steps
+from benchmarks.kernel_results import CPU_NOTE, STEP_CPU_NOTE, record_path, render, render_steps
 from sdpo_bench.policies.precision import use_full_float32
 from sdpo_bench.records import provenance
 

@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.kernel_results import load, record_path
 from sdpo_bench.errors import UserError
-from sdpo_bench.kernel_results import load, record_path
 from sdpo_bench.records import provenance
 from sdpo_bench.records.files import RecordError, write_atomic
 from sdpo_bench.records.reader import load_run

@@ -4,6 +4,9 @@
 
 On a CPU these are times of PyTorch's own operations, not of kernels. Correctness comes first: the savings must leave
 the log-probs exactly as they are, or nothing is timed.
+
+The record says of each phase (sampling, reward, dense rewards, training, decoding) the FLOP of its products and
+convolutions, counted once before it is timed, and its share of a large float32 product's speed in the same process.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from benchmarks._counts import flop, peak
 from sdpo_bench import RunConfig, Trainer, load_policy, load_reward
 from sdpo_bench.testbed import scorer
 from sdpo_bench.training import dense_rewards
@@ -35,6 +39,31 @@ def trajectory(trainer):
     return trainer.sample(1)
 
 
+@pytest.fixture(scope="module")
+def peak_flop_per_s(trainer):
+    return peak(trainer.policy.device)
+
+
+def run_phase(benchmark, phase, peak_flop_per_s, function, *args, rounds=5, warmup_rounds=1, **info):
+    """Counts, then times a phase; its record tells the FLOP of one call, their speed at the median time, and what share
+    of the peak that is. Returns what a call gives."""
+    counted = flop(lambda: function(*args))
+    benchmark.extra_info |= info | {"phase": phase, "flop": counted, "peak_flop_per_s": float(f"{peak_flop_per_s:.4g}")}
+
+    def call():
+        result = function(*args)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return result
+
+    result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=warmup_rounds)
+    if benchmark.stats is not None:  # None where benchmarks are switched off
+        speed = counted / benchmark.stats.stats.median
+        benchmark.extra_info |= {"flop_per_s": float(f"{speed:.4g}"),
+                                 "utilisation": float(f"{speed / peak_flop_per_s:.4g}")}  # fmt: skip
+    return result
+
+
 def update(trainer, trajectory):
     advantages = torch.ones_like(trajectory.log_prob)
     advantages[:, 1] = -1
@@ -42,21 +71,22 @@ def update(trainer, trajectory):
         trainer.update(group, trajectory, advantages, None)
 
 
-def test_sample(benchmark, trainer):
-    benchmark.extra_info |= {"samples": 64, "steps": 4, "device": str(trainer.policy.device)}
-    benchmark.pedantic(trainer.sample, args=(1,), rounds=5, warmup_rounds=1)
+def test_sample(benchmark, trainer, peak_flop_per_s):
+    info = {"samples": 64, "steps": 4, "device": str(trainer.policy.device)}
+    run_phase(benchmark, "sampling", peak_flop_per_s, trainer.sample, 1, **info)
 
 
 @pytest.mark.parametrize("provider", dense_rewards.PLANS)
-def test_reward(benchmark, trainer, trajectory, provider):
-    result = benchmark.pedantic(
-        dense_rewards.compute_dense_rewards, args=(provider, trajectory, trainer.score), rounds=5, warmup_rounds=1
+def test_reward(benchmark, trainer, trajectory, provider, peak_flop_per_s):
+    phase = "reward" if provider == "terminal" else "dense reward"  # decoding the pictures is a part of either
+    result = run_phase(
+        benchmark, phase, peak_flop_per_s, dense_rewards.compute_dense_rewards, provider, trajectory, trainer.score
     )
     benchmark.extra_info |= {"queries": result.queries}
 
 
-def test_train(benchmark, trainer, trajectory):
-    benchmark.pedantic(update, args=(trainer, trajectory), rounds=5, warmup_rounds=1)
+def test_train(benchmark, trainer, trajectory, peak_flop_per_s):
+    run_phase(benchmark, "training", peak_flop_per_s, update, trainer, trajectory)
 
 
 @pytest.mark.parametrize("form", ["one forward a pair", "one forward a sample", "shared first step"])
@@ -93,7 +123,7 @@ def test_forward(benchmark, trainer, trajectory, form):
 
 
 @pytest.mark.parametrize("form", ["fused upsampling", "plain"])
-def test_decode(benchmark, trainer, monkeypatch, form):
+def test_decode(benchmark, trainer, monkeypatch, form, peak_flop_per_s):
     """64 latents to pictures: with upsampling and convolution as one operation (a CPU's way), and as diffusers has
     them."""
     policy = trainer.policy
@@ -102,7 +132,7 @@ def test_decode(benchmark, trainer, monkeypatch, form):
         for layer in policy.pipeline.vae.decoder.modules():
             if "forward" in vars(layer):
                 monkeypatch.delitem(vars(layer), "forward")
-    benchmark.pedantic(policy.decode, args=(latents,), rounds=20, warmup_rounds=2)
+    run_phase(benchmark, "decode", peak_flop_per_s, policy.decode, latents, rounds=20, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("chunk", [64, 1248])

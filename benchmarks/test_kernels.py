@@ -10,15 +10,21 @@ is wrong, nothing is timed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks._operations import OPERATIONS, Case, Draw, check, poisoned, size
+from benchmarks._operations import OPERATIONS, Case, Draw, check, forward, poisoned, size
 from benchmarks._timing import CudaTimer, HostTimer
-from sdpo_bench.kernel_results import CPU_NOTE, rates
+from benchmarks.kernel_results import CPU_NOTE, rates
 from sdpo_bench.records.provenance import device_name
+
+try:
+    from benchmarks._ceiling import ceilings
+except ImportError:  # Triton exists for Linux only; there is no GPU to measure then
+    ceilings = None
 
 SMALL, MIDDLE, LARGE = (4, 64, 64), (4, 128, 128), (16, 128, 128)
 PAIRS = (1, 8, 32, 128)
@@ -67,16 +73,40 @@ def timer():
     return CudaTimer() if torch.cuda.is_available() else HostTimer()
 
 
-def compiled(expression):
-    """Of fixed sizes, and forgetting the last case's: the best that torch.compile does for this one."""
-    torch._dynamo.reset()
-    return torch.compile(expression, fullgraph=True, dynamic=False)
+def compiled(expression, mode=None):
+    """Of fixed sizes: the best that torch.compile does for this case, by its default or another mode."""
+    return torch.compile(expression, fullgraph=True, dynamic=False, mode=mode)
+
+
+def stepping(call):
+    """Of a rival that replays CUDA graphs of its own: its last outputs may be overwritten."""
+
+    def stepped(*inputs):
+        torch.compiler.cudagraph_mark_step_begin()
+        return call(*inputs)
+
+    return stepped
+
+
+def peers(operation, on_gpu: bool, compile_too: bool) -> dict[str, Callable]:
+    """The rivals by name, ours not among them."""
+    found = {"eager": operation.drive(operation.plain)}
+    found |= {name: forward(call) for name, call in operation.peers.items()}
+    if on_gpu and compile_too:
+        torch._dynamo.reset()  # forgets the last case's
+        found["compile"] = operation.drive(compiled(operation.plain))
+        found["autotune"] = operation.drive(compiled(operation.plain, "max-autotune-no-cudagraphs"))
+        found["cudagraphs"] = stepping(operation.drive(compiled(operation.plain, "reduce-overhead")))
+        if "closed" in operation.peers:
+            found["closed_compile"] = forward(compiled(operation.peers["closed"]))
+    return found
 
 
 def guard(case: Case, timer: HostTimer) -> None:
     """Skips what would need more than its share of the memory that is free."""
     latents = case.elements * getattr(torch, case.dtype).itemsize * (1 if case.steps else 4)
-    need = latents * timer.sets(latents) + TEMPORARIES * case.elements * 4
+    # Three times: the operation's own, the copy's, the ceiling's.
+    need = 3 * latents * timer.sets(latents) + TEMPORARIES * case.elements * 4
     free = timer.free()
     if need > SHARE * free:
         pytest.skip(f"needs about {need / 1e9:.1f} GB, more than {SHARE:.0%} of the {free / 1e9:.1f} GB that are free")
@@ -86,9 +116,7 @@ def test_kernel(benchmark, case, compile_too, timer):
     guard(case, timer)
     operation = OPERATIONS[case.operation]
     on_gpu = isinstance(timer, CudaTimer)
-    rivals = {"ours": partial(operation.ours, backend=timer.backend), "eager": operation.drive(operation.plain)}
-    if on_gpu and compile_too:
-        rivals["compile"] = operation.drive(compiled(operation.plain))
+    rivals = {"ours": partial(operation.ours, backend=timer.backend), **peers(operation, on_gpu, compile_too)}
 
     inputs = operation.draw(Draw(case, timer.device))
     with poisoned():
@@ -100,8 +128,11 @@ def test_kernel(benchmark, case, compile_too, timer):
         check(case, inputs, rivals[name](*inputs), rival=True)
 
     sets = [inputs, *([t.clone() for t in inputs] for _ in range(timer.sets(size(inputs)) - 1))]
-    times = {name: timer.measure([partial(call, *each) for each in sets]) for name, call in rivals.items()}
-    times["copy"] = timer.copy(moved)
+    calls = {name: [partial(call, *each) for each in sets] for name, call in rivals.items()}
+    calls["copy"] = timer.copies(moved)
+    if on_gpu:
+        calls["ceiling"] = ceilings(moved, getattr(torch, case.dtype), timer.sets(moved), timer.device)
+    times, drift = timer.compare(calls, own_graphs={"cudagraphs"})
     benchmark.group = case.operation
     benchmark.extra_info |= {
         "what": "kernel" if on_gpu else CPU_NOTE,
@@ -111,7 +142,10 @@ def test_kernel(benchmark, case, compile_too, timer):
         "bytes": moved,
         "input_sets": len(sets),
         "errors": {name: float(f"{error:.3g}") for name, error in errors.items()},
-        "us": {clock: {name: clocks[clock] for name, clocks in times.items()} for clock in timer.clocks},
+        "us": {
+            clock: {name: clocks[clock] for name, clocks in times.items() if clock in clocks} for clock in timer.clocks
+        },
+        "drift": drift,
     }
     benchmark.extra_info |= rates(benchmark.extra_info)
 

@@ -19,9 +19,6 @@ import pytest
 import sdpo_kernels
 import torch
 
-from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
-from sdpo_bench.kernel_results import CPU_NOTE, frame, target_table
-from sdpo_bench.kernel_results import OPERATIONS as NAMES
 from sdpo_bench.records.provenance import code_version
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +26,9 @@ sys.path.append(str(ROOT))  # the benchmarks are no part of the installed packag
 
 from benchmarks import _operations, _timing, conftest, test_kernels  # noqa: E402
 from benchmarks._operations import OPERATIONS, Case, Draw, check, poisoned, size  # noqa: E402
+from benchmarks.kernel_results import CPU_NOTE, frame, render, target_table  # noqa: E402
+from benchmarks.kernel_results import OPERATIONS as NAMES  # noqa: E402
+from benchmarks.kernel_results import write_all as write_kernel_tables  # noqa: E402
 
 CPU = torch.device("cpu")
 CASES = [Case(name, (4, 8, 8), 3, dtype, 6 if name == "anchor_similarity" else 0)
@@ -88,6 +88,45 @@ def test_memory_that_nothing_wrote_to_is_not_a_number():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", [name for name, operation in OPERATIONS.items() if operation.peers])
+def test_further_rivals_compute_the_same(name, dtype):
+    """The closed forms' gradients and torch.bmm's similarities, and their compiled forms."""
+    case = Case(name, (4, 8, 8), 64, dtype, 6 if name == "anchor_similarity" else 0)
+    inputs = OPERATIONS[name].draw(Draw(case, CPU))
+    for peer in OPERATIONS[name].peers.values():
+        check(case, inputs, peer(*inputs), rival=True)
+        torch._dynamo.reset()
+        compiled = torch.compile(peer, fullgraph=True, dynamic=False, backend="aot_eager")
+        check(case, inputs, compiled(*inputs), rival=True)
+    torch._dynamo.reset()
+
+
+def test_equal_branches_share_the_gradient():
+    one = torch.tensor([1.0, 2.0, 3.0])
+    assert _operations.share_of_first(one, torch.tensor([2.0, 2.0, 2.0])).tolist() == [0, 0.5, 1]
+
+
+CEILING = """
+import torch
+from benchmarks._ceiling import BLOCK, ceilings, move
+for n in (1, BLOCK, 3 * BLOCK + 5):
+    a, b, c = (torch.randn(n) for _ in range(3))
+    out = torch.full((n + 8,), -7.0)
+    move(a, b, c, out[:n])
+    assert torch.equal(out[:n], a + b + c) and (out[n:] == -7).all()
+calls = ceilings(4096, torch.float16, 3, torch.device("cpu"))
+assert len(calls) == 3 and calls[0]().nbytes == 1024, "a quarter of the bytes is written"
+"""
+
+
+def test_ceiling_reads_three_and_writes_one():
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", CEILING], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"TRITON_INTERPRET": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_rivals_compute_the_same_and_compile_as_one_graph(name):
     case = Case(name, (4, 8, 8), 3, "float16", 6 if name == "anchor_similarity" else 0)
@@ -122,14 +161,14 @@ def test_least_traffic():
 
 def test_matrices():
     small, core, full = (test_kernels.cases(name) for name in ("small", "core", "full"))
-    assert len(full) == 7 * 3 * 3 * 4 == len(set(full))
+    assert len(full) == 8 * 3 * 3 * 4 == len(set(full))
     assert set(core) < set(full)
     assert {case.operation for case in core} == {case.operation for case in small} == set(NAMES)
     assert {case.steps for case in core} == {0, 4, 20, 50}
     assert {(case.pairs, case.dtype) for case in core if case.shape == (4, 64, 64)} == {
         (pairs, dtype) for pairs in (1, 8, 32, 128) for dtype in ("float16", "bfloat16", "float32")
     }
-    assert len(core) < 120, "minutes"
+    assert len(core) < 140, "minutes"
 
 
 def test_what_does_not_fit_is_skipped():
@@ -146,7 +185,7 @@ class FakeCuda:
     """Stands for torch.cuda: each call that it is told of takes a unit of device time; a graph keeps its calls."""
 
     def __init__(self) -> None:
-        self.now, self.log, self.recording = 0.0, [], None
+        self.now, self.log, self.recording, self.pools = 0.0, [], None, []
 
     def work(self, name: str, ms: float) -> None:
         if self.recording is not None:
@@ -167,7 +206,8 @@ class FakeCuda:
         return graph
 
     @contextlib.contextmanager
-    def graph(self, graph, stream):
+    def graph(self, graph, stream, pool):
+        self.pools.append(pool)
         assert self.log[-1].startswith("call"), "no warm-up on a side stream before the capture"
         self.recording = graph.nodes
         yield
@@ -178,6 +218,9 @@ class FakeCuda:
 
     current_stream = Stream
     stream = staticmethod(lambda stream: contextlib.nullcontext())
+
+    def graph_pool_handle(self):
+        return (0, 1)
 
     def current_device(self):
         return 0
@@ -203,7 +246,7 @@ def test_cuda_clocks(cuda):
     timer = _timing.CudaTimer()
     assert timer._flush.size == 2 * 1000
     calls = [partial(cuda.work, f"call {i}", 0.5) for i in range(3)]
-    times = timer.measure(calls)
+    times = timer.compare({"x": calls})[0]["x"]
     assert set(times) == {"call", "events", "graph"}
     assert times["events"]["median"] == times["graph"]["median"] == 500.0, "microseconds; the flush is not counted"
     log = [name for name in cuda.log if name != "wait"]
@@ -215,10 +258,42 @@ def test_cuda_clocks(cuda):
     assert set(after) == {"call 0", "call 1", "call 2"}
 
 
+def test_rivals_are_measured_in_turns_and_the_first_again(cuda, monkeypatch):
+    """What slows the device down from here to there meets all alike; the last turn tells by how much."""
+    monkeypatch.setattr(_timing, "FEWEST", 4)
+    monkeypatch.setattr(_timing, "MOST", 4)
+    timer = _timing.CudaTimer()
+    timer.clocks = ("events", "graph")
+    slow = {"a": 1.0}
+    rivals = {name: [lambda name=name: cuda.work(f"call {name}", slow.get(name, 2.0))] for name in "abc"}
+    times, drift = timer.compare(rivals, own_graphs={"c"})
+    assert times["c"].keys() == {"events"}
+    assert times["a"].keys() == {"events", "graph"}
+    assert len(cuda.pools) == 2
+    assert set(cuda.pools) == {timer._pool}
+    assert drift == {"events": 1.0, "graph": 1.0}
+    log = [name[-1] for name in cuda.log if name.startswith("call")]
+    warm = 3 * (3 + 4)  # to warm up, and the first estimate
+    assert "".join(log[warm : warm + 13]) == "abc" + "cba" + "abc" + "cba" + "a"
+    # From the first rival's last measurement on it takes twice as long.
+    original, seen = timer._events, []
+
+    def slower(calls, count):
+        seen.append(calls)
+        slow["a"] = 2.0 if len(seen) == 13 else 1.0
+        return original(calls, count)
+
+    monkeypatch.setattr(timer, "_events", slower)
+    timer.clocks = ("events",)
+    times, drift = timer.compare(rivals)
+    assert drift == {"events": 2.0}
+    assert times["a"]["events"]["median"] == 1000.0, "the repetition is not among the times"
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
     """The CUDA timer and all rivals, on CPU tensors and a device clock that only ticks."""
-    event = cuda.Event
+    event, modes = cuda.Event, []
 
     def ticking(enable_timing):
         found = event(enable_timing)
@@ -226,12 +301,13 @@ def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
         return found
 
     monkeypatch.setattr(cuda, "Event", ticking)
-    monkeypatch.setattr(cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(cuda, "graph", lambda graph, stream, pool: contextlib.nullcontext())
     monkeypatch.setattr(_timing, "FEWEST", 2)
     monkeypatch.setattr(_timing, "MOST", 3)
     monkeypatch.setattr(test_kernels.torch, "compile",
-                        partial(lambda function, compile, **o: compile(function, backend="aot_eager", **o),
-                                compile=torch.compile))  # fmt: skip
+                        partial(lambda function, compile, mode, **o: (modes.append(mode),
+                                compile(function, backend="aot_eager", **o))[1], compile=torch.compile))  # fmt: skip
+    monkeypatch.setattr(test_kernels, "ceilings", lambda size, dtype, sets, device: [torch.zeros(1).clone] * sets)
     timer = _timing.CudaTimer()
     timer.backend, timer.free = "torch", lambda: 10**12
     benchmark = SimpleNamespace(extra_info={}, pedantic=lambda function, rounds, warmup_rounds: function())
@@ -240,8 +316,15 @@ def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
     info = json.loads(json.dumps(benchmark.extra_info))
     assert info["what"] == "kernel"
     assert info["us"].keys() == info["gb_per_s"].keys() == {"call", "events", "graph"}
-    assert info["us"]["graph"].keys() == {"ours", "eager", "compile", "copy"}
-    assert info["speedup"]["events"].keys() == {"eager", "compile"}
+    further = {"closed", "closed_compile"} if name.endswith("loss_and_grad") else set()
+    further |= {"bmm"} if name == "anchor_similarity" else set()
+    rivals = {"eager", "compile", "autotune", "ceiling", *further}
+    assert info["us"]["graph"].keys() == {"ours", "copy", *rivals}, "no graph holds a rival's own graphs"
+    assert info["us"]["call"].keys() == info["us"]["events"].keys() == {"ours", "copy", "cudagraphs", *rivals}
+    assert info["speedup"]["events"].keys() == {"cudagraphs", *rivals}
+    assert modes[:3] == [None, "max-autotune-no-cudagraphs", "reduce-overhead"]
+    assert info["drift"].keys() == {"call", "events", "graph"}
+    assert "drift" in render([info])
     assert len(frame([info])) == 3
     assert target_table(frame([info]), "x").blocks
     torch._dynamo.reset()
@@ -255,12 +338,11 @@ def test_input_sets_exceed_the_cache(cuda):
 def test_host_clock():
     timer = _timing.HostTimer()
     calls = []
-    times = timer.measure([partial(calls.append, 0), partial(calls.append, 1)])
+    times = timer.compare({"x": [partial(calls.append, 0), partial(calls.append, 1)]})[0]["x"]
     assert times["call"]["rounds"] == _timing.MOST
     assert calls[:4] == [0, 1, 0, 0]
-    first = timer.copy(4096)
-    assert first["call"]["median"] > 0
-    assert timer.copy(4096) is first, "measured once"
+    copies = timer.copies(4096)
+    assert [copy().nbytes for copy in copies] == [2048, 2048], "read and written"
 
 
 # The command ----------------------------------------------------------------------------------------------------
@@ -294,6 +376,7 @@ def test_command_writes_a_record_of_which_tables_are_made(tmp_path):
         assert "data" not in entry["stats"]
         assert entry["stats"]["rounds"] == 10
         assert info["us"]["call"].keys() == {"ours", "eager", "copy"}
+        assert info["drift"]["call"] > 0
         assert info["bytes"] == 3 * 2 * info["pairs"] * 4 * 64 * 64 * 4 + 2 * info["pairs"] * (20 + 4)
 
     write_kernel_tables(path.parent)

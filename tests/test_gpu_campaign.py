@@ -15,16 +15,15 @@ from typing import Any
 import pytest
 from _pytest.mark.expression import Expression
 
-from sdpo_bench.analysis.outputs import sources
-from sdpo_bench.analysis.outputs import write_all as write_kernel_tables
 from sdpo_bench.errors import UserError
-from sdpo_bench.kernel_results import load, record_path
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks import gpu_campaign, test_kernels, test_training_step  # noqa: E402
 from benchmarks.gpu_campaign import Piece, Place, merge, run_part, run_piece  # noqa: E402
+from benchmarks.kernel_results import load, record_files, record_path  # noqa: E402
+from benchmarks.kernel_results import write_all as write_kernel_tables  # noqa: E402
 
 MADE: dict[str, Any] = {"commit": "a" * 40, "dirty": False, "versions": {"torch": "0.0.0"},
                         "device": "cuda: Made-up GPU", "sources": {"kernels": "b" * 64}}  # fmt: skip
@@ -151,7 +150,7 @@ def test_merged_records_are_what_tables_read(tmp_path):
     assert names(kernels) == ["test_kernel[a]", "test_kernel[b]"], "c's later word is that it was skipped"
     assert load(kernels)["skipped"] == {"test_kernel[c]": "too large"}
     assert names(step) == ["test_training_step[x]"]
-    assert sources(step.parent) == [step]
+    assert record_files(step.parent) == [step]
     assert "official, micro-batch 1" in write_kernel_tables(step.parent)[-1].read_text()
     write(tmp_path / "5", benchmarks_record("test_kernel[d]", when="2020-01-03"))
     merge([tmp_path / "5"], results)

@@ -1,4 +1,4 @@
-"""Folders of results and what is generated in them: profiles, the paper's curves, devices' benchmarks.
+"""Folders of results and what is generated in them: profiles, the paper's curves.
 
 Reads records only: imports no PyTorch.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from sdpo_bench.analysis.paper import CURVES, paper_files
 from sdpo_bench.analysis.report import profile_files
-from sdpo_bench.kernel_results import kernel_files, record_files
 from sdpo_bench.records import generated
 from sdpo_bench.records.provenance import repository
 
@@ -29,9 +28,9 @@ def shown(path: Path) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records and plan, the paper's curves, or a device's
-    benchmarks. None for a folder that holds none."""
-    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()] + record_files(folder)
+    """What a folder's tables are made from: a profile's raw records and plan, or the paper's curves. None for a folder
+    that holds none."""
+    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()]
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 
@@ -39,10 +38,10 @@ def files(folder: Path) -> dict[str, bytes]:
     """All that is generated in a folder, by name: tables, figures and pages."""
     if (folder / CURVES).is_file():
         return paper_files(folder)
-    return kernel_files(folder) if record_files(folder) else profile_files(folder)
+    return profile_files(folder)
 
 
 def write_all(folder: Path) -> list[Path]:
-    """Tables, figures and report of a profile's folder, or what results/paper and results/kernels/* have of them; the
-    files written. Errors: those of `generated.write`, `RecordError` for unsound records."""
+    """Tables, figures and report of a profile's folder, or what results/paper has of them; the files
+    written. Errors: those of `generated.write`, `RecordError` for unsound records."""
     return generated.write(folder, partial(files, folder))

@@ -18,14 +18,14 @@ class Tables:
     """Make tables, figures and report anew from raw records; the same records give the same bytes.
 
     examples:
-      sdpo-bench tables             # all in results/: profiles, the paper's curves, the kernels' benchmarks
+      sdpo-bench tables             # all in results/: profiles, the paper's curves
       sdpo-bench tables runs/quick  # one
       sdpo-bench tables --check     # change nothing, list what would differ
       sdpo-bench tables results/full --pack  # before committing: evaluations take a third of the space
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Profiles' folders, as results/quick, or devices', as results/kernels/DEVICE; default: all in results/."""
+    """Profiles' folders, as results/quick; default: all in results/."""
     check: bool = False
     """Write nothing; exit with code 1 where a committed file is not what the records give."""
     pack: bool = False
@@ -33,17 +33,16 @@ class Tables:
 
     def __call__(self) -> int:
         from sdpo_bench.analysis.outputs import reference_results, shown, sources, write_all
-        from sdpo_bench.kernel_results import FAMILIES
         from sdpo_bench.records.reader import pack
 
         results = reference_results()
-        present = [*results.glob("*"), *(path for family in FAMILIES for path in results.glob(f"{family}/*"))]
-        folders = [*self.folders] or sorted(path for path in present if sources(path))
+        folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
         if not folders:
             raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
         for folder in folders:
             if not sources(folder):
-                raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick")
+                raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick "
+                                "(a device's benchmarks: python -m benchmarks.kernel_results)")  # fmt: skip
         if self.pack:
             if self.check or not self.folders:
                 raise UserError("--pack changes records: name their folders, and leave out --check")

@@ -1,26 +1,33 @@
 """Tables and plots of the benchmarks (`results/kernels/<device>/`, `results/training_step/<device>/`), of the kernels
 and of the training step: a pure function of their JSON files.
 
+    python -m benchmarks.kernel_results          # all devices in results/
+    python -m benchmarks.kernel_results --check  # change nothing, list what would differ
+
 A file is what `pytest benchmarks` wrote for a commit. Files never share a table: each has a section of the device's
 README, by name. Files of a CPU hold times of PyTorch's own operations, and say so wherever they are shown.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from benchmarks._targets import ALL_DTYPES, TARGETS
+from sdpo_bench.analysis.outputs import shown
 from sdpo_bench.analysis.render import aligned, csv, escaped, markdown
 from sdpo_bench.analysis.tables.base import DASH, Table
 from sdpo_bench.errors import UserError
-from sdpo_bench.records.files import slug
+from sdpo_bench.records import generated
+from sdpo_bench.records.files import RecordError, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,48 +35,25 @@ if TYPE_CHECKING:
 CPU_NOTE = "times of the library's PyTorch path on a CPU, not of kernels"
 STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
 STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 FAMILIES = ("kernels", "training_step")  # folders of results/ with a folder per device
-OPERATIONS = ("ddim_step", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad", "anchor_similarity")
-RIVALS = ("ours", "eager", "compile", "copy")
+OPERATIONS = ("ddim_step", "ddim_step_noise_given", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad",
+              "anchor_similarity")  # fmt: skip
+RIVALS = ("ours", "eager", "compile", "copy")  # of every record
+PEERS = {  # further rivals, of a record that has them: what each is
+    "autotune": "torch.compile of the eager expression, mode max-autotune-no-cudagraphs",
+    "cudagraphs": "torch.compile of the eager expression, mode reduce-overhead: CUDA graphs, inputs copied in",
+    "closed": "the gradient's closed form in eager PyTorch",
+    "closed_compile": "torch.compile of the closed form",
+    "bmm": "the Gram matrix by torch.bmm, cosines from it",
+    "ceiling": "a Triton kernel that reads 3 and writes 1 tensors, as many bytes in all",
+}
 CLOCKS = {  # in the order of the tables; benchmarks/_timing.py measures them
     "graph": "replays of a CUDA graph over inputs that do not fit in the L2 cache: the device's work alone",
     "events": "CUDA events around a call, the L2 cache flushed before: launches count where the device waits for them",
     "call": "host clock around one call and the wait for it, from an idle device: launches wholly included",
 }
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a GPU's file is held against: the least speed-up over a rival (or, of the copy, the most time relative to
-    it) in the cases of a regime."""
-
-    rival: str
-    bound: float
-
-    @property
-    def text(self) -> str:
-        return f"≤ {self.bound:g}x the copy's time" if self.rival == "copy" else f"≥ {self.bound:g}x {self.rival}"
-
-    def value(self, rows: pd.DataFrame) -> float:
-        """Of the worst case; NaN where nothing was measured."""
-        ratio = rows["ours_us"] / rows["copy_us"] if self.rival == "copy" else rows[f"speedup_{self.rival}"]
-        return float(ratio.max() if self.rival == "copy" else ratio.min())
-
-    def met(self, value: float) -> bool:
-        return value <= self.bound if self.rival == "copy" else value >= self.bound
-
-
-REGIMES: dict[str, tuple[Callable[[pd.DataFrame], pd.Series], tuple[Target, ...]]] = {
-    "launches bound: 4x64x64, 1 to 8 pairs": (
-        lambda f: (f["shape"] == "4x64x64") & (f["pairs"] <= 8),
-        (Target("eager", 20), Target("compile", 2), Target("copy", 2)),
-    ),
-    "memory bound: 64 MB of least traffic and more": (
-        lambda f: f["bytes"] >= 64e6,
-        (Target("eager", 25), Target("compile", 1.6), Target("copy", 1.15)),
-    ),
-}
 
 
 # Files ----------------------------------------------------------------------------------------------------------
@@ -117,7 +101,7 @@ def rates(info: Mapping[str, Any]) -> dict[str, Any]:
         found["gb_per_s"][clock] = {name: _digits(info["bytes"] / us * 1e-3) for name, us in median.items()}
         found["share_of_copy"][clock] = _digits(median["copy"] / median["ours"])
         found["speedup"][clock] = {
-            name: _digits(us / median["ours"]) for name, us in median.items() if name in ("eager", "compile")
+            name: _digits(us / median["ours"]) for name, us in median.items() if name not in ("ours", "copy")
         }
     return found
 
@@ -147,6 +131,9 @@ def frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {"ours_iqr_us": us["ours"]["iqr"], "share_of_copy": info["share_of_copy"][clock]}
             for name in ("eager", "compile"):
                 row[f"speedup_{name}"] = info["speedup"][clock].get(name, np.nan)
+            for name in (name for name in PEERS if name in us):
+                row |= {f"{name}_us": us[name]["median"], f"speedup_{name}": info["speedup"][clock][name]}
+            row |= {"drift": info["drift"][clock]} if "drift" in info else {}
             rows.append(row)
     if not rows:
         return pd.DataFrame()
@@ -161,7 +148,6 @@ def frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 # Tables ---------------------------------------------------------------------------------------------------------
 
-ALL = "all"  # operations, in a table of targets
 HEADER = ("latents, pairs", "MB", "µs", "eager", "compile", "copy", "GB/s", "of copy", "vs eager", "vs compile")
 
 
@@ -169,9 +155,31 @@ def _number(value: float, form: str, unit: str = "") -> str:
     return DASH if np.isnan(value) else f"{value:{form}}{unit}"
 
 
+def peer_table(rows: pd.DataFrame, name: str, title: str) -> Table:
+    """Of one clock: how many times the further rivals' time is ours, and the drift of ours; a row per case."""
+    present = [peer for peer in PEERS if f"speedup_{peer}" in rows and rows[f"speedup_{peer}"].notna().any()]
+    blocks = []
+    for operation, group in by_operation(rows):
+        lines = [
+            (
+                f"{row['shape']} {row['dtype']}, {row['pairs']}",
+                *(_number(row[f"speedup_{peer}"], ".3g", "x") for peer in present), _number(row["drift"], ".3f", "x"),
+            )
+            for row in group.to_dict("records")
+        ]  # fmt: skip
+        blocks.append((operation, tuple(lines)))
+    note = "A rival's time over ours. " + "; ".join(f"{peer}: {PEERS[peer]}" for peer in present)
+    note += ". drift: ours, measured once more after all others, over its first median."
+    columns = ["clock", "operation", "steps", "shape", "dtype", "pairs",
+               *(f"{kind}" for peer in present for kind in (f"{peer}_us", f"speedup_{peer}")), "drift"]  # fmt: skip
+    return Table(name, title, note, ("latents, pairs", *present, "drift"), tuple(blocks), rows[columns])
+
+
 def speed_table(rows: pd.DataFrame, name: str, title: str) -> Table:
     """Of one clock: a row per case, a block per operation."""
     clock = rows["clock"].iloc[0]
+    extra = [column for column in rows if column in ("drift", *(f"{peer}_us" for peer in PEERS))]
+    extra += [column for column in rows if column in {f"speedup_{peer}" for peer in PEERS}]
     blocks = []
     for operation, group in by_operation(rows):
         lines = [
@@ -189,47 +197,39 @@ def speed_table(rows: pd.DataFrame, name: str, title: str) -> Table:
         "output written once; GB/s: that over the time; of copy: the time of a copy on the device that reads and "
         "writes as many bytes, over ours; vs: a rival's time over ours."
     )
-    return Table(name, title, note, HEADER, tuple(blocks), rows.drop(columns="elements"))
+    return Table(name, title, note, HEADER, tuple(blocks), rows.drop(columns=["elements", *extra]))
 
 
 def target_table(rows: pd.DataFrame, name: str) -> Table:
-    """Each target and its operation's worst case, by regime and clock."""
-    blocks, long = [], []
-    header: tuple[str, ...] = ()
-    for regime, (inside, targets) in REGIMES.items():
-        for clock in dict.fromkeys(rows["clock"]):
-            cases = rows[(rows["clock"] == clock) & inside(rows)]
-            groups = by_operation(cases) if len(cases) else []
-            lines = []
-            for label, group in (*groups, *([(ALL, cases)] if groups else [])):
-                cells = []
-                for target in targets:
-                    value = target.value(group)
-                    verdict = "not measured" if np.isnan(value) else "met" if target.met(value) else "missed"
-                    cells.append(verdict if np.isnan(value) else f"{value:.3g}x {verdict}")
-                    long.append({"regime": regime, "clock": clock, "operation": label, "target": target.text,
-                                 "value": value, "verdict": verdict})  # fmt: skip
-                lines.append((label, str(len(group)), *cells))
-            header = ("operation", "cases", *(f"{target.rival}" for target in targets))
-            texts = ", ".join(target.text for target in targets)
-            blocks.append((f"{regime} ({clock}): {texts}", tuple(lines) or (("none measured", "0", *[DASH] * 3),)))
+    """Each target of _targets.py and the worst of its cases: a block per regime and clock."""
+    blocks: dict[str, list[tuple[str, ...]]] = {}
+    long = []
+    for target in TARGETS:
+        for label, cases in by_operation(found) if len(found := target.cases(rows)) else [(target.operation, found)]:
+            value = target.value(cases) if len(cases) else np.nan
+            verdict = "not measured" if np.isnan(value) else "met" if target.met(value) else "missed"
+            dtypes = "all" if target.dtypes == ALL_DTYPES else ", ".join(target.dtypes)
+            shown = _number(value, ".3g", "x")
+            cells = (label, target.text, dtypes, str(len(cases)), shown, verdict)
+            blocks.setdefault(f"{target.regime} ({target.clock})", []).append(cells)
+            long.append({"regime": target.regime, "clock": target.clock, "operation": label, "target": target.text,
+                         "dtypes": dtypes, "cases": len(cases), "value": value, "verdict": verdict})  # fmt: skip
     note = "The worst case of each operation, of the file's cases in the regime; its clock in brackets."
-    return Table(name, "Targets", note, header, tuple(blocks), pd.DataFrame(long))
+    header = ("operation", "target", "dtypes", "cases", "worst", "verdict")
+    found_blocks = tuple((title, tuple(lines)) for title, lines in blocks.items())
+    return Table(name, "Targets", note, header, found_blocks, pd.DataFrame(long))
 
 
 def verdicts(long: pd.DataFrame) -> list[str]:
-    """Markdown, from the long form of `target_table`: each target and its worst case over all operations, by clock."""
-    clocks = [str(clock) for clock in long["clock"].unique()]
-    lines = [f"| target | {' | '.join(clocks)} |", "|---" * (len(clocks) + 1) + "|"]
-    for (regime, target), group in long.groupby(["regime", "target"], sort=False):
-        cells = []
-        for clock in clocks:
-            rows = group[group["clock"] == clock]
-            single, every = rows[rows["operation"] != ALL], rows[rows["operation"] == ALL]
-            met = f" ({(single['verdict'] == 'met').sum()} of {len(single)} operations meet it)"
-            cells += [f"{value:.3g}x, {verdict}{met if verdict == 'missed' else ''}" if value == value else verdict
-                      for value, verdict in zip(every["value"], every["verdict"], strict=True)] or [DASH]  # fmt: skip
-        lines.append(f"| {regime}: {target} | {' | '.join(cells)} |")
+    """Markdown, from the long form of `target_table`: how many targets of each regime and clock are met, and which are
+    missed."""
+    lines = ["| regime, clock | met | missed | not measured |", "|---|---|---|---|"]
+    for (regime, clock), group in long.groupby(["regime", "clock"], sort=False):
+        missed = group[group["verdict"] == "missed"]
+        texts = "; ".join(f"{row['operation']} {row['target']} ({row['dtypes']}): {row['value']:.3g}x"
+                          for row in missed.to_dict("records"))  # fmt: skip
+        counts = [int((group["verdict"] == verdict).sum()) for verdict in ("met", "not measured")]
+        lines.append(f"| {regime}, {clock} | {counts[0]} of {len(group)} | {texts or DASH} | {counts[1]} |")
     return lines
 
 
@@ -240,6 +240,11 @@ def render(infos: Sequence[Mapping[str, Any]]) -> str:
         table = speed_table(rows, "", "")
         lines = [line for title, block in table.blocks for line in ((title, *[""] * (len(HEADER) - 1)), *block)]
         parts.append("\n".join([f"{clock}: {CLOCKS[str(clock)]}", *aligned([HEADER, *lines])]))
+        if "drift" in rows:
+            table = peer_table(rows, "", "")
+            lines = [line for title, block in table.blocks
+                     for line in ((title, *[""] * (len(table.header) - 1)), *block)]  # fmt: skip
+            parts.append("\n".join([*aligned([table.header, *lines]), table.note]))
     return "\n\n".join(parts)
 
 
@@ -464,12 +469,16 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
         elif not cpu:
             name = f"{path.stem}_targets"
             tables.append(target_table(rows, name))
-            parts.append(f"Targets, and the worst case of any operation; by operation: [{name}](tables/{name}.md)\n")
+            parts.append(f"Targets of an H100 (docs/kernels.md); each one's worst case: [{name}](tables/{name}.md)\n")
             parts[-1] += "\n".join(["", *verdicts(tables[0].frame)])
         for clock, group in [] if rows.empty else rows.groupby("clock", sort=False):
             name = f"{path.stem}_{clock}"
             title = f"{device}, {path.stem}, {clock}: {kind}"
             tables.append(speed_table(group, name, title))
+            if "drift" in group and group["drift"].notna().any():
+                peers = f"{path.stem}_{clock}_peers"
+                tables.append(peer_table(group[group["drift"].notna()], peers, f"{title}: further rivals"))
+                parts.append(f"Further rivals by {clock}, and drift: [{peers}](tables/{peers}.md)")
             with matplotlib.rc_context(RC):
                 figure = speed_figure(group, f"{kind[:1].upper() + kind[1:]}: bandwidth by {clock}")
                 for suffix in (".png", ".svg"):
@@ -491,8 +500,52 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
             contents[f"tables/{table.name}.csv"] = csv(table.frame).encode()
         sections.append("\n\n".join(parts))
     intro = (
-        f"# {escaped(device)}\n\nMade by `sdpo-bench tables` from the JSON files here, which `nox -s bench` wrote. "
+        f"# {escaped(device)}\n\nMade by `nox -s tables` from the JSON files here, which `nox -s bench` wrote. "
         "What is measured, and how: [Benchmarks](../../../docs/benchmarks.md)."
     )
     contents["README.md"] = ("\n\n".join([intro, *sections]) + "\n").encode()
     return contents
+
+
+def write_all(folder: Path) -> list[Path]:
+    """Writes a device's README.md, tables and figures; the files written. Errors: those of `generated.write`."""
+    return generated.write(folder, lambda: kernel_files(folder))
+
+
+# The command ----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: written, or with --check nothing differs; 1: --check found a difference; 2: it can't be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernel_results", description="Tables and plots of the benchmarks' records."
+    )
+    parser.add_argument("folders", type=Path, nargs="*", help="devices' folders; default: all in results/")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
+    given = parser.parse_args(argv)
+    try:
+        found = given.folders or sorted(path for family in FAMILIES for path in RESULTS.glob(f"{family}/*"))
+        for folder in given.folders:
+            if not record_files(folder):
+                raise UserError(f"{folder} has no benchmark's records; give a folder as results/kernels/DEVICE")
+        folders = [folder for folder in found if record_files(folder)]
+        if not folders:
+            raise UserError(f"{shown(RESULTS)} has no benchmark's records; `nox -s bench` makes some")
+        if given.check:
+            wrong = [f"{shown(folder / name)}: {why}" for folder in folders
+                     for name, why in generated.differences(folder, kernel_files(folder)).items()]  # fmt: skip
+            print("\n".join(wrong) or f"{len(folders)} folders: all files are what their records give")
+            if wrong:
+                print("error: the files above differ; without --check they are written anew", file=sys.stderr)
+            return 1 if wrong else 0
+        for folder in folders:
+            write_all(folder)
+            print(f"{shown(folder)}: tables and figures written")
+    except (UserError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
