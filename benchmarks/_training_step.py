@@ -73,14 +73,14 @@ class TimedTrainer(Trainer):
 
     clock: Clock | None = None
 
-    def sample(self, epoch: int, pairs: torch.Tensor | None = None) -> Any:
-        trajectory = super().sample(epoch, pairs)
+    def sample(self, plan: Any, pairs: torch.Tensor | None = None) -> Any:
+        trajectory = super().sample(plan, pairs)
         self._lap("sample")
         return trajectory
 
-    def groups(self, epoch: int) -> Any:
+    def optimizer_batches(self, plan: Any) -> Any:
         self._lap("reward")
-        return super().groups(epoch)
+        return super().optimizer_batches(plan)
 
     def _lap(self, part: str) -> None:
         if self.clock is not None:
@@ -152,7 +152,7 @@ class Bench:
         before = policy.evaluations
         queries = self.trainer.counts.reward_queries
         self.trainer.clock = clock = Clock(self.device)
-        self.trainer.epoch(epoch)
+        self.trainer.train_epoch(epoch).to_row()
         clock.lap("train")
         self.trainer.clock = None
         if tuple(clock.seconds) != PARTS:
@@ -166,7 +166,7 @@ class Bench:
         loop.calls = loop.pictures = 0
         trainer = self.trainer
         prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(self.config.pairs)]
-        updates = trainer.groups(epoch)
+        updates = trainer.optimizer_batches(trainer.plan(epoch))
         clock = Clock(self.device)
         samples = loop.sample(prompts, clock.lap)
         advantages = loop.advantages(samples)
@@ -189,10 +189,10 @@ class Bench:
     def on_policy(self) -> float:
         """Largest |log-ratio| of the suite's unchanged policy over an epoch's pairs and steps."""
         trainer = self.trainer
-        trajectory = trainer.sample(1)
+        trajectory = trainer.sample(trainer.plan(1))
         differences = [
             (trainer.log_prob(trajectory, pairs, steps) - trajectory.log_prob[pairs, :, steps]).abs().max()
-            for group in trainer.groups(1) for pairs, steps in group
+            for group in trainer.optimizer_batches(trainer.plan(1)) for pairs, steps in group
         ]  # fmt: skip
         return max(x.item() for x in differences)
 
@@ -280,7 +280,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
     trainer, loop, exact = bench.trainer, bench.official(microbatch), bench.exact(microbatch)
     manners = {"official": materialised, "official, fused": fused}
     with fast(bench.pipeline):
-        trajectory = trainer.sample(1)
+        trajectory = trainer.sample(trainer.plan(1))
         provided = dense_rewards.compute_dense_rewards("anchored", trajectory, trainer.score)
         returns = trainer.method.returns(provided.values)
         advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)

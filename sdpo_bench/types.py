@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +39,22 @@ class DenseRewards:
     values: Tensor
     queried: Tensor
     queries: int
+
+    @classmethod
+    def cat(cls, parts: Sequence[DenseRewards]) -> DenseRewards:
+        """The rewards of several parts, one after the other."""
+        return cls(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.queried for part in parts]),
+            sum(part.queries for part in parts),
+        )
+
+    def cpu(self) -> DenseRewards:
+        return DenseRewards(self.values.cpu(), self.queried.cpu(), self.queries)
+
+    def of(self, order: Tensor) -> DenseRewards:
+        """The same rewards in another order of the first axis, int64 [B]."""
+        return DenseRewards(self.values[order], self.queried[order], self.queries)
 
 
 @dataclass
