@@ -21,8 +21,8 @@ from sdpo_bench import RunConfig, Trainer, load_reward
 from sdpo_bench.policies import StableDiffusionPolicy
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_rewards
-from sdpo_bench.training.sampling import INITIAL_NOISE, derive_seeds
-from sdpo_bench.training.trainer import INITIAL, STEPS, Microbatch
+from sdpo_bench.training.epoch_plan import MicroBatch
+from sdpo_bench.training.sampling import INITIAL_NOISE
 
 PARTS = ("sample", "reward", "train")
 # Distance from float64, relative to the largest entry, that a loop in float32 is allowed. At the last step of K = 4 the
@@ -207,8 +207,8 @@ class Bench:
 def noise_of(trainer: Trainer) -> Any:
     """The noise of the trainer's first epoch, as the official loop asks for it."""
     config, shape, device = trainer.config, trainer.policy.latent_shape, trainer.policy.device
-    initial = derive_seeds(config.seed, 1, INITIAL, count=config.pairs).to(device)
-    steps = derive_seeds(config.seed, 1, STEPS, count=2 * config.pairs).reshape(-1, 2).to(device)
+    draw = trainer.plan(1).samples
+    initial, steps = draw.initial_seeds.to(device), draw.step_seeds.to(device)
 
     def noise(side: int, k: int, rows: slice) -> Tensor:
         if k < 0:
@@ -326,14 +326,14 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
 
 
 def trained(
-    loop: OfficialLoop, samples: Samples, advantages: Tensor, group: list[Microbatch]
+    loop: OfficialLoop, samples: Samples, advantages: Tensor, group: list[MicroBatch]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient norm and gradient of one update of the official loop."""
     ((loss, norm),) = loop.train(samples, list(advantages.unbind(1)), [group])
     return torch.tensor(loss).double(), torch.tensor(norm).double(), gradient(loop.trained)
 
 
-def updates(config: RunConfig) -> Iterator[tuple[str, list[Microbatch]]]:
+def updates(config: RunConfig) -> Iterator[tuple[str, list[MicroBatch]]]:
     """An update of all pairs at the last step, and one for each other step of the first pair, the next pairs being at
     the next steps; in micro-batches of unequal size."""
     pairs, others = torch.arange(config.pairs), config.steps - 1
@@ -342,8 +342,8 @@ def updates(config: RunConfig) -> Iterator[tuple[str, list[Microbatch]]]:
         yield "other steps", split(pairs, (pairs + k) % others)
 
 
-def split(pairs: Tensor, steps: Tensor) -> list[Microbatch]:
-    return [(pairs[1:], steps[1:]), (pairs[:1], steps[:1])]
+def split(pairs: Tensor, steps: Tensor) -> list[MicroBatch]:
+    return [MicroBatch(pairs[1:], steps[1:]), MicroBatch(pairs[:1], steps[:1])]
 
 
 def shared(samples: Samples, trajectory: Any, dtype: torch.dtype) -> Samples:

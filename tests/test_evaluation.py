@@ -77,7 +77,7 @@ def test_pictures_that_are_not_finite_reach_no_reward(config, broken, tmp_path, 
         lambda: evaluate(broken, config, {"custom": reward}),
         lambda: save_grid(broken, config, tmp_path / "grid.png"),
     ):
-        with pytest.raises(UserError, match=r"1 of \d+ pictures hold values that are not finite"):
+        with pytest.raises(UserError, match=r"1 of \d+ pictures sampled in \d+ steps hold values that are not finite"):
             work()
     assert asked == []
     assert not (tmp_path / "grid.png").exists()

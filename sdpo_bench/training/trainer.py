@@ -219,7 +219,7 @@ class Trainer(Updater):
 
     def score(self, latents: Tensor, prompts: list[str]) -> Tensor:
         """Rewards float32 [N] of the pictures of `latents` [N, C, H, W]."""
-        return score(self.reward, self.policy.pictures(latents), prompts).to(latents.device)
+        return score(self.reward, self.policy.pictures(latents, self.config.steps), prompts).to(latents.device)
 
     def gather_rewards(self, plan: EpochPlan, rewards: DenseRewards) -> DenseRewards:
         """The rewards of all processes' pairs, in the order of the epoch's pairs, on the CPU."""
