@@ -206,7 +206,7 @@ class Bench:
 
 def noise_of(trainer: Trainer) -> Any:
     """The noise of the trainer's first epoch, as the official loop asks for it."""
-    config, shape, device = trainer.config, trainer.policy.latent_shape, trainer.policy.device
+    shape, device = trainer.policy.latent_shape, trainer.policy.device
     draw = trainer.plan(1).samples
     initial, steps = draw.initial_seeds.to(device), draw.step_seeds.to(device)
 
