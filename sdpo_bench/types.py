@@ -59,10 +59,14 @@ class DenseRewards:
 
 @dataclass
 class StepBatch:
-    """P pairs, each at one denoising step.
+    """P groups of G samples (pairs), each group at one denoising step.
 
-    step int64 [P]; sample and prev_sample [P, 2, C, H, W]; coefficients [P, 5]; old_log_prob, advantages [P, 2];
-    reference_log_prob [P, 2], or None where the method needs no reference model.
+    step: int64 [P]
+    sample, prev_sample: [P, G, C, H, W]
+    coefficients: float32 [P, 5]
+    old_log_prob, advantages: [P, G]
+    reference_log_prob: [P, G], or None where the method does not take it
+    reference_output: the pretrained model's output [P, G, C, H, W], or None where the method does not take it
     """
 
     step: Tensor
@@ -72,6 +76,7 @@ class StepBatch:
     old_log_prob: Tensor
     advantages: Tensor
     reference_log_prob: Tensor | None
+    reference_output: Tensor | None = None
 
 
 @dataclass

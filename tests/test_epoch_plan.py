@@ -72,7 +72,7 @@ def test_step_shuffling_gives_each_pair_an_order_of_its_own():
 
 
 def test_the_samples_of_a_pair_share_x_t_and_no_other_noise():
-    draw = draw_samples(PROMPTS, 6, 0, 1)
+    draw = draw_samples(PROMPTS, 6, 2, 0, 1)
     assert draw.initial_seeds.shape == (6,)
     assert len(draw.step_seeds.unique()) == 12
     some = draw.of(torch.tensor([4, 1]))
@@ -82,6 +82,6 @@ def test_the_samples_of_a_pair_share_x_t_and_no_other_noise():
 
 @pytest.mark.parametrize("count", [1, 30])
 def test_prompts_are_drawn_with_replacement_from_all(count):
-    drawn = Counter(draw_samples(PROMPTS, count, 0, 1).prompts)
+    drawn = Counter(draw_samples(PROMPTS, count, 2, 0, 1).prompts)
     assert drawn.keys() <= {*PROMPTS}
     assert drawn.total() == count

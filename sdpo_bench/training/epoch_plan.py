@@ -1,5 +1,7 @@
 """The plan of an epoch: its prompts, seeds, batches and order of steps, all drawn before anything is sampled.
 
+A pair is a group of G samples of a prompt that share their initial noise; G is 2 but for methods of larger groups.
+
 Everything derives from (seed of the run, epoch): a resumed run draws the same plan, and so does every process.
 """
 
@@ -17,7 +19,6 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.training.sampling import derive_seeds
 
-GROUP = 2  # samples of a prompt that share their initial noise: a pair
 PROMPTS, INITIAL, STEPS, ORDER, PROBE = range(5)  # what an epoch's random numbers are for
 
 
@@ -42,7 +43,7 @@ class SampleDraw(NamedTuple):
 
     prompts: one a pair
     initial_seeds: int64 [pairs], of x_T
-    step_seeds: int64 [pairs, GROUP], of the noise of the denoising steps
+    step_seeds: int64 [pairs, G], of the noise of the denoising steps
     """
 
     prompts: list[str]
@@ -54,13 +55,13 @@ class SampleDraw(NamedTuple):
         return SampleDraw([self.prompts[i] for i in pairs], self.initial_seeds[pairs], self.step_seeds[pairs])
 
 
-def draw_samples(prompts: Sequence[str], count: int, *path: int) -> SampleDraw:
-    """`count` pairs: prompts drawn at random, and seeds, all from the seed path (run seed, epoch, ...)."""
+def draw_samples(prompts: Sequence[str], count: int, group: int, *path: int) -> SampleDraw:
+    """`count` groups of `group` samples: random prompts, and seeds, all from the seed path (run seed, epoch, ...)."""
     choice = np.random.default_rng((*path, PROMPTS)).integers(len(prompts), size=count)
     return SampleDraw(
         [prompts[i] for i in choice],
         derive_seeds(*path, INITIAL, count=count),
-        derive_seeds(*path, STEPS, count=count * GROUP).reshape(count, GROUP),
+        derive_seeds(*path, STEPS, count=count * group).reshape(count, group),
     )
 
 
@@ -70,7 +71,7 @@ class EpochPlan:
 
     samples: the draw of all pairs, those of other processes too
     batches: for each batch of pairs_per_update pairs, those that this process trains, int64
-    step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its two samples
+    step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its samples
     per_step: an optimiser step for each denoising step of a batch (SDPO), or for whole trajectories (DDPO)
     """
 
@@ -92,7 +93,7 @@ class EpochPlan:
         order = rng.permuted(steps, axis=1) if config.step_shuffle else steps
         return cls(
             epoch=epoch,
-            samples=draw_samples(prompts, config.pairs, config.seed, epoch),
+            samples=draw_samples(prompts, config.pairs, config.samples_per_group, config.seed, epoch),
             batches=[ranks.local_slice(batch).contiguous() for batch in batches],
             step_order=torch.from_numpy(order),
             per_step=config.resolved_updates == "step",

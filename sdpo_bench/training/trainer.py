@@ -25,9 +25,9 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_probe, dense_rewards
-from sdpo_bench.training.advantages import PerPromptNormalizer
+from sdpo_bench.training.advantages import GroupNormalizer, PerPromptNormalizer
 from sdpo_bench.training.divergence import TrainingDiverged, likely_causes
-from sdpo_bench.training.epoch_plan import GROUP, PROBE, EpochPlan, MicroBatch, SampleDraw, draw_samples
+from sdpo_bench.training.epoch_plan import PROBE, EpochPlan, MicroBatch, SampleDraw, draw_samples
 from sdpo_bench.training.sampling import joined, sample
 from sdpo_bench.training.scoring import score
 from sdpo_bench.training.updates import Updater, UpdateStats
@@ -102,7 +102,11 @@ class Trainer(Updater):
         self.reward = reward
         self.query_plan = config.dense if self.method.dense else "terminal"
         self.prompts = config.prompt_lists[config.train_split]
-        self.normaliser = PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
+        self.normaliser: PerPromptNormalizer | GroupNormalizer = (
+            GroupNormalizer()
+            if self.method.normalizer == "group"
+            else PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
+        )
         self.check_settings()
 
     def check_settings(self) -> None:
@@ -228,7 +232,7 @@ class Trainer(Updater):
         return DenseRewards.cat([part for _, part in parts]).of(order)
 
     def advantages(self, plan: EpochPlan, rewards: DenseRewards) -> Tensor:
-        """Advantages float32 [B, 2, K] of this process's pairs, from all processes' rewards."""
+        """Advantages float32 [B, G, K] of this process's pairs, from all processes' rewards."""
         known = dense_rewards.last_queried(rewards.values, rewards.queried) if self.method.baseline else None
         # In float64, so that rounding makes no difference between equal returns.
         returns = self.method.returns(rewards.values.double())
@@ -238,7 +242,7 @@ class Trainer(Updater):
     def probe(self, epoch: int) -> list[dict[str, Any]]:
         """Rows for dense.jsonl after `epoch`: see `dense_probe.compare`. Of samples that no epoch trains on, and that
         enter no count; every process makes all of them."""
-        draw = draw_samples(self.prompts, self.config.pairs, self.config.seed, epoch, PROBE)
+        draw = draw_samples(self.prompts, self.config.pairs, 2, self.config.seed, epoch, PROBE)
         evaluations = self.policy.evaluations
 
         def compare() -> list[dict[str, Any]]:
@@ -283,7 +287,7 @@ class Trainer(Updater):
             )
 
     def count(self, rewards: DenseRewards, totals: Totals) -> None:
-        self.counts.samples += self.config.pairs * GROUP
+        self.counts.samples += self.config.pairs * self.config.samples_per_group
         self.counts.reward_queries += rewards.queries
         self.counts.model_evaluations += totals.model_evaluations
 

@@ -15,7 +15,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, to_local
 from sdpo_bench.methods import build_method
 from sdpo_bench.policies import Policy
-from sdpo_bench.training.epoch_plan import GROUP, MicroBatch
+from sdpo_bench.training.epoch_plan import MicroBatch
 from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.types import Counts, StepBatch, Trajectory, TrajectoryBatch
 
@@ -39,7 +39,7 @@ class UpdateStats(NamedTuple):
 
 
 class BackwardPass(NamedTuple):
-    """loss [P], clipped bool [P] and log-ratios [P, 2] or [P, 2, S] of the entries whose gradients were summed."""
+    """loss [P], clipped bool [P] and log-ratios [P, G] or [P, G, S] of the entries whose gradients were summed."""
 
     loss: Tensor
     clipped: Tensor
@@ -48,7 +48,7 @@ class BackwardPass(NamedTuple):
 
 @dataclass
 class VisitedLogProbs:
-    """Log-probs [B, 2, S] of a trajectory, each of the last time in this epoch that its step was trained."""
+    """Log-probs [B, G, S] of a trajectory, each of the last time in this epoch that its step was trained."""
 
     trajectory: Trajectory
     log_prob: Tensor
@@ -77,7 +77,7 @@ class Updater:
     @property
     def max_pairs(self) -> int:
         """Pairs of the largest forward pass."""
-        return max(1, self.policy.rows // GROUP)
+        return max(1, self.policy.rows // self.config.samples_per_group)
 
     def retry_on_oom(self, work: Callable[[], T]) -> T:
         return retry_on_oom(self.policy, work)
@@ -98,7 +98,7 @@ class Updater:
         pairs, steps: int64 [P], on the host
         sample: the index of the sample in each pair, int64 [P]; default: both
 
-        Returns [P, 2, C, H, W], or [P, C, H, W] with `sample`.
+        Returns [P, G, C, H, W], or [P, C, H, W] with `sample`.
         """
         stored = trajectory.latents  # on the policy's device, or with --offload-trajectories on the host
         where = (pairs, sample, steps)
@@ -106,34 +106,36 @@ class Updater:
         return found.to(self.policy.device)
 
     def predict(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
-        """The model's output [P, 2, C, H, W] at each pair's step. A pair shares its first input, so its output too."""
-        # Of 2 P rows (pair 0's samples, pair 1's samples, ...) the model sees all but second samples at step 0, which
-        # would be the first sample's once more.
-        needed = torch.stack([torch.ones_like(steps, dtype=torch.bool), steps > 0], 1).flatten()
+        """The model's output [P, G, C, H, W] at each pair's step. A pair shares its first input, so its output too."""
+        # Of G P rows (pair 0's samples, pair 1's samples, ...) the model sees all but the later samples at step 0,
+        # which would be the first sample's once more.
+        G = self.config.samples_per_group
+        needed = torch.stack([torch.ones_like(steps, dtype=torch.bool), *[steps > 0] * (G - 1)], 1).flatten()
         rows = needed.nonzero()[:, 0]
-        row_pairs, row_steps = (x.repeat_interleave(GROUP)[rows] for x in (pairs, steps))
-        latents = self.latents(trajectory, row_pairs, row_steps, rows % GROUP)
+        row_pairs, row_steps = (x.repeat_interleave(G)[rows] for x in (pairs, steps))
+        latents = self.latents(trajectory, row_pairs, row_steps, rows % G)
         row_pairs, row_steps = self.index(row_pairs), self.index(row_steps)
         output = self.policy.predict(
             trajectory.input_scale[row_steps].reshape(-1, 1, 1, 1) * latents,
             trajectory.timesteps[row_steps],
             tuple(c[row_pairs] for c in trajectory.conditions),
         )
-        # Back to 2 P rows: a row that was left out takes the output of the row before it.
-        return output[self.index(needed.cumsum(0) - 1)].unflatten(0, (len(pairs), GROUP))
+        # Back to G P rows: a row that was left out takes the output of the last row before it.
+        return output[self.index(needed.cumsum(0) - 1)].unflatten(0, (len(pairs), G))
 
     def log_prob(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
-        """Log-prob [P, 2] of each pair's stored step under the current policy."""
+        """Log-prob [P, G] of each pair's stored step under the current policy."""
+        G = self.config.samples_per_group
         return sdpo_kernels.gaussian_log_prob(
             self.predict(trajectory, pairs, steps).flatten(0, 1),
             self.latents(trajectory, pairs, steps).flatten(0, 1),
             self.latents(trajectory, pairs, steps + 1).flatten(0, 1),
-            trajectory.coefficients[self.index(steps)].repeat_interleave(GROUP, 0),
-        ).unflatten(0, (len(pairs), GROUP))
+            trajectory.coefficients[self.index(steps)].repeat_interleave(G, 0),
+        ).unflatten(0, (len(pairs), G))
 
     @torch.no_grad()
     def reference_log_prob(self, trajectory: Trajectory) -> Tensor:
-        """Log-probs [B, 2, S] of the stored steps under the pretrained model."""
+        """Log-probs [B, G, S] of the stored steps under the pretrained model."""
         pairs = torch.arange(len(trajectory.prompts))
         with self.policy.reference():
             parts = [
@@ -141,6 +143,14 @@ class Updater:
                 for k in range(self.config.trained_steps)
             ]
         return torch.stack(parts, -1)
+
+    @torch.no_grad()
+    def reference_output(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor | None:
+        """The pretrained model's output [P, G, C, H, W], where the method takes it."""
+        if not self.method.reference_output:
+            return None
+        with self.policy.reference():
+            return self.predict(trajectory, pairs, steps)
 
     # Optimiser steps
 
@@ -153,8 +163,8 @@ class Updater:
     ) -> UpdateStats:
         """One optimiser step on `batch`.
 
-        advantages: float32 [B, 2, K], on the policy's device
-        reference_log_prob: [B, 2, S], for methods that take it
+        advantages: float32 [B, G, K], on the policy's device
+        reference_log_prob: [B, G, S], for methods that take it
         """
         backward = self.trajectory_backward if self.method.whole_trajectory else self.step_backward
 
@@ -199,6 +209,7 @@ class Updater:
         parts = []
         for pairs, steps in batch:
             output = self.predict(trajectory, pairs, steps)
+            reference_output = self.reference_output(trajectory, pairs, steps)
             sample, following = (self.latents(trajectory, pairs, k) for k in (steps, steps + 1))
             pairs, steps = self.index(pairs), self.index(steps)
             step_batch = StepBatch(
@@ -209,6 +220,7 @@ class Updater:
                 old_log_prob=trajectory.log_prob[pairs, :, steps],
                 advantages=advantages[pairs, :, steps],
                 reference_log_prob=None if reference_log_prob is None else reference_log_prob[pairs, :, steps],
+                reference_output=reference_output,
             )
             result, grad = self.method.loss_and_grad(output.detach(), step_batch, grad_scale=1 / entries, **self.clips)
             output.backward(grad)
