@@ -52,6 +52,7 @@ class Method:
     whole_trajectory: ClassVar[bool] = False
     pairwise: ClassVar[bool] = True
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+    learning_rates: ClassVar[dict[int, float]] = {}
 
     @property
     def baseline(self) -> bool:

@@ -15,7 +15,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
-from sdpo_bench import interruption
+from sdpo_bench import dense_rewards, interruption
 from sdpo_bench.config import RunConfig, flag
 from sdpo_bench.distributed import (
     SINGLE_PROCESS,
@@ -29,7 +29,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import dense_probe, dense_rewards
+from sdpo_bench.training import dense_probe
 from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.sampling import derive_seeds, joined, sample
@@ -94,7 +94,7 @@ class Trainer:
             )
         self.method = build_method(config.method, config.options)
         self.query_plan = config.dense if self.method.dense else "terminal"
-        if self.query_plan in dense_rewards.COMPARING or config.probe_every:
+        if dense_rewards.PLANS[self.query_plan].compares or config.probe_every:
             try:
                 sdpo_kernels.resolve_backend(None, policy.storage)
             except ValueError as error:  # SDPO_KERNELS_BACKEND can run on the policy's device, but not there
