@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
 from sdpo_bench.records.frames import mean_frame
 from sdpo_bench.records.identity import EXECUTION
@@ -23,7 +24,7 @@ from sdpo_bench.records.reader import RunRecord, load_profile
 START = "start"
 
 
-ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
+ORDER = (START, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
 
 
 Values = dict[int, float]  # seed -> value of that run

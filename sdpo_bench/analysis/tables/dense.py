@@ -12,8 +12,8 @@ from sdpo_bench.analysis.comparisons import Group, Values, parent
 from sdpo_bench.analysis.tables.base import Block, Table, context, file_suffix, joined, note_of
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 from sdpo_bench.analysis.tables.pairs import differences
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.records.reader import RunRecord
-from sdpo_bench.records.schema import BUDGETS
 
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 
