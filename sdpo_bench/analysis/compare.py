@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups
-from sdpo_bench.analysis.statistics import student
 from sdpo_bench.analysis.render import aligned, csv, markdown, text
+from sdpo_bench.analysis.statistics import student
 from sdpo_bench.analysis.tables.base import DASH, Table, joined
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError

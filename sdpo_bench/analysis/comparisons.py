@@ -50,7 +50,7 @@ def name_part(text: str) -> str:
     return short if len(short) <= LONGEST else f"{short[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The finished runs that may be compared, those of the untrained start among them.
 

@@ -158,8 +158,9 @@ def load_profile(folder: str | os.PathLike[str], means: bool = False) -> list[Ru
         if (path / "done.json").exists():
             runs.append(run := load_run(path))
             for row in run.eval if means else ():
+                interim = evaluation_means(row, run.interim_noises) if run.interim_noises else None
                 row["means"] = evaluation_means(row)
-                row["interim_means"] = evaluation_means(row, run.interim_noises) if run.interim_noises else row["means"]
+                row["interim_means"] = row["means"] if interim is None else interim
                 prompts = {split: tuple(sorted(prompts)) for split, prompts in row.pop("values").items()}
                 row["prompts"] = {split: known.setdefault(names, names) for split, names in prompts.items()}
     return sorted(runs, key=lambda run: run.sort_key)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 import pandas as pd
@@ -39,10 +40,30 @@ RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where 
 Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
+class Subject(Enum):
+    """The subject of a table, by which the report puts it under a question (`report.QUESTIONS`)."""
+
+    PROTOCOL = auto()
+    ORDER = auto()
+    MAIN = auto()
+    EQUAL_QUERIES = auto()
+    DIFFERENCES = auto()
+    CLAIMS = auto()
+    PAPER = auto()
+    ABLATIONS = auto()
+    DENSE_BUDGETS = auto()
+    DENSE_STEPS = auto()
+    REACH = auto()
+    COST = auto()
+    HACKING = auto()
+    OTHER_REWARDS = auto()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
-    programs; `answer` says in a sentence what it shows, computed as the cells are."""
+    programs; `answer` says in a sentence what it shows, computed as the cells are. A table without a `subject` answers
+    none of the report's questions."""
 
     name: str
     title: str
@@ -51,6 +72,7 @@ class Table:
     blocks: tuple[Block, ...]
     frame: pd.DataFrame
     answer: str = ""
+    subject: Subject | None = None
 
 
 def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, ...] = ()) -> tuple[str, ...]:

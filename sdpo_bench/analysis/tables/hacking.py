@@ -7,7 +7,17 @@ from collections import Counter
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, shown_split
-from sdpo_bench.analysis.tables.base import MIN_RUNS, Block, Table, context, decimals_of, joined, note_of, run_ids
+from sdpo_bench.analysis.tables.base import (
+    MIN_RUNS,
+    Block,
+    Subject,
+    Table,
+    context,
+    decimals_of,
+    joined,
+    note_of,
+    run_ids,
+)
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 
 # Hacking --------------------------------------------------------------------------------------------------------
@@ -86,6 +96,7 @@ def hacking_table(group: Group) -> Table | None:
         tuple(blocks),
         pd.DataFrame(long),
         answer,
+        Subject.HACKING,
     )
 
 

@@ -17,7 +17,7 @@ from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
 )
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Table, context, decimals_of, joined
+from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, context, decimals_of, joined
 from sdpo_bench.analysis.tables.pairs import Pair, difference_text
 
 
@@ -106,4 +106,5 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
         (("", tuple(rows)),),
         pd.DataFrame(long),
         answer if each else "",
+        Subject.ORDER,
     )

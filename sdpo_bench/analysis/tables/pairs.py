@@ -23,6 +23,7 @@ from sdpo_bench.analysis.tables.base import (
     DASH,
     MIN_RUNS,
     Block,
+    Subject,
     Table,
     cell_text,
     context,
@@ -167,4 +168,4 @@ def difference_table(group: Group) -> Table | None:
         "method",
         pairs,
     )
-    return replace(table, answer="")  # who leads is the main table's answer
+    return replace(table, answer="", subject=Subject.DIFFERENCES)  # who leads is the main table's answer

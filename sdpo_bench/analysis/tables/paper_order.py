@@ -14,6 +14,7 @@ from sdpo_bench.analysis.tables.base import (
     DASH,
     MIN_RUNS,
     Block,
+    Subject,
     Table,
     cell_text,
     context,
@@ -90,6 +91,7 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
         tuple(blocks),
         pd.DataFrame(long),
         _order_answer(verdicts, splits, how),
+        Subject.ORDER,
     )
 
 

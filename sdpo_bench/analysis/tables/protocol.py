@@ -12,6 +12,7 @@ from sdpo_bench.analysis.statistics import iqm
 from sdpo_bench.analysis.tables.base import (
     DASH,
     Block,
+    Subject,
     Table,
     context,
     decimals_of,
@@ -104,6 +105,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
         (("", tuple(rows)),),
         pd.DataFrame(long),
         answer,
+        Subject.PROTOCOL,
     )
 
 
@@ -205,6 +207,7 @@ def rate_order_table(groups: list[Group]) -> Table | None:
         tuple(blocks),
         pd.DataFrame(long),
         answer,
+        Subject.ORDER,
     )
 
 

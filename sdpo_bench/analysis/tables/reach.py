@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
-from sdpo_bench.analysis.tables.base import DASH, Block, Table, context, note_of, run_ids
+from sdpo_bench.analysis.tables.base import DASH, Block, Subject, Table, context, note_of, run_ids
 from sdpo_bench.analysis.tables.means import MEANS, mean_text, summarised
 from sdpo_bench.records.frames import COUNTERS
 from sdpo_bench.records.reader import RunRecord
@@ -128,6 +128,7 @@ def reach_table(group: Group) -> Table | None:
         tuple(blocks),
         pd.DataFrame(long),
         f"K = {group.steps}, {split} prompts: {answer}" if answer else "",
+        Subject.REACH,
     )
 
 
