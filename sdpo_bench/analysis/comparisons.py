@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +112,15 @@ class Group:
     @cached_property
     def values(self) -> pd.DataFrame:
         return _last(self.curves if self.full is None else self.full)
+
+    @cached_property
+    def _epochs(self) -> dict[int, int]:
+        f = self.curves[(self.curves["reward"] == self.reward) & (self.curves["epoch"] > 0)]
+        return f.groupby(["steps", "run"])["epoch"].nunique().groupby("steps").max().to_dict()
+
+    def ends_only(self, steps: int) -> bool:
+        """Whether the trained reward was evaluated at this number of sampling steps before and after training only."""
+        return self._epochs.get(steps) == 1
 
     @property
     def title(self) -> str:
@@ -223,6 +234,19 @@ class Results:
         return self.folder.resolve().name
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pauses Python's cyclic garbage collector, which would look through records and figures again and again while many
+    objects are made that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
     """The groups of `results/<profile>`, as of `load_results`."""
     return load_results(folder).groups
@@ -234,7 +258,8 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
 
     Errors: `RecordError`, of unsound records, or of two configurations under one label.
     """
-    runs = load_profile(folder, means=True)
+    with collector_paused():
+        runs = load_profile(folder, means=True)
     _check_labels(runs)
     profile = Path(folder).resolve().name
     trained = [run for run in runs if run.label != START]

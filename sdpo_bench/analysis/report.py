@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from sdpo_bench.analysis.comparisons import START, Results, load_results, still_missing
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import PUBLISHED, drawings, figure_files, pictures
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.render import escaped, markdown, table_files
@@ -143,7 +143,7 @@ def _facts(results: Results, tables: list[Table], figures: list[Drawing]) -> dic
         "headings": list(dict.fromkeys(drawing.heading for drawing in figures)),
         "summary": _summary(runs),
         "unfinished": still_missing(results.unfinished),
-        "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
+        "unpublished": compared and not any(drawing.name == PUBLISHED for drawing in figures),
         "provenance": _versions(runs),
         "commands": sorted({" ".join(printable(run.provenance.get("command", "")).split("\n")) for run in runs} - {""}),
         "resume": printable(RERUN.format(results.profile)),
