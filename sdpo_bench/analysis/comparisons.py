@@ -116,7 +116,8 @@ class Group:
     @cached_property
     def _epochs(self) -> dict[int, int]:
         f = self.curves[(self.curves["reward"] == self.reward) & (self.curves["epoch"] > 0)]
-        return f.groupby(["steps", "run"])["epoch"].nunique().groupby("steps").max().to_dict()
+        most = f.groupby(["steps", "run"])["epoch"].nunique().groupby("steps").max()
+        return dict(zip(most.index.tolist(), most.tolist(), strict=True))
 
     def ends_only(self, steps: int) -> bool:
         """Whether the trained reward was evaluated at this number of sampling steps before and after training only."""

@@ -92,7 +92,9 @@ def latex(table: Table) -> str:
 def csv(frame: pd.DataFrame) -> str:
     """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    safe = frame.assign(**{str(name): [_no_formula(cell) for cell in frame[name].tolist()] for name in texts})
+    safe = frame.copy()
+    for name in texts:
+        safe[name] = [_no_formula(cell) for cell in frame[name].tolist()]
     return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 

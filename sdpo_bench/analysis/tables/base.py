@@ -79,6 +79,11 @@ def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, 
     return label, *first, *(f"{k} step{'s' * (k > 1)}" for k in steps), *last
 
 
+def at_steps(steps: int) -> str:
+    """1 sampling step, 2 sampling steps."""
+    return f"{steps} sampling step{'s' * (steps > 1)}"
+
+
 def joined(words: Iterable[object]) -> str:
     """a, b and c."""
     *head, last = [str(word) for word in words] or ["nothing"]
@@ -115,6 +120,11 @@ def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval 
         return ", ".join(f"{value:{sign}.{decimals}f}" for value in values.values()) + f" {n}"
     value, low, high, _ = interval or summary(values)
     return f"{value:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}] {n}"
+
+
+def values_text(values: Values) -> str:
+    """The runs' values, for a column of a frame."""
+    return " ".join(f"{value:.6g}" for value in values.values())
 
 
 def interval_columns(interval: Interval) -> dict[str, float]:

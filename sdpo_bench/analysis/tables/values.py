@@ -26,6 +26,7 @@ from sdpo_bench.analysis.tables.base import (
     run_ids,
     step_header,
     summary,
+    values_text,
 )
 from sdpo_bench.analysis.tables.orders import leaders
 from sdpo_bench.records.frames import COUNTERS
@@ -70,7 +71,7 @@ def _value_table(
                         "value": value,
                         "low": low,
                         "high": high,
-                        "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
+                        "runs": values_text(cells[k]),
                         "run_ids": run_ids(group, label, cells[k]),
                     }
                 )
