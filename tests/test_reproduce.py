@@ -23,9 +23,9 @@ from synthetic_records import write_profile
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import cost_model, profiles, progress, runner, summary
+from sdpo_bench.experiments import cost_model, pool, profiles, progress, runner, summary
+from sdpo_bench.experiments.pool import execute
 from sdpo_bench.experiments.progress import Progress
-from sdpo_bench.experiments.runner import execute
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.workers import Worker
 from sdpo_bench.records.files import RecordError
@@ -318,13 +318,13 @@ def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
 def test_remaining_time():
     config = RunConfig(epochs=10)
     runs = [Run(config, Path(str(i)), 100.0) for i in range(4)]
-    progress = Progress(runs, 2, io.StringIO())
-    assert progress.remaining() == pytest.approx(200, rel=0.02)
+    display = Progress(runs, 2, io.StringIO())
+    assert display.remaining() == pytest.approx(200, rel=0.02)
     runs[0].state = "done"
     runs[1].epoch = 5  # resumed half-way: no work of this process
-    assert progress.remaining() == pytest.approx(125, rel=0.02)
-    progress.begin -= 60  # a minute without an epoch: slower than expected
-    assert progress.remaining() > 200
+    assert display.remaining() == pytest.approx(125, rel=0.02)
+    display.begin -= 60  # a minute without an epoch: slower than expected
+    assert display.remaining() > 200
     assert [progress.clock(s) for s in (5, 300, 3600 * 3 + 61)] == ["5 s", "5 min", "3 h 01 min"]
 
 
@@ -341,7 +341,7 @@ def test_lacking_weights_are_missed_before_any_worker_starts(tiny_model, tmp_pat
     given = configs(tiny_model, 1, eval_rewards=("clipscore",))
     profile = profiles.Profile(lambda methods, seeds: given, ("sdpo",), (0,))
     monkeypatch.setitem(profiles.PROFILES, "lacking", profile)
-    monkeypatch.setattr(runner, "Worker", lambda *_: pytest.fail("starts a worker"))
+    monkeypatch.setattr(pool, "Worker", lambda *_: pytest.fail("starts a worker"))
     monkeypatch.setattr(Source, "_download", lambda *_: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(UserError, match=r"reward clipscore: model.safetensors of openai/.* \(no network\); with a"):
         runner.reproduce("lacking", results=tmp_path)

@@ -19,7 +19,7 @@ from sdpo_bench.analysis import paper
 from sdpo_bench.cli.tables import check_tables
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import cost_model, profiles, runner, summary, variants, workers
+from sdpo_bench.experiments import cost_model, pool, profiles, runner, summary, variants, workers
 from sdpo_bench.experiments.cost_model import GPUCost, disk, evaluated_images
 from sdpo_bench.experiments.profiles import build
 from sdpo_bench.experiments.runs import Run, plan
@@ -239,14 +239,14 @@ def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
         def stop(self):
             pass
 
-    monkeypatch.setattr(runner, "Worker", Recorded)
+    monkeypatch.setattr(pool, "Worker", Recorded)
     configs = build("sd-turbo", rewards=["aesthetic"])
     runs = plan(tmp_path, configs, GPUCost())
-    runner.execute(runs, 2, devices=["5", "GPU-8d1e"])
+    pool.execute(runs, 2, devices=["5", "GPU-8d1e"])
     assert hired == [(1, "5"), (2, "GPU-8d1e"), (2, "GPU-8d1e")]
     assert sorted(run.state for run in runs) == ["failed", *["locked"] * 6]
     hired[:] = [None] * 3  # no worker fails
-    runner.execute(plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
+    pool.execute(plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
     assert hired[3:] == [(1, "5"), (2, "GPU-8d1e"), (3, "5"), (4, "GPU-8d1e")]
 
 
