@@ -20,7 +20,7 @@ import torch
 
 from benchmarks._counts import flop, peak
 from sdpo_bench import RunConfig, Trainer, load_policy, load_reward
-from sdpo_bench.testbed import scorer
+from sdpo_bench.rewards import scorer
 from sdpo_bench.training import dense_rewards
 
 torch.set_num_threads(1)

@@ -34,9 +34,9 @@ def tf32():
 @pytest.mark.usefixtures("tf32")
 def test_old_and_new_settings_agree():
     """torch.compile reads the old ones, and PyTorch raises where they contradict the new."""
-    assert precision.float32_precision() == dict.fromkeys(FULL, "tf32")
+    assert provenance.float32_precision() == dict.fromkeys(FULL, "tf32")
     precision.use_full_float32()
-    assert precision.float32_precision() == FULL
+    assert provenance.float32_precision() == FULL
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
@@ -47,9 +47,10 @@ def test_before_pytorch_2_9(monkeypatch):
     backends = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False)),
                                cudnn=SimpleNamespace(allow_tf32=True))  # fmt: skip
     monkeypatch.setattr(precision, "torch", SimpleNamespace(backends=backends))
-    assert precision.float32_precision() == FULL | dict.fromkeys(("convolutions", "recurrent"), "tf32")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(backends=backends))
+    assert provenance.float32_precision() == FULL | dict.fromkeys(("convolutions", "recurrent"), "tf32")
     precision.use_full_float32()
-    assert precision.float32_precision() == FULL
+    assert provenance.float32_precision() == FULL
 
 
 class Moved(Exception):
@@ -69,7 +70,7 @@ def test_a_policy_on_a_gpu_sets_it(device, monkeypatch):
     monkeypatch.setattr(base.sdpo_kernels, "resolve_backend", lambda name, device: "torch")
     with pytest.raises(Moved, match=device):
         StableDiffusionPolicy(Pipeline(), RunConfig(device=device))
-    assert (precision.float32_precision() == FULL) == (device == "cuda")
+    assert (provenance.float32_precision() == FULL) == (device == "cuda")
 
 
 @pytest.mark.usefixtures("tf32")
@@ -78,14 +79,14 @@ def test_benchmarks_on_a_gpu_set_it(monkeypatch):
     options = SimpleNamespace(getoption=lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     conftest.pytest_configure(options)
-    assert precision.float32_precision() != FULL
+    assert provenance.float32_precision() != FULL
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     conftest.pytest_configure(options)
-    assert precision.float32_precision() == FULL
+    assert provenance.float32_precision() == FULL
 
 
 def test_provenance_of_a_gpu_has_it(monkeypatch):
     monkeypatch.setattr(provenance, "device_name", str)
     monkeypatch.setattr("sdpo_kernels.resolve_backend", lambda name, device: "triton")
-    assert provenance.collect("cuda")["float32"] == precision.float32_precision()
+    assert provenance.collect("cuda")["float32"] == provenance.float32_precision()
     assert "float32" not in provenance.collect("cpu")

@@ -57,7 +57,7 @@ def test_source_hash_sees_names_and_contents(tmp_path):
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from sdpo_bench import provenance
+from sdpo_bench.records import provenance
 print(json.dumps([provenance.code_version(), str(provenance.PACKAGE)]))
 """
 
@@ -67,8 +67,8 @@ def test_commit_is_this_projects_own(tmp_path, inside):
     """An installed copy has no commit, in somebody else's repository either, but for one that is given; a changed
     checkout says so, and believes git alone."""
     root = tmp_path / "root"
-    (root / "sdpo_bench").mkdir(parents=True)
-    for name in ("__init__.py", "provenance.py"):
+    (root / "sdpo_bench" / "records").mkdir(parents=True)
+    for name in ("__init__.py", "errors.py", "records/__init__.py", "records/provenance.py"):
         shutil.copy(provenance.PACKAGE / name, root / "sdpo_bench" / name)
 
     def git(*arguments: str) -> None:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdpo_bench.testbed.animals import IMAGE_SIZE
-
+IMAGE_SIZE = 32  # pixels: the height and width of what a scorer sees, and of the embedded model's pictures
 EMBEDDING = 64
 CHUNK = 64
 """Pictures scored at a time. On a CPU more take twice as long each: their activations don't fit into its cache."""

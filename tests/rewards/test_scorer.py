@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from sdpo_bench.rewards.scorer import Scorer, UnknownPromptError, prepare
 from sdpo_bench.testbed.animals import ANIMALS, ASSETS
 from sdpo_bench.testbed.data import MILD, WIDE, random_pictures
-from sdpo_bench.testbed.scorer import Scorer, UnknownPromptError, prepare
 from sdpo_bench.testbed.train_scorer import blur
 
 NAMES = ("alignment", "alignment_heldout")
@@ -78,7 +78,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 def test_scores_do_not_depend_on_how_many_pictures_are_scored_together(name):
     """Pictures are scored in chunks for speed alone: the same bits as all in one forward pass."""
     from sdpo_bench.rewards.alignment import SCORERS
-    from sdpo_bench.testbed.scorer import CHUNK
+    from sdpo_bench.rewards.scorer import CHUNK
 
     scorer = Scorer.load(SCORERS / name)
     images = torch.rand(2 * CHUNK + 17, 3, 32, 32, generator=torch.Generator().manual_seed(0))
