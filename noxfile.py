@@ -96,9 +96,10 @@ def tests_gpu_stack(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes (ruff)."""
+    """Style, layout and common mistakes (ruff)."""
     install(session, "dev")
     python(session, "-m", "ruff", "check", *(session.posargs or ["."]))
+    python(session, "-m", "ruff", "format", "--check", *(session.posargs or ["."]))
 
 
 @nox.session(venv_backend="none")
