@@ -28,7 +28,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 Noise = Callable[[int, int, slice], Tensor]
 """Noise of a sample (0 or 1) of some pairs at step k; k = -1: x_T, which a pair shares."""
 Updates = Iterable[Sequence[tuple[Tensor, Tensor]]]
-"""Optimiser steps: micro-batches of pairs and their steps, as Trainer.groups gives them."""
+"""Optimiser steps: micro-batches of pairs and their steps, as Trainer.optimizer_batches gives them."""
 Lap = Callable[[str], None]
 
 

@@ -21,8 +21,8 @@ from sdpo_bench import RunConfig, Trainer, load_reward
 from sdpo_bench.policies import StableDiffusionPolicy
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_rewards
-from sdpo_bench.training.sampling import INITIAL_NOISE, derive_seeds
-from sdpo_bench.training.trainer import INITIAL, STEPS, Microbatch
+from sdpo_bench.training.epoch_plan import MicroBatch
+from sdpo_bench.training.sampling import INITIAL_NOISE
 
 PARTS = ("sample", "reward", "train")
 # Distance from float64, relative to the largest entry, that a loop in float32 is allowed. At the last step of K = 4 the
@@ -73,14 +73,14 @@ class TimedTrainer(Trainer):
 
     clock: Clock | None = None
 
-    def sample(self, epoch: int, pairs: torch.Tensor | None = None) -> Any:
-        trajectory = super().sample(epoch, pairs)
+    def sample(self, plan: Any, pairs: torch.Tensor | None = None) -> Any:
+        trajectory = super().sample(plan, pairs)
         self._lap("sample")
         return trajectory
 
-    def groups(self, epoch: int) -> Any:
+    def optimizer_batches(self, plan: Any) -> Any:
         self._lap("reward")
-        return super().groups(epoch)
+        return super().optimizer_batches(plan)
 
     def _lap(self, part: str) -> None:
         if self.clock is not None:
@@ -152,7 +152,7 @@ class Bench:
         before = policy.evaluations
         queries = self.trainer.counts.reward_queries
         self.trainer.clock = clock = Clock(self.device)
-        self.trainer.epoch(epoch)
+        self.trainer.train_epoch(epoch).to_row()
         clock.lap("train")
         self.trainer.clock = None
         if tuple(clock.seconds) != PARTS:
@@ -166,7 +166,7 @@ class Bench:
         loop.calls = loop.pictures = 0
         trainer = self.trainer
         prompts = [trainer.prompts[i % len(trainer.prompts)] for i in range(self.config.pairs)]
-        updates = trainer.groups(epoch)
+        updates = trainer.optimizer_batches(trainer.plan(epoch))
         clock = Clock(self.device)
         samples = loop.sample(prompts, clock.lap)
         advantages = loop.advantages(samples)
@@ -189,10 +189,10 @@ class Bench:
     def on_policy(self) -> float:
         """Largest |log-ratio| of the suite's unchanged policy over an epoch's pairs and steps."""
         trainer = self.trainer
-        trajectory = trainer.sample(1)
+        trajectory = trainer.sample(trainer.plan(1))
         differences = [
             (trainer.log_prob(trajectory, pairs, steps) - trajectory.log_prob[pairs, :, steps]).abs().max()
-            for group in trainer.groups(1) for pairs, steps in group
+            for group in trainer.optimizer_batches(trainer.plan(1)) for pairs, steps in group
         ]  # fmt: skip
         return max(x.item() for x in differences)
 
@@ -206,9 +206,9 @@ class Bench:
 
 def noise_of(trainer: Trainer) -> Any:
     """The noise of the trainer's first epoch, as the official loop asks for it."""
-    config, shape, device = trainer.config, trainer.policy.latent_shape, trainer.policy.device
-    initial = derive_seeds(config.seed, 1, INITIAL, count=config.pairs).to(device)
-    steps = derive_seeds(config.seed, 1, STEPS, count=2 * config.pairs).reshape(-1, 2).to(device)
+    shape, device = trainer.policy.latent_shape, trainer.policy.device
+    draw = trainer.plan(1).samples
+    initial, steps = draw.initial_seeds.to(device), draw.step_seeds.to(device)
 
     def noise(side: int, k: int, rows: slice) -> Tensor:
         if k < 0:
@@ -280,7 +280,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
     trainer, loop, exact = bench.trainer, bench.official(microbatch), bench.exact(microbatch)
     manners = {"official": materialised, "official, fused": fused}
     with fast(bench.pipeline):
-        trajectory = trainer.sample(1)
+        trajectory = trainer.sample(trainer.plan(1))
         provided = dense_rewards.compute_dense_rewards("anchored", trajectory, trainer.score)
         returns = trainer.method.returns(provided.values)
         advantages = trainer.normaliser(trajectory.prompts, returns).to(bench.device)
@@ -326,14 +326,14 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
 
 
 def trained(
-    loop: OfficialLoop, samples: Samples, advantages: Tensor, group: list[Microbatch]
+    loop: OfficialLoop, samples: Samples, advantages: Tensor, group: list[MicroBatch]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient norm and gradient of one update of the official loop."""
     ((loss, norm),) = loop.train(samples, list(advantages.unbind(1)), [group])
     return torch.tensor(loss).double(), torch.tensor(norm).double(), gradient(loop.trained)
 
 
-def updates(config: RunConfig) -> Iterator[tuple[str, list[Microbatch]]]:
+def updates(config: RunConfig) -> Iterator[tuple[str, list[MicroBatch]]]:
     """An update of all pairs at the last step, and one for each other step of the first pair, the next pairs being at
     the next steps; in micro-batches of unequal size."""
     pairs, others = torch.arange(config.pairs), config.steps - 1
@@ -342,8 +342,8 @@ def updates(config: RunConfig) -> Iterator[tuple[str, list[Microbatch]]]:
         yield "other steps", split(pairs, (pairs + k) % others)
 
 
-def split(pairs: Tensor, steps: Tensor) -> list[Microbatch]:
-    return [(pairs[1:], steps[1:]), (pairs[:1], steps[:1])]
+def split(pairs: Tensor, steps: Tensor) -> list[MicroBatch]:
+    return [MicroBatch(pairs[1:], steps[1:]), MicroBatch(pairs[:1], steps[:1])]
 
 
 def shared(samples: Samples, trajectory: Any, dtype: torch.dtype) -> Samples:

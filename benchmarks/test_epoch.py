@@ -36,7 +36,7 @@ def trainer():
 
 @pytest.fixture(scope="module")
 def trajectory(trainer):
-    return trainer.sample(1)
+    return trainer.sample(trainer.plan(1))
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,13 @@ def run_phase(benchmark, phase, peak_flop_per_s, function, *args, rounds=5, warm
 def update(trainer, trajectory):
     advantages = torch.ones_like(trajectory.log_prob)
     advantages[:, 1] = -1
-    for group in trainer.groups(1):
+    for group in trainer.optimizer_batches(trainer.plan(1)):
         trainer.update(group, trajectory, advantages, None)
 
 
 def test_sample(benchmark, trainer, peak_flop_per_s):
     info = {"samples": 64, "steps": 4, "device": str(trainer.policy.device)}
-    run_phase(benchmark, "sampling", peak_flop_per_s, trainer.sample, 1, **info)
+    run_phase(benchmark, "sampling", peak_flop_per_s, trainer.sample, trainer.plan(1), **info)
 
 
 @pytest.mark.parametrize("provider", dense_rewards.PLANS)

@@ -25,8 +25,8 @@ DENSE = ("anchored", "exact", "terminal", "linear", "queries2", "queries4", "ada
 SAMPLERS = ("auto", "ddim", "euler_ancestral", "flow_sde", "lcm")
 LATER = (
     "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
-    "eval_interim_noises", "gradient_checkpointing", "guidance", "noise_level", "offload_trajectories", "probe_every",
-    "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
+    "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "noise_level", "offload_trajectories",
+    "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
     "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
@@ -70,9 +70,11 @@ class RunConfig:
     epochs: int = 50
     """Rounds of sampling and training. [official: about 115 at SD-Turbo's size]"""
     pairs: int = 32
-    """Pairs of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
+    """Pairs (groups) of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
     pairs_per_update: int = 16
     """Pairs whose gradients make an optimiser step. [official: batch 2 x accumulation 8]"""
+    group_size: int | None = None
+    """Samples of a prompt that share their initial noise; default: the method's own, 2 (a pair) but for grpo's 8."""
     updates: Literal["auto", "step", "trajectory"] = "auto"
     """An optimiser step for each denoising step of a batch of pairs (SDPO's way) or for its whole
     trajectories (DDPO's way); auto takes the method's own."""
@@ -209,6 +211,7 @@ class RunConfig:
             if len(slug(getattr(self, name))) > LONGEST_NAME:
                 raise UserError(f"{flag(name)} has {len(slug(getattr(self, name)))} letters; expected at most "
                                 f"{LONGEST_NAME}, for folders and tables are named after it")  # fmt: skip
+        self._check_group()
         if self.finetune == "full" and self.dtype != "float32":
             raise UserError(f"--finetune full trains the weights themselves, which {self.dtype} is too coarse for; "
                             f"use --dtype float32, or --finetune lora")  # fmt: skip
@@ -235,6 +238,23 @@ class RunConfig:
         if not self.label:
             object.__setattr__(self, "label", METHODS[self.method].title if self.epochs else "start")
 
+    def _check_group(self) -> None:
+        method, size = METHODS[self.method], self.samples_per_group
+        if size < 2:
+            raise UserError(f"--group-size is {size}; expected at least 2: the samples of a prompt are compared")
+        if method.pairwise and size != 2:
+            raise UserError(f"--group-size is {size}; {method.title} learns from pairs, so expected 2")
+        if method.normalizer == "group" and size < 4:
+            raise UserError(
+                f"--group-size is {size}; {method.title} takes advantages by the statistics of a group, and of two "
+                f"samples one would always have 1 and the other -1; expected at least 4"
+            )
+
+    @property
+    def samples_per_group(self) -> int:
+        """G, the samples of a prompt that share their initial noise."""
+        return METHODS[self.method].group_size if self.group_size is None else self.group_size
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as config.json holds it: with schema, the method's options resolved, and of files and
         folders their names, for a run is the same wherever they lie."""
@@ -243,6 +263,7 @@ class RunConfig:
         options = dataclasses.asdict(build_method(row.pop("method"), row.pop("options")))
         row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
+        row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
         given = [split for split, path in (("seen", self.prompts), ("unseen", self.unseen_prompts)) if path]
         if given:  # a changed file makes another run
             lists = [self.prompt_lists[split] for split in given]

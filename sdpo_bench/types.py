@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -38,13 +40,33 @@ class DenseRewards:
     queried: Tensor
     queries: int
 
+    @classmethod
+    def cat(cls, parts: Sequence[DenseRewards]) -> DenseRewards:
+        """The rewards of several parts, one after the other."""
+        return cls(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.queried for part in parts]),
+            sum(part.queries for part in parts),
+        )
+
+    def cpu(self) -> DenseRewards:
+        return DenseRewards(self.values.cpu(), self.queried.cpu(), self.queries)
+
+    def of(self, order: Tensor) -> DenseRewards:
+        """The same rewards in another order of the first axis, int64 [B]."""
+        return DenseRewards(self.values[order], self.queried[order], self.queries)
+
 
 @dataclass
 class StepBatch:
-    """P pairs, each at one denoising step.
+    """P groups of G samples (pairs), each group at one denoising step.
 
-    step int64 [P]; sample and prev_sample [P, 2, C, H, W]; coefficients [P, 5]; old_log_prob, advantages [P, 2];
-    reference_log_prob [P, 2], or None where the method needs no reference model.
+    step: int64 [P]
+    sample, prev_sample: [P, G, C, H, W]
+    coefficients: float32 [P, 5]
+    old_log_prob, advantages: [P, G]
+    reference_log_prob: [P, G], or None where the method does not take it
+    reference_output: the pretrained model's output [P, G, C, H, W], or None where the method does not take it
     """
 
     step: Tensor
@@ -54,6 +76,7 @@ class StepBatch:
     old_log_prob: Tensor
     advantages: Tensor
     reference_log_prob: Tensor | None
+    reference_output: Tensor | None = None
 
 
 @dataclass

@@ -80,7 +80,7 @@ def two_epochs(ranks: ProcessGroup, config: RunConfig) -> dict[str, Any]:
     trainer = Trainer(config, load_policy(config), load_reward(config.reward), ranks)
     trainer.normaliser = recorder = Recorder()
     on_policy = trainer.check_on_policy(1)
-    rows = [trainer.epoch(epoch) for epoch in (1, 2)]
+    rows = [trainer.train_epoch(epoch).to_row() for epoch in (1, 2)]
     weights = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
     return {"on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": weights}
 
@@ -276,7 +276,7 @@ def sharded_epochs(ranks: ProcessGroup, config: RunConfig, kinds: list[str], fol
         trainer = Trainer(given, policy, load_reward(given.reward), ranks)
         trainer.normaliser = recorder = Recorder()
         on_policy = trainer.check_on_policy(1)
-        rows = [trainer.epoch(epoch) for epoch in (1, 2)]
+        rows = [trainer.train_epoch(epoch).to_row() for epoch in (1, 2)]
         moments = [x for entry in trainer.optimiser.state_dict()["state"].values() for x in entry.values() if x.dim()]
         assert sum(distributed.to_local(x).numel() for x in moments) == 2 * held
         found[method, "full"] = {
@@ -401,13 +401,13 @@ def test_the_cost_model(config, name, dense, steps, last):
     changes = {"method": name, "dense": dense, "steps": steps, "train_last_step": last, "label": "", "finetune": "full"}
     given = dataclasses.replace(config, **changes, pairs=6, pairs_per_update=3)
     trainer = Trainer(given, load_policy(given), load_reward(given.reward))
-    method, row = METHODS[name], trainer.epoch(1)
+    method, row = METHODS[name], trainer.train_epoch(1).to_row()
     used = dense if method.dense else "terminal"
     costs = page["costs"](
         6, steps, given.trained_steps, 3, given.resolved_updates, used, method.reference, method.whole_trajectory
     )
     assert costs == {name: row[name] for name in costs}
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     elements = 4 * 8 * 8
     stored = [trajectory.latents, trajectory.predicted_clean]
     assert sum(x.numel() * x.element_size() for x in stored) == 4 * 2 * (2 * steps + 1) * 6 * elements

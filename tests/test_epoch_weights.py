@@ -37,12 +37,15 @@ COMMON = {
     "reward": "alignment", "eval_rewards": (), "eval_steps": (2,), "eval_noises": 1, "eval_splits": ("tuning",),
     "eval_start": False, "steps": 3, "epochs": 1, "pairs": 8, "pairs_per_update": 4, "device": "cpu",
 }  # fmt: skip
+GROUPS = {name: {"group_size": 4} for name, method in METHODS.items() if method.group_size > 2}  # smaller: faster
 BASIC = {
-    f"{name}-{finetune}": {"method": name, "finetune": finetune} for name in METHODS for finetune in ("lora", "full")
+    f"{name}-{finetune}": {"method": name, "finetune": finetune} | GROUPS.get(name, {})
+    for name in METHODS
+    for finetune in ("lora", "full")
 }
 # The way of updating that is not the method's own, dense rewards, and what else takes another way through the trainer.
 OTHER_UPDATES = {
-    f"{name}-{updates}": {"method": name, "updates": updates}
+    f"{name}-{updates}": {"method": name, "updates": updates} | GROUPS.get(name, {})
     for name, method in METHODS.items()
     for updates in ("step", "trajectory")
     if updates != method.updates
@@ -58,6 +61,8 @@ OTHERS = {
     "ddpo-checkpointing": {"method": "ddpo", "gradient_checkpointing": True},
     "ddpo-guidance": {"method": "ddpo", "guidance": 2.0},
     "ddpo-prompt-statistics": {"method": "ddpo", "prompt_stats_min_count": 2},
+    "ddpo-groups": {"method": "ddpo", "group_size": 4},
+    "grpo-kl": {"method": "grpo", "group_size": 4, "options": {"kl": 0.04}},
     "rebel-euler": {"method": "rebel", "sampler": "euler_ancestral", "train_last_step": False},
     "sdpo-two-processes": {"method": "sdpo"},
     "prdp-two-processes": {"method": "prdp"},

@@ -72,12 +72,12 @@ def test_pictures_that_are_not_finite_reach_no_reward(config, broken, tmp_path, 
     reward = Custom(lambda images, prompts: asked.append(images) or torch.zeros(len(prompts)))
     trainer = Trainer(config, broken, reward)
     for work in (
-        lambda: trainer.epoch(1),
+        lambda: trainer.train_epoch(1).to_row(),
         lambda: trainer.probe(1),
         lambda: evaluate(broken, config, {"custom": reward}),
         lambda: save_grid(broken, config, tmp_path / "grid.png"),
     ):
-        with pytest.raises(UserError, match=r"1 of \d+ pictures hold values that are not finite"):
+        with pytest.raises(UserError, match=r"1 of \d+ pictures sampled in \d+ steps hold values that are not finite"):
             work()
     assert asked == []
     assert not (tmp_path / "grid.png").exists()
@@ -226,7 +226,7 @@ def test_a_meddling_reward_trains_the_same_weights(config):
     for function in (lambda images, prompts: images.flatten(1).mean(1),
                      lambda images, prompts: (images.flatten(1).mean(1), meddle())[0]):  # fmt: skip
         trainer = Trainer(config, load_policy(config), Custom(function))
-        trainer.epoch(1)
+        trainer.train_epoch(1).to_row()
         trained.append({name: value.clone() for name, value in trainer.policy.state_dict().items()})
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 

@@ -470,7 +470,7 @@ def test_out_of_memory_halves_the_micro_batch(config, monkeypatch, capsys, metho
 
     def two_epochs():
         trainer = Trainer(config, load_policy(config), load_reward(config.reward))
-        rows = [trainer.epoch(epoch) for epoch in (1, 2)]
+        rows = [trainer.train_epoch(epoch).to_row() for epoch in (1, 2)]
         return rows, torch.cat([p.detach().flatten() for p in trainer.policy.parameters])
 
     rows, weights = two_epochs()
@@ -504,7 +504,7 @@ def rollout_of(config, rows):
         return score(latents, prompts)
 
     trainer.sample, trainer.score = sampling, scoring
-    return trainer.retry_on_oom(lambda: trainer.rollout(1)), seen, trainer.policy
+    return trainer.retry_on_oom(lambda: trainer.rollout(trainer.plan(1))), seen, trainer.policy
 
 
 @pytest.mark.parametrize("failure", ["none", "reward raises", "memory of the thread"])
@@ -573,21 +573,21 @@ def test_a_failing_reward_ends_sampling(config, monkeypatch):
     trainer.sample, trainer.score = sampling, failing
     threads = threading.active_count()
     with pytest.raises(UserError, match="no answer"):
-        trainer.rollout(1)
+        trainer.rollout(trainer.plan(1))
     assert len(sampled) == 2
     assert threading.active_count() == threads
 
 
 def test_out_of_memory_with_one_pair_stops_the_run(config, tmp_path, monkeypatch, undisturbed):
     folder = folder_of(tmp_path, config)
-    original = Trainer.epoch
+    original = Trainer.train_epoch
 
     def epoch(self, number):
         if number == 2:
             short_of_memory(monkeypatch, 0, with_graph_only=True)
         return original(self, number)
 
-    monkeypatch.setattr(Trainer, "epoch", epoch)
+    monkeypatch.setattr(Trainer, "train_epoch", epoch)
     expected = "out of memory with --rows 2, a single pair; use a GPU .* the state after epoch 1 is saved, go on with"
     with pytest.raises(UserError, match=expected):
         train(config, folder)

@@ -25,10 +25,11 @@ from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.training import dense_rewards
 from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.dense_probe import BUDGETS
+from sdpo_bench.training.divergence import TrainingDiverged, likely_causes
 from sdpo_bench.training.evaluation import evaluate, pictures
 from sdpo_bench.training.loop import train
 from sdpo_bench.training.sampling import derive_seeds, sample
-from sdpo_bench.training.trainer import Trainer, TrainingDiverged, likely_causes
+from sdpo_bench.training.trainer import Trainer
 from sdpo_bench.training.weight_digests import changed, weights_of
 
 
@@ -65,6 +66,11 @@ def trainer_of(config):
     return Trainer(config, load_policy(config), load_reward(config.reward))
 
 
+def batches_of(config, epoch):
+    trainer = trainer_of(config)
+    return trainer.optimizer_batches(trainer.plan(epoch))
+
+
 def weights(policy):
     return {k: v.clone() for k, v in policy.state_dict().items()}
 
@@ -77,7 +83,7 @@ def test_every_method_trains(config, name, finetune):
     assert trainer.check_on_policy(1) == 0.0  # the unchanged policy's log-ratio
     assert trainer.policy.evaluations == 0
     before = weights(trainer.policy)
-    row = trainer.epoch(1)
+    row = trainer.train_epoch(1).to_row()
     assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
     method = build_method(name)
     assert row["samples"] == 8
@@ -107,7 +113,7 @@ def test_a_constant_reward_leaves_the_weights_as_they_were(config, name, steps):
     trainer = Trainer(config, load_policy(config), Constant())
     before = weights(trainer.policy)
     for epoch in (1, 2):
-        row = trainer.epoch(epoch)
+        row = trainer.train_epoch(epoch).to_row()
         assert row["reward_mean"] == pytest.approx(12.7)
         assert row["log_ratio_max"] == row["grad_norm"] == 0
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
@@ -115,10 +121,10 @@ def test_a_constant_reward_leaves_the_weights_as_they_were(config, name, steps):
 
 def test_the_log_says_how_many_advantages_have_statistics_of_their_prompt(config):
     trainer = trainer_of(dataclasses.replace(config, prompt_stats_min_count=6))
-    shares = [trainer.epoch(epoch)["prompt_stats_share"] for epoch in (1, 2, 3)]
+    shares = [trainer.train_epoch(epoch).to_row()["prompt_stats_share"] for epoch in (1, 2, 3)]
     drawn, expected = {}, []
     for epoch in (1, 2, 3):
-        prompts = trainer.drawn_prompts(epoch)
+        prompts = trainer.plan(epoch).samples.prompts
         for prompt in prompts:
             drawn[prompt] = drawn.get(prompt, 0) + 2
         expected.append(sum(drawn[prompt] >= 6 for prompt in prompts) / len(prompts))
@@ -142,10 +148,10 @@ def test_accumulation_gives_the_gradient_of_the_batch(config, name):
         )
         trainer = trainer_of(c)
         trainer.optimiser.step = lambda: None
-        trajectory = trainer.sample(1)
+        trajectory = trainer.sample(trainer.plan(1))
         advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
         reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
-        (group,) = trainer.groups(1)
+        (group,) = trainer.optimizer_batches(trainer.plan(1))
         # 4 pairs at 3 steps: micro-batches may hold several steps, and never more latents than --rows.
         assert [len(steps) for _, steps in group] == ([12] if rows == 64 else [1] * 12)
         assert len({tuple(entry) for part in group for entry in torch.stack(part, 1).tolist()}) == 12
@@ -160,14 +166,14 @@ def test_trajectory_gradient_is_the_graphs(config):
     """The two passes of a whole-trajectory method against autograd through all steps at once."""
     c = dataclasses.replace(config, method="rebel", label="", max_grad_norm=1e9, pairs_per_update=4)
     trainer = trainer_of(c)
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     trainer.optimiser.step()  # nothing yet: no gradients
     advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
     with torch.no_grad():  # leave the policy that sampled, so that log-ratios count
         for i, p in enumerate(trainer.policy.parameters):
             p += 0.02 * sdpo_kernels.normal(torch.tensor([i]), tuple(p.shape))[0]
     trainer.optimiser.step = lambda: None
-    trainer.update(trainer.groups(1)[0], trajectory, advantages, None)
+    trainer.update(trainer.optimizer_batches(trainer.plan(1))[0], trajectory, advantages, None)
     ours = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
     trainer.optimiser.zero_grad()
     log_prob = torch.stack([trainer.log_prob(trajectory, torch.arange(4), torch.full((4,), k)) for k in range(3)], -1)
@@ -182,13 +188,13 @@ def test_step_gradient_is_the_graphs(config):
     """Each step's latents, log-probs and advantages belong together: the sum over steps against one graph."""
     c = dataclasses.replace(config, max_grad_norm=1e9, pairs_per_update=4, updates="trajectory", clip_range=1e9)
     trainer = trainer_of(c)
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     advantages = sdpo_kernels.normal(torch.arange(4), (2, 3))
     with torch.no_grad():
         for i, p in enumerate(trainer.policy.parameters):
             p += 0.02 * sdpo_kernels.normal(torch.tensor([i]), tuple(p.shape))[0]
     trainer.optimiser.step = lambda: None
-    trainer.update(trainer.groups(1)[0], trajectory, advantages, None)
+    trainer.update(trainer.optimizer_batches(trainer.plan(1))[0], trajectory, advantages, None)
     ours = torch.cat([p.grad.flatten() for p in trainer.policy.parameters])
     trainer.optimiser.zero_grad()
     loss = 0
@@ -205,15 +211,15 @@ def test_step_gradient_is_the_graphs(config):
 def test_updates_per_step_keep_the_last_visit_of_the_other_steps(config, name):
     c = dataclasses.replace(config, method=name, label="", updates="step", pairs_per_update=4)
     trainer = trainer_of(c)
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
     reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
     visited = torch.zeros(4, 2, 3, dtype=torch.bool)
-    for number, group in enumerate(trainer.groups(1)):
+    for number, group in enumerate(trainer.optimizer_batches(trainer.plan(1))):
         trainer.update(group, trajectory, advantages, reference)
         ((pairs, steps),) = group
         visited[pairs, :, steps] = True
-        current = trainer._last_visit[1]
+        current = trainer._visited.log_prob
         assert torch.equal(current[~visited], trajectory.log_prob[~visited])
         if number:  # at the first update the policy is still the one that sampled
             assert (current[pairs, :, steps] != trajectory.log_prob[pairs, :, steps]).any()
@@ -224,7 +230,7 @@ def test_updates_per_step_keep_the_last_visit_of_the_other_steps(config, name):
 @pytest.mark.parametrize("updates", ["step", "trajectory"])
 def test_groups_cover_every_step_of_every_pair_once(config, updates):
     c = dataclasses.replace(config, updates=updates, train_last_step=False, pairs=6, steps=5)
-    groups = trainer_of(c).groups(1)
+    groups = batches_of(c, 1)
     assert len(groups) == (3 * 4 if updates == "step" else 3)
     entries = [
         (int(p), int(k)) for group in groups for pairs, steps in group for p, k in zip(pairs, steps, strict=True)
@@ -232,15 +238,15 @@ def test_groups_cover_every_step_of_every_pair_once(config, updates):
     assert sorted(entries) == [(p, k) for p in range(6) for k in range(4)]
     orders = {p: [k for q, k in entries if q == p] for p in range(6)}
     assert len({tuple(order) for order in orders.values()}) > 1  # each pair has a permutation of its own
-    again = trainer_of(c).groups(2)
+    again = batches_of(c, 2)
     assert [[s.tolist() for _, s in g] for g in groups] != [[s.tolist() for _, s in g] for g in again]
 
 
 def test_without_shuffling_all_pairs_train_the_same_step(config):
-    groups = trainer_of(dataclasses.replace(config, step_shuffle=False, updates="step")).groups(1)
+    groups = batches_of(dataclasses.replace(config, step_shuffle=False, updates="step"), 1)
     steps = [{int(k) for _, ks in group for k in ks} for group in groups]
     assert steps == [{0}, {0}, {1}, {1}, {2}, {2}]
-    shuffled = trainer_of(dataclasses.replace(config, updates="step")).groups(1)[0]
+    shuffled = batches_of(dataclasses.replace(config, updates="step"), 1)[0]
     assert len({int(k) for _, ks in shuffled for k in ks}) > 1
 
 
@@ -272,7 +278,9 @@ def test_a_probe_changes_nothing(config, tmp_path):
     seen = []
     trainer.score = lambda latents, prompts: (seen.append(latents), latents.flatten(1).sum(1))[1]
     trainer.probe(1)
-    assert not any(torch.equal(a, b) for a in trainer.sample(1).predicted_clean.flatten(0, 2) for b in seen[0])
+    assert not any(
+        torch.equal(a, b) for a in trainer.sample(trainer.plan(1)).predicted_clean.flatten(0, 2) for b in seen[0]
+    )
 
 
 def test_evaluations_on_the_way_may_take_fewer_noises(config, tmp_path):
@@ -299,8 +307,8 @@ def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, metho
     monkeypatch.setattr(
         PerPromptNormalizer, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args)
     )
-    own = dense_rewards.compute_dense_rewards("anchored", trainer.sample(1), trainer.score)
-    trainer.epoch(1)
+    own = dense_rewards.compute_dense_rewards("anchored", trainer.sample(trainer.plan(1)), trainer.score)
+    trainer.train_epoch(1).to_row()
     ((_, returns, known),) = seen
     rewards = own.values if method != "ddpo" else own.values[..., -1:]
     assert torch.allclose(returns.float(), trainer.method.returns(rewards))
@@ -361,7 +369,7 @@ def test_reference_is_the_pretrained_model(config, finetune):
     )
     with torch.no_grad():
         before = trainer.policy.predict(*arguments)
-    trainer.epoch(1)
+    trainer.train_epoch(1).to_row()
     with torch.no_grad():
         after = trainer.policy.predict(*arguments)
         with trainer.policy.reference():
@@ -615,7 +623,7 @@ def test_saved_weights_load_in_plain_diffusers(config, tmp_path, tiny_model):
         c = dataclasses.replace(config, finetune=finetune, lora_rank=rank, lora_alpha=alpha, epochs=1)
         policy = load_policy(c)
         trainer = Trainer(c, policy, load_reward(c.reward))
-        trainer.epoch(1)
+        trainer.train_epoch(1).to_row()
         saved = tmp_path / f"{finetune}{rank}"
         policy.save(saved)
         if finetune == "lora":
@@ -801,11 +809,11 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("name", METHODS)
 def test_updates_read_nothing_from_the_device(config, name):
     trainer = trainer_of(dataclasses.replace(config, method=name, label=""))
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     advantages = sdpo_kernels.normal(torch.arange(4), (2, 3))
     reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
     trainer.optimiser.step = lambda: None  # its count of steps lies on the host
-    groups = trainer.groups(1)
+    groups = trainer.optimizer_batches(trainer.plan(1))
     with NoWaiting():
         row = trainer.update(groups[0], trajectory, advantages, reference)
         with pytest.raises(AssertionError, match="a value is read"):

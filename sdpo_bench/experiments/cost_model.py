@@ -71,14 +71,14 @@ class GPUCost:
 
 def passes(config: RunConfig) -> dict[str, int]:
     """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
-    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A pair shares its
-    first step."""
+    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A group
+    shares its first step."""
     method = build_method(config.method, config.options)
-    pairs = config.pairs * config.epochs
-    trained = pairs * (2 * config.trained_steps - 1)
+    pairs, G = config.pairs * config.epochs, config.samples_per_group
+    trained = pairs * (G * config.trained_steps - (G - 1))
     return {
-        "sample": pairs * (2 * config.steps - 1),
-        "log_prob": trained * (method.reference + method.whole_trajectory),
+        "sample": pairs * (G * config.steps - (G - 1)),
+        "log_prob": trained * (method.reference + method.reference_output + method.whole_trajectory),
         "train": trained,
     }
 
@@ -126,10 +126,10 @@ def disk(config: RunConfig) -> dict[str, float]:
 def work(config: RunConfig) -> dict[str, float]:
     """How many units of each kind of work a run has: see `Cost`. UserError for prompts that can't be read."""
     method = build_method(config.method, config.options)
-    pictures = 2 * config.pairs * config.epochs
-    queries = most_queries(config.dense if method.dense else "terminal", config.steps)
+    pictures = config.samples_per_group * config.pairs * config.epochs
+    queries = most_queries(config.dense if method.dense else "terminal", config.steps, config.samples_per_group)
     return {
-        "sample": pictures * config.steps * (2 if method.reference else 1),
+        "sample": pictures * config.steps * (2 if method.reference or method.reference_output else 1),
         "reward": config.pairs * config.epochs * queries,
         "train": pictures * config.trained_steps,
         "evaluate": evaluated_images(config) * sum(config.eval_steps)

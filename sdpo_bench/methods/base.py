@@ -51,10 +51,20 @@ class Method:
     reference: ClassVar[bool] = False
     whole_trajectory: ClassVar[bool] = False
     pairwise: ClassVar[bool] = True
+    """Whether the loss compares the two samples of a pair; other methods take groups of any size."""
+    group_size: ClassVar[int] = 2
+    """Samples of a prompt in a group, where --group-size does not say otherwise."""
+    normalizer: ClassVar[Literal["buffer", "group"]] = "buffer"
+    """Advantages by the statistics of a prompt's recent samples, or of the group."""
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
 
     @property
     def baseline(self) -> bool:
+        return False
+
+    @property
+    def reference_output(self) -> bool:
+        """Whether the loss takes the pretrained model's output at each trained step: a forward pass more."""
         return False
 
     def returns(self, rewards: Tensor) -> Tensor:

@@ -281,9 +281,9 @@ class Policy:
         out = self._in_chunks(output, latents, timesteps, *conditions)
         return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
 
-    def pictures(self, latents: Tensor) -> Tensor:
+    def pictures(self, latents: Tensor, steps: int | None = None) -> Tensor:
         """`decode`, but UserError where a picture is not finite: no reward should see it, since a file of 8 bits would
-        make a sound picture of it."""
+        make a sound picture of it. `steps`: the number of sampling steps, for the message."""
         pictures = self.decode(latents)
         broken = int((~pictures.isfinite()).flatten(1).any(1).sum())
         if broken:
@@ -293,7 +293,8 @@ class Policy:
                 else f"{str(self.dtype).removeprefix('torch.')} overflows in many autoencoders: try --dtype "
                 + ("bfloat16 or float32" if self.dtype == torch.float16 else "float32")
             )
-            raise UserError(f"{broken} of {len(pictures)} pictures hold values that are not finite; {cause}")
+            sampled = f" sampled in {steps} steps" if steps else ""
+            raise UserError(f"{broken} of {len(pictures)} pictures{sampled} hold values that are not finite; {cause}")
         return pictures
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ class Alignment(Reward):
         if unknown := sorted(set(prompts) - set(self.scorer.prompts)):
             raise UserError(
                 f"reward {self.name} knows only its {len(self.scorer.prompts)} animals, not {unknown[:3]}; give other "
-                f"rewards with --reward and --eval-rewards, or other prompts"
+                f"rewards (of train: --reward and --eval-rewards; of evaluate: --rewards), or other prompts"
             )
 
     @torch.no_grad()

@@ -66,6 +66,23 @@ class PerPromptNormalizer:
         return centred / (torch.stack([s.std for s in chosen])[:, None] + EPSILON)
 
 
+class GroupNormalizer:
+    """Advantages within a group alone (arXiv 2505.05470); keeps nothing from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Tensor] = {}
+        self.own_statistics_share = 1.0
+
+    def __call__(self, prompts: list[str], returns: Tensor, known: Tensor | None = None) -> Tensor:
+        """Advantages float64 [B, G, K] of `returns` [B, G, K]: (G - mean) / (std + 1e-6) of each group and step, std
+        with ddof 0. Equal returns have an advantage of exactly 0."""
+        statistics = [Statistics.of(group) for group in returns.double().cpu()]
+        centred = [
+            s.centred(group) / (s.std + EPSILON) for s, group in zip(statistics, returns.double().cpu(), strict=True)
+        ]
+        return torch.stack(centred)
+
+
 def controlled(returns: Tensor, known: Tensor) -> Tensor:
     """(G - beta R) / (std + 1e-6) of centred returns G and rewards R, [B, G, K] each: of a step one beta, the
     regression of G on R over the batch (a control variate), and one std, that of G over the batch. Not the residual's

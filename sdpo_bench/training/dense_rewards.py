@@ -172,7 +172,7 @@ COMPARING = ("anchored", "linear")
 QUERIES = {"anchored": 3, "terminal": 1, "linear": 3, "queries2": 2, "queries4": 4, "adaptive": MOST_QUERIES}
 
 
-def most_queries(name: str, steps: int) -> int:
-    """The most pictures of a pair that the provider has scored, of K = `steps` predicted for each sample."""
+def most_queries(name: str, steps: int, group: int = 2) -> int:
+    """The most pictures of a group that are scored, of K = `steps` predicted for each of its `group` samples."""
     each = min(QUERIES.get(name, steps), steps)
-    return 2 * each - (each > 1)
+    return group * each - (group - 1) * (each > 1)

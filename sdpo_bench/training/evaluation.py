@@ -50,7 +50,7 @@ def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, 
         eta=config.eta,
         keep=False,
     )
-    return policy.pictures(trajectory.predicted_clean[:, 0, -1])
+    return policy.pictures(trajectory.predicted_clean[:, 0, -1], steps)
 
 
 def evaluate(

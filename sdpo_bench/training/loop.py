@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
@@ -36,12 +36,23 @@ from sdpo_bench.training.weight_digests import Weights, changed, other_weights, 
 MOST_COPIED = 1 << 30  # bytes of weights and moments, about 0.3 s from a GPU
 
 
+Event = dict[str, Any]
+"""{"epoch", "epochs", "phase", "seconds", "reward_mean"}; see `train`."""
+
+
+class Opened(NamedTuple):
+    """A run's configuration as config.json has it, and whether it is finished."""
+
+    row: dict[str, Any]
+    finished: bool
+
+
 def train(
     config: RunConfig,
     folder: Path,
     *,
     resume: bool = False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[Event], None] | None = None,
     ranks: ProcessGroup = SINGLE_PROCESS,
     tracker: Tracker | None = None,
     keep: bool = False,
@@ -58,220 +69,317 @@ def train(
     An error between two epochs, such as of a reward model, leaves a checkpoint of the last one; so does a signal within
     `interruption.watched`, at any time.
     """
-    checkpoint = folder / CHECKPOINT
-    saved_weights = folder / ("adapter" if config.finetune == "lora" else "model")
+    TrainingRun(config, folder, resume=resume, on_epoch=on_epoch, ranks=ranks, tracker=tracker, keep=keep).run()
 
-    def opened() -> tuple[dict[str, Any], bool]:
-        """The configuration of the run, and whether it is finished."""
+
+class TrainingRun:
+    """A run's life, from its folder's first file to done.json. Arguments as of `train`."""
+
+    # Only the first process has a writer, and only it calls its methods.
+    writer: RunWriter
+    trainer: Trainer
+    policy: Policy
+    rewards: dict[str, Reward]
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        resume: bool,
+        on_epoch: Callable[[Event], None] | None,
+        ranks: ProcessGroup,
+        tracker: Tracker | None,
+        keep: bool,
+    ) -> None:
+        self.config, self.folder, self.resume = config, folder, resume
+        self.on_epoch, self.ranks, self.tracker, self.keep = on_epoch, ranks, tracker, keep
+        self.checkpoint = folder / CHECKPOINT
+        self.saved_weights = folder / ("adapter" if config.finetune == "lora" else "model")
+        self.seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.done, self.evaluated, self.restored = 0, False, False
+        self.on_policy: float | None = None
+        # The weights before the epoch that is being trained, where they were copied; and the number of optimiser steps
+        # at which the weights were last those of a whole epoch.
+        self.kept: dict[str, Any] | None = None
+        self.whole_steps = 0
+
+    def run(self) -> None:
+        if self.ranks.run_on_main(self.open).finished:
+            return
+        self.load()  # all that can be refused is refused before anything is written
+        with contextlib.ExitStack() as stack:
+            self.writer = self.ranks.run_on_all(lambda: self.enter_writer(stack))
+            self.row, finished = self.ranks.run_on_main(self.open)
+            if finished:  # by another process, while this one was loading
+                return
+            self.restore()
+            stack.enter_context(interruption.deferred(self.may_stop))
+            self.begin()
+            for epoch in range(self.done + 1, self.config.epochs + 1):
+                self.train_epoch(epoch)
+                self.evaluate_if_due(epoch)
+                self.probe_if_due(epoch)
+                self.save_checkpoint_if_due(epoch)
+            self.finish()
+
+    # Before the first epoch
+
+    def open(self) -> Opened:
+        """Looks into the folder. UserError where it holds what this run can't go on with."""
+        config, folder = self.config, self.folder
         row = config.to_json()
         row["run_id"] = run_id(row)
-        if not resume and ((folder / "config.json").exists() or checkpoint.exists()):
+        begun = (folder / "config.json").exists()
+        if not self.resume and (begun or self.checkpoint.exists()):
             raise UserError(f"{folder} already holds a run; go on with --resume, or choose another folder")
-        if not (folder / "config.json").exists():
-            return row, False
+        if not begun:
+            return Opened(row, False)
         row = resumed(folder, row)
         if not (folder / "done.json").exists():
-            return row, False
+            return Opened(row, False)
         trained = recorded_epoch(folder)
         if config.epochs > trained:
-            if not checkpoint.exists():
+            if not self.checkpoint.exists():
                 raise UserError(
                     f"{folder} holds a finished run of {trained} epochs without a checkpoint, so that it can't go on "
                     f"to {config.epochs}; train another run, with another --label"
                 )
-            return row, False
-        if config.epochs and not saved_weights.is_dir() and checkpoint.exists():
-            return row, False  # they are made again
+            return Opened(row, False)
+        if config.epochs and not self.saved_weights.is_dir() and self.checkpoint.exists():
+            return Opened(row, False)  # they are made again
         if words := replaced(config, folder):
             raise other_weights(folder, words)
-        if not keep:
-            checkpoint.unlink(missing_ok=True)  # a kill may have come between the two
-        return row, True
+        if not self.keep:
+            self.checkpoint.unlink(missing_ok=True)  # a kill may have come between the two
+        return Opened(row, True)
 
-    row, finished = ranks.run_on_main(opened)
-    if finished:
-        return
+    def load(self) -> None:
+        """Rewards, model, trainer; and whether the model's weights are those that the run was begun with."""
+        self.rewards, self.policy = self.ranks.run_on_all(self.load_models)
+        if self.ranks.sharded:
+            self.policy.shard()
+        self.trainer = self.ranks.run_on_all(self.prepare_trainer)
+        self.weights_read = self.ranks.run_on_main(lambda: same_weights(self.config, self.folder))
+        if self.config.rows == 0:
+            find_max_batch_size(self.policy, self.config, self.ranks)
+        if self.config.epochs and not self.ranks.run_on_main(self.checkpoint.exists):
+            self.on_policy = self.trainer.check_on_policy(1)
 
-    # All that can be refused is refused before anything is written.
-    def load() -> tuple[dict[str, Reward], Policy]:
-        if ranks.sharded:
-            check_shares(config, ranks)
-        return evaluation_rewards(config), load_policy(config)
+    def load_models(self) -> tuple[dict[str, Reward], Policy]:
+        if self.ranks.sharded:
+            check_shares(self.config, self.ranks)
+        return evaluation_rewards(self.config), load_policy(self.config)
 
-    def prepare() -> Trainer:
-        trainer = Trainer(config, policy, rewards[config.reward], ranks)
-        for reward in rewards.values():
-            for prompts in (trainer.prompts, *evaluated_prompts(config).values()):
-                reward.check_prompts(prompts)
-        if ranks.is_main:
-            warn_of_long_prompts(policy, itertools.chain(trainer.prompts, *evaluated_prompts(config).values()))
+    def prepare_trainer(self) -> Trainer:
+        trainer = Trainer(self.config, self.policy, self.rewards[self.config.reward], self.ranks)
+        prompts = [trainer.prompts, *evaluated_prompts(self.config).values()]
+        for reward in self.rewards.values():
+            for split in prompts:
+                reward.check_prompts(split)
+        if self.ranks.is_main:
+            warn_of_long_prompts(self.policy, itertools.chain(*prompts))
         return trainer
 
-    rewards, policy = ranks.run_on_all(load)
-    if ranks.sharded:
-        policy.shard()
-    trainer = ranks.run_on_all(prepare)
-    weights_read = ranks.run_on_main(lambda: same_weights(config, folder))
-    if config.rows == 0:
-        find_max_batch_size(policy, config, ranks)
-    on_policy = trainer.check_on_policy(1) if config.epochs and not ranks.run_on_main(checkpoint.exists) else None
-    seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
+    def enter_writer(self, stack: contextlib.ExitStack) -> Any:
+        return stack.enter_context(RunWriter(self.folder)) if self.ranks.is_main else None
 
-    def report(phase: str, epoch: int, spent: float, reward_mean: float | None = None, **more: int) -> None:
-        if on_epoch is not None and ranks.is_main:
-            event = {"epoch": epoch, "epochs": config.epochs, "phase": phase, "seconds": spent}
-            on_epoch(event | {"reward_mean": reward_mean} | more)
+    def restore(self) -> None:
+        """Takes over the checkpoint's state, if there is one."""
+        self.restored = self.ranks.run_on_main(self.checkpoint.exists)
+        if self.restored:
+            state = self.ranks.run_on_all(lambda: load_checkpoint(self.checkpoint, self.row["run_id"]))
+            self.trainer.load_state(state)
+            self.done, self.evaluated, self.seconds = state["epoch"], state["evaluated"], state["seconds"]
+        self.whole_steps = self.trainer.counts.optimiser_steps
 
-    with contextlib.ExitStack() as stack:
-        # Of the first process alone, as are all calls of its methods.
-        writer: Any = ranks.run_on_all(lambda: stack.enter_context(RunWriter(folder)) if ranks.is_main else None)
-        row, finished = ranks.run_on_main(opened)
-        if finished:  # by another process, while this one was loading
-            return
-        done, evaluated, begun = 0, False, ranks.run_on_main(checkpoint.exists)
-        if begun:
-            state = ranks.run_on_all(lambda: load_checkpoint(checkpoint, row["run_id"]))
-            trainer.load_state(state)
-            done, evaluated, seconds = state["epoch"], state["evaluated"], state["seconds"]
-
-        def begin() -> None:
-            recorded = recorded_epoch(folder)
-            writer.write_config(row)
-            found = {"processes": ranks.size} if ranks.size > 1 else {}
-            found |= {"sharded": True} if ranks.sharded else {}
-            found |= {"rows": policy.rows * policy.branches} if config.rows == 0 else {}
-            writer.write_provenance(collect(policy.device, rewards) | {"weights": weights_read} | found)
-            writer.truncate(done if begun else -1)
-            report("begin", done, 0.0, recorded=recorded)
-
-        # A signal is heeded where the weights are those of a whole epoch, or where a copy of these is at hand: it is
-        # taken before an epoch's first update if that takes no noticeable time. Else an epoch whose updates have begun
-        # is ended first. Of several processes so it is too: they stop at the same point, see `ProcessGroup.may_stop`.
-        size = sum(p.numel() * p.element_size() for p in policy.parameters)
-        copies = interruption.is_watched() and ranks.size == 1 and 3 * size <= MOST_COPIED  # AdamW has two moments
-        kept: dict[str, Any] | None = None
-        whole_steps = trainer.counts.optimiser_steps
-
-        def may_stop() -> bool:
-            return ranks.may_stop and (kept is not None or trainer.counts.optimiser_steps == whole_steps)
-
-        def state_after(epoch: int, evaluated: bool) -> dict[str, Any]:
-            known = {"run_id": row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(seconds)}
-            return trainer.progress() | known
-
-        @contextlib.contextmanager
-        def saving(state: dict[str, Any]) -> Iterator[None]:
-            """Saves `state` when an error comes that left the weights as they are in it."""
-            try:
-                yield
-            except (Exception, interruption.Interrupted) as error:
-                stopped = isinstance(error, interruption.Interrupted)  # of several processes all are at once
-                unchanged = trainer.counts.optimiser_steps == state["counts"]["optimiser_steps"]
-                # Where the others know nothing of the error, they would wait for this process for ever.
-                if not (stopped or ranks.raised_on_all(error)) or not (unchanged or (stopped and kept)):
-                    raise
-
-                weights = trainer.weights() if unchanged or kept is None else kept
-
-                def save() -> bool:
-                    with contextlib.suppress(OSError):  # the disk may be what failed; the earlier checkpoint stays
-                        save_checkpoint(checkpoint, weights | state)
-                        return True
-                    return False
-
-                saved = ranks.run_on_main(save)
-                if isinstance(error, interruption.Interrupted):
-                    how = "is saved" if saved else "could not be saved, the last checkpoint stays"
-                    error.said = f"the state after epoch {state['epoch']} {how}"
-                elif saved and isinstance(error, UserError):
-                    text = f"{error}; the state after epoch {state['epoch']} is saved, go on with --resume"
-                    raise UserError(text) from error
-                raise
-
-        def evaluation(epoch: int) -> None:
-            start = time.perf_counter()
-            evaluations = policy.evaluations
-            results = evaluate(policy, config, rewards, ranks, last=epoch == config.epochs)
-            policy.evaluations = evaluations
-
-            def append() -> None:
-                for result in results:
-                    writer.append_eval({"epoch": epoch, **dataclasses.asdict(trainer.counts), **result})
-
-            ranks.run_on_main(append)
-            if tracker is not None:
-                tracker.log_evaluation(epoch, results)
-            seconds["evaluate"] += time.perf_counter() - start
-            report("evaluate", epoch, time.perf_counter() - start)
-
-        def probing(epoch: int) -> None:
-            rows = trainer.probe(epoch)
-            ranks.run_on_main(lambda: [writer.append_dense(row) for row in rows])
-
-        def train_epoch(epoch: int) -> None:
-            nonlocal kept, whole_steps
-            with saving(state_after(epoch - 1, True)):
-                if ranks.size > 1 and (signals := [x for x in ranks.gather(interruption.pending()) if x is not None]):
-                    raise interruption.Interrupted(signals[0])
-                kept = copied(trainer.weights()) if copies else None
-                result = trainer.epoch(epoch)
-                kept, whole_steps = None, trainer.counts.optimiser_steps
-            if epoch == 1:
-                result["on_policy_log_ratio"] = on_policy
-            ranks.run_on_main(lambda: writer.append_train(result))
-            if tracker is not None:
-                tracker.log(epoch, result)
-            for phase, spent in result["seconds"].items():
-                seconds[phase] += spent
-            report("train", epoch, sum(result["seconds"].values()), result["reward_mean"])
-            last = epoch == config.epochs
-            if last or epoch % config.eval_every == 0:
-                with saving(state_after(epoch, False)):
-                    evaluation(epoch)
-            if config.probe_every and epoch % config.probe_every == 0:
-                with saving(state_after(epoch, False)):
-                    probing(epoch)
-            if last or (config.checkpoint_every and epoch % config.checkpoint_every == 0):
-                weights = trainer.weights()
-                ranks.run_on_main(lambda: save_checkpoint(checkpoint, weights | state_after(epoch, True)))
-
-        def with_model(work: Callable[[], None]) -> None:
-            """work() in the first process, or, where weights are shared out, in all: it needs the model."""
-            ranks.run_on_all(work if ranks.is_main or ranks.sharded else lambda: None)
-
-        def save_model() -> None:
-            policy.save(saved_weights, ranks.is_main)
-            save_grid(policy, config, folder / "grid_after.png", ranks.is_main)
-
-        def finish() -> None:
-            per_epoch = {k: v / config.epochs if config.epochs else 0.0 for k, v in seconds.items() if k != "evaluate"}
-            writer.finish(
-                {
-                    "epochs": config.epochs,
-                    "seconds": {k: round(v, 3) for k, v in seconds.items()},
-                    "seconds_per_epoch": {k: round(v, 4) for k, v in per_epoch.items()},
-                    "clip_range": trainer.clips["clip_range"],
-                    "trained_weights": sum(p.numel() for p in policy.parameters),
-                }
-            )
-            if not keep:
-                checkpoint.unlink(missing_ok=True)
-
-        stack.enter_context(interruption.deferred(may_stop))
-        ranks.run_on_main(begin)
-        if not evaluated and (done or config.eval_start or config.epochs == 0):
-            evaluation(done)
-        if not evaluated and config.probe_every and config.epochs and done % config.probe_every == 0:
-            probing(done)
+    def begin(self) -> None:
+        """The records' beginning, and what is due before the next epoch."""
+        config, done = self.config, self.done
+        self.ranks.run_on_main(self.begin_records)
+        if not self.evaluated and (done or config.eval_start or config.epochs == 0):
+            self.evaluate(done)
+        if not self.evaluated and config.probe_every and config.epochs and done % config.probe_every == 0:
+            self.probe(done)
         if done == 0 and (config.eval_start or config.epochs == 0):
-            with_model(lambda: save_grid(policy, config, folder / "grid_before.png", ranks.is_main))
-        if on_policy is None and done < config.epochs:
-            on_policy = trainer.check_on_policy(done + 1)
-        for epoch in range(done + 1, config.epochs + 1):
-            train_epoch(epoch)
-        if config.epochs:
-            with_model(save_model)
-        ranks.run_on_main(finish)
+            self.with_model(lambda: save_grid(self.policy, config, self.folder / "grid_before.png", self.ranks.is_main))
+        if self.on_policy is None and done < config.epochs:
+            self.on_policy = self.trainer.check_on_policy(done + 1)
+
+    def begin_records(self) -> None:
+        recorded = recorded_epoch(self.folder)
+        self.writer.write_config(self.row)
+        found: dict[str, Any] = {"weights": self.weights_read}
+        if self.ranks.size > 1:
+            found["processes"] = self.ranks.size
+        if self.ranks.sharded:
+            found["sharded"] = True
+        if self.config.rows == 0:
+            found["rows"] = self.policy.rows * self.policy.branches
+        self.writer.write_provenance(collect(self.policy.device, self.rewards) | found)
+        self.writer.truncate(self.done if self.restored else -1)
+        self.report("begin", self.done, 0.0, recorded=recorded)
+
+    # An epoch
+
+    def train_epoch(self, epoch: int) -> None:
+        with self.saving(self.state_after(epoch - 1, evaluated=True)):
+            self.heed_signals_of_others()
+            self.kept = copied(self.trainer.weights()) if self.copies_weights() else None
+            metrics = self.trainer.train_epoch(epoch)
+            self.kept, self.whole_steps = None, self.trainer.counts.optimiser_steps
+        row = metrics.to_row()
+        if epoch == 1:
+            row["on_policy_log_ratio"] = self.on_policy
+        self.ranks.run_on_main(lambda: self.writer.append_train(row))
+        if self.tracker is not None:
+            self.tracker.log(epoch, row)
+        for phase, spent in metrics.seconds.items():
+            self.seconds[phase] += spent
+        self.report("train", epoch, sum(metrics.seconds.values()), metrics.reward_mean)
+
+    def evaluate_if_due(self, epoch: int) -> None:
+        if epoch == self.config.epochs or epoch % self.config.eval_every == 0:
+            with self.saving(self.state_after(epoch, evaluated=False)):
+                self.evaluate(epoch)
+
+    def probe_if_due(self, epoch: int) -> None:
+        if self.config.probe_every and epoch % self.config.probe_every == 0:
+            with self.saving(self.state_after(epoch, evaluated=False)):
+                self.probe(epoch)
+
+    def save_checkpoint_if_due(self, epoch: int) -> None:
+        every = self.config.checkpoint_every
+        if epoch == self.config.epochs or (every and epoch % every == 0):
+            state = self.trainer.weights() | self.state_after(epoch, evaluated=True)
+            self.ranks.run_on_main(lambda: save_checkpoint(self.checkpoint, state))
+
+    def evaluate(self, epoch: int) -> None:
+        start, evaluations = time.perf_counter(), self.policy.evaluations
+        results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
+        self.policy.evaluations = evaluations  # evaluation enters no count
+        counts = dataclasses.asdict(self.trainer.counts)
+
+        def append() -> None:
+            for result in results:
+                self.writer.append_eval({"epoch": epoch, **counts, **result})
+
+        self.ranks.run_on_main(append)
+        if self.tracker is not None:
+            self.tracker.log_evaluation(epoch, results)
+        self.seconds["evaluate"] += time.perf_counter() - start
+        self.report("evaluate", epoch, time.perf_counter() - start)
+
+    def probe(self, epoch: int) -> None:
+        rows = self.trainer.probe(epoch)
+
+        def append() -> None:
+            for row in rows:
+                self.writer.append_dense(row)
+
+        self.ranks.run_on_main(append)
+
+    def report(self, phase: str, epoch: int, spent: float, reward_mean: float | None = None, **more: int) -> None:
+        if self.on_epoch is not None and self.ranks.is_main:
+            event = {"epoch": epoch, "epochs": self.config.epochs, "phase": phase, "seconds": spent}
+            self.on_epoch(event | {"reward_mean": reward_mean} | more)
+
+    # Signals and errors
+    #
+    # A signal is heeded where the weights are those of a whole epoch, or where a copy of these is at hand: it is taken
+    # before an epoch's first update if that takes no noticeable time. Else an epoch whose updates have begun is ended
+    # first. Of several processes so it is too: they stop at the same point, see `ProcessGroup.may_stop`.
+
+    def copies_weights(self) -> bool:
+        """Whether each epoch begins with a copy of the weights and of AdamW's two moments."""
+        size = sum(p.numel() * p.element_size() for p in self.policy.parameters)
+        return interruption.is_watched() and self.ranks.size == 1 and 3 * size <= MOST_COPIED
+
+    def may_stop(self) -> bool:
+        whole = self.kept is not None or self.trainer.counts.optimiser_steps == self.whole_steps
+        return self.ranks.may_stop and whole
+
+    def heed_signals_of_others(self) -> None:
+        """Raises Interrupted in all processes if a signal has come to any of several."""
+        if self.ranks.size > 1:
+            signals = [number for number in self.ranks.gather(interruption.pending()) if number is not None]
+            if signals:
+                raise interruption.Interrupted(signals[0])
+
+    def state_after(self, epoch: int, evaluated: bool) -> dict[str, Any]:
+        """A checkpoint's state, less the weights."""
+        known = {"run_id": self.row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(self.seconds)}
+        return self.trainer.progress() | known
+
+    @contextlib.contextmanager
+    def saving(self, state: dict[str, Any]) -> Iterator[None]:
+        """Saves `state` when an error comes that left the weights as they are in it, or when a signal comes."""
+        try:
+            yield
+        except interruption.Interrupted as signal:  # of several processes all are stopped at once
+            weights = self.weights_of(state)
+            if weights is not None:
+                how = "is saved" if self.save(weights | state) else "could not be saved, the last checkpoint stays"
+                signal.said = f"the state after epoch {state['epoch']} {how}"
+            raise
+        except Exception as error:
+            # Where the others know nothing of the error, they would wait for this process for ever.
+            if not self.ranks.raised_on_all(error) or not self.is_unchanged(state):
+                raise
+            saved = self.save(self.trainer.weights() | state)
+            if saved and isinstance(error, UserError):
+                text = f"{error}; the state after epoch {state['epoch']} is saved, go on with --resume"
+                raise UserError(text) from error
+            raise
+
+    def is_unchanged(self, state: dict[str, Any]) -> bool:
+        """Whether no optimiser step was taken since `state`."""
+        return bool(self.trainer.counts.optimiser_steps == state["counts"]["optimiser_steps"])
+
+    def weights_of(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        """The weights that belong to `state`: those of now, or the copy; None where they are gone."""
+        return self.trainer.weights() if self.is_unchanged(state) else self.kept
+
+    def save(self, state: dict[str, Any]) -> bool:
+        """Saves a checkpoint in the first process; whether it could. The disk may be what failed: then the earlier
+        checkpoint stays."""
+
+        def attempt() -> bool:
+            with contextlib.suppress(OSError):
+                save_checkpoint(self.checkpoint, state)
+                return True
+            return False
+
+        return self.ranks.run_on_main(attempt)
+
+    # After the last epoch
+
+    def finish(self) -> None:
+        if self.config.epochs:
+            self.with_model(self.save_model)
+        self.ranks.run_on_main(self.finish_records)
+
+    def with_model(self, work: Callable[[], None]) -> None:
+        """work() in the first process, or, where weights are shared out, in all: it needs the model."""
+        self.ranks.run_on_all(work if self.ranks.is_main or self.ranks.sharded else lambda: None)
+
+    def save_model(self) -> None:
+        self.policy.save(self.saved_weights, self.ranks.is_main)
+        save_grid(self.policy, self.config, self.folder / "grid_after.png", self.ranks.is_main)
+
+    def finish_records(self) -> None:
+        epochs = max(self.config.epochs, 1)
+        self.writer.finish(
+            {
+                "epochs": self.config.epochs,
+                "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+                "seconds_per_epoch": {k: round(v / epochs, 4) for k, v in self.seconds.items() if k != "evaluate"},
+                "clip_range": self.trainer.clips["clip_range"],
+                "trained_weights": sum(p.numel() for p in self.policy.parameters),
+            }
+        )
+        if not self.keep:
+            self.checkpoint.unlink(missing_ok=True)
 
 
 def same_weights(config: RunConfig, folder: Path) -> Weights:

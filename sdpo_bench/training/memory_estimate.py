@@ -30,9 +30,6 @@ from sdpo_bench.rewards import network_bytes
 from sdpo_bench.training.dense_rewards import most_queries
 from sdpo_bench.training.evaluation import evaluated_prompts
 
-GROUP = 2
-
-
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
 
 
@@ -228,9 +225,10 @@ class Estimate:
 def estimate(costs: Costs, config: RunConfig) -> Estimate:
     """What a run of `config` needs on its device; of reward models the weights, not what they compute."""
     rows = max(1, config.rows // costs.branches)
-    samples = GROUP * config.pairs
+    G = config.samples_per_group
+    samples = G * config.pairs
     trajectories = samples * (2 * config.steps + 1) * costs.latent
-    in_step = GROUP * min(max(1, rows // GROUP), config.pairs_per_update)
+    in_step = G * min(max(1, rows // G), config.pairs_per_update)
     queries = pictures_of_an_epoch(config)
     shown = max(queries, min(max(rows, config.eval_noises),
                              config.eval_noises * sum(map(len, evaluated_prompts(config).values()))))  # fmt: skip
@@ -240,7 +238,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     staying |= {
         "copy of the pretrained weights": costs.reference,
         "gradients, AdamW": ADAM * costs.trained,
-        "prompts": (1 + GROUP) * config.pairs * costs.conditions,
+        "prompts": (1 + G) * config.pairs * costs.conditions,
     }
 
     def at(cost: tuple[int, int], n: int) -> int:
@@ -268,7 +266,9 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
 def pictures_of_an_epoch(config: RunConfig) -> int:
     """How many are decoded to be scored, at most."""
-    return config.pairs * most_queries(config.dense if METHODS[config.method].dense else "terminal", config.steps)
+    return config.pairs * most_queries(
+        config.dense if METHODS[config.method].dense else "terminal", config.steps, config.samples_per_group
+    )
 
 
 def largest_rows(costs: Costs, config: RunConfig, memory: float) -> int | None:

@@ -65,7 +65,7 @@ def find_max_batch_size(policy: Policy, config: RunConfig, ranks: ProcessGroup) 
 
 def _most_rows(policy: Policy, config: RunConfig) -> int:
     evaluations, free = policy.evaluations, _free()
-    samples = PAIR * config.pairs
+    samples = config.samples_per_group * config.pairs
     # What is not there yet: AdamW's moments, and an epoch's trajectories with their parts, which become them.
     later = 8 * sum(p.numel() for p in policy.parameters)
     if policy.storage.type == "cuda":
@@ -80,7 +80,7 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
         def predict(m: int) -> Tensor:
             return policy.predict(latents[:m], timestep.expand(m), tuple(c[:m] for c in conditions))
 
-        predict(min(n, PAIR * config.pairs_per_update)).sum().backward()
+        predict(min(n, config.samples_per_group * config.pairs_per_update)).sum().backward()
         with torch.no_grad():
             predict(n)
         policy.decode(latents)

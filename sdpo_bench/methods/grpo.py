@@ -1,0 +1,61 @@
+"""GRPO: group relative policy optimisation of diffusion models (Flow-GRPO, arXiv 2505.05470; DanceGRPO, 2505.07818)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.methods.base import StepLoss, option
+from sdpo_bench.methods.ddpo import DDPO
+from sdpo_bench.types import StepBatch
+
+
+@dataclass(frozen=True)
+class GRPO(DDPO):
+    """DDPO's loss with advantages by the statistics of the sample's own group of G, and a KL penalty:
+
+    loss = max{ -A q, -A clip(q, 1 - e, 1 + e) } + kl KL,  A = (R - mean of the group) / (std of the group),
+    KL = d(mu - mu_ref) / (2 sigma^2),  d the mean of squares over the latent,
+
+    (2505.05470). The group shares its initial noise, as in 2505.07818. Option: kl, the weight of the
+    penalty; 0, the default, leaves it and the reference's forward passes out.
+    """
+
+    name = "grpo"
+    title = "GRPO"
+    normalizer = "group"
+    group_size = 8
+
+    kl: float = option(0.0, "0 or more", lambda value: value >= 0)
+
+    @property
+    def reference_output(self) -> bool:
+        return self.kl > 0
+
+    def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
+        result = super().loss(output, batch, clip_range=clip_range, advantage_clip=advantage_clip)
+        return result._replace(loss=result.loss + self.kl * self.divergence(output, batch)) if self.kl else result
+
+    def loss_and_grad(
+        self, output: Tensor, batch: StepBatch, *, grad_scale: float, **clips: Any
+    ) -> tuple[StepLoss, Tensor]:
+        result, grad = super().loss_and_grad(output, batch, grad_scale=grad_scale, **clips)
+        if not self.kl:
+            return result, grad
+        leaf = output.detach().requires_grad_()
+        divergence = self.kl * self.divergence(leaf, batch)
+        (more,) = torch.autograd.grad(grad_scale * divergence.sum(), leaf)
+        return result._replace(loss=result.loss + divergence.detach()), grad + more
+
+    def divergence(self, output: Tensor, batch: StepBatch) -> Tensor:
+        """KL [P] of the step's Gaussian from the pretrained model's, mean over the group and per latent dimension.
+
+        The means differ by b (m - m_ref) alone: both models start from the same latent.
+        """
+        assert batch.reference_output is not None
+        b, sigma = batch.coefficients[:, 1], batch.coefficients[:, 4]
+        distance = (output.float() - batch.reference_output.float()).square().flatten(1).mean(1)
+        return b.square() * distance / (2 * sigma.square())

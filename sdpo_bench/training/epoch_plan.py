@@ -1,0 +1,122 @@
+"""The plan of an epoch: its prompts, seeds, batches and order of steps, all drawn before anything is sampled.
+
+A pair is a group of G samples of a prompt that share their initial noise; G is 2 but for methods of larger groups.
+
+Everything derives from (seed of the run, epoch): a resumed run draws the same plan, and so does every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
+from sdpo_bench.training.sampling import derive_seeds
+
+PROMPTS, INITIAL, STEPS, ORDER, PROBE = range(5)  # what an epoch's random numbers are for
+
+
+class MicroBatch(NamedTuple):
+    """The entries of one forward and backward pass, on the CPU.
+
+    pairs: int64 [P], positions among the pairs of this process
+    steps: int64 [P], the denoising step of each
+    """
+
+    pairs: Tensor
+    steps: Tensor
+
+    def split(self, size: int) -> list[MicroBatch]:
+        """Micro-batches of at most `size` entries, in the same order."""
+        parts = zip(self.pairs.split(size), self.steps.split(size), strict=True)
+        return [MicroBatch(pairs, steps) for pairs, steps in parts]
+
+
+class SampleDraw(NamedTuple):
+    """What samples are made from.
+
+    prompts: one a pair
+    initial_seeds: int64 [pairs], of x_T
+    step_seeds: int64 [pairs, G], of the noise of the denoising steps
+    """
+
+    prompts: list[str]
+    initial_seeds: Tensor
+    step_seeds: Tensor
+
+    def of(self, pairs: Tensor) -> SampleDraw:
+        """The draw of these pairs, int64 [P]."""
+        return SampleDraw([self.prompts[i] for i in pairs], self.initial_seeds[pairs], self.step_seeds[pairs])
+
+
+def draw_samples(prompts: Sequence[str], count: int, group: int, *path: int) -> SampleDraw:
+    """`count` groups of `group` samples: random prompts, and seeds, all from the seed path (run seed, epoch, ...)."""
+    choice = np.random.default_rng((*path, PROMPTS)).integers(len(prompts), size=count)
+    return SampleDraw(
+        [prompts[i] for i in choice],
+        derive_seeds(*path, INITIAL, count=count),
+        derive_seeds(*path, STEPS, count=count * group).reshape(count, group),
+    )
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """An epoch's samples and the order in which they are trained.
+
+    samples: the draw of all pairs, those of other processes too
+    batches: for each batch of pairs_per_update pairs, those that this process trains, int64
+    step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its samples
+    per_step: an optimiser step for each denoising step of a batch (SDPO), or for whole trajectories (DDPO)
+    """
+
+    epoch: int
+    samples: SampleDraw
+    batches: list[Tensor]
+    step_order: Tensor
+    per_step: bool
+
+    @classmethod
+    def draw(
+        cls, config: RunConfig, prompts: Sequence[str], epoch: int, ranks: ProcessGroup = SINGLE_PROCESS
+    ) -> EpochPlan:
+        """The plan of `epoch`, counted from 1, for this process of `ranks`."""
+        rng = np.random.default_rng((config.seed, epoch, ORDER))
+        batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
+        steps = np.tile(np.arange(config.trained_steps), (config.pairs, 1))
+        # Step shuffling: each pair takes its steps in an order of its own; without it all go from the noisiest on.
+        order = rng.permuted(steps, axis=1) if config.step_shuffle else steps
+        return cls(
+            epoch=epoch,
+            samples=draw_samples(prompts, config.pairs, config.samples_per_group, config.seed, epoch),
+            batches=[ranks.local_slice(batch).contiguous() for batch in batches],
+            step_order=torch.from_numpy(order),
+            per_step=config.resolved_updates == "step",
+        )
+
+    @property
+    def pairs(self) -> Tensor:
+        """The pairs of this process, int64, in ascending order."""
+        return torch.cat(self.batches).sort().values
+
+    def optimizer_batches(self, size: int) -> list[list[MicroBatch]]:
+        """The epoch's optimiser steps: for each the micro-batches, of at most `size` entries, whose gradients it sums.
+
+        With an update per trajectory a micro-batch may hold several steps of a pair: large ones are faster.
+        """
+        positions = range(self.step_order.shape[1])
+        if self.per_step:
+            return [self._microbatches(batch, [j], size) for j in positions for batch in self.batches]
+        return [self._microbatches(batch, [*positions], size) for batch in self.batches]
+
+    def _microbatches(self, batch: Tensor, positions: list[int], size: int) -> list[MicroBatch]:
+        # From numbers of pairs in the epoch to positions among those of this process; all pairs at the first position
+        # of their orders, then all at the second, and so on.
+        entries = torch.searchsorted(self.pairs, batch).repeat(len(positions))
+        steps = self.step_order[batch][:, positions].T.flatten()
+        return MicroBatch(entries, steps).split(size)

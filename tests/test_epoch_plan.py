@@ -1,0 +1,87 @@
+"""The plan of an epoch: drawn from the seed alone, divided among processes, and every step of every pair once."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.distributed import ProcessGroup
+from sdpo_bench.training.epoch_plan import EpochPlan, draw_samples
+
+PROMPTS = ("cat", "dog", "horse")
+
+
+class Ranks(ProcessGroup):
+    """A process of several, for what needs no communication."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def configuration(**changes) -> RunConfig:
+    return RunConfig(**{"method": "sdpo", "pairs": 12, "pairs_per_update": 4, "steps": 5, "device": "cpu"} | changes)
+
+
+def same(a: EpochPlan, b: EpochPlan) -> bool:
+    tensors = [(a.samples.initial_seeds, b.samples.initial_seeds), (a.samples.step_seeds, b.samples.step_seeds)]
+    tensors += [(a.step_order, b.step_order), *zip(a.batches, b.batches, strict=True)]
+    return a.samples.prompts == b.samples.prompts and all(torch.equal(x, y) for x, y in tensors)
+
+
+def test_it_derives_from_the_seed_and_the_epoch_alone():
+    config = configuration()
+    torch.manual_seed(1)
+    first = EpochPlan.draw(config, PROMPTS, 3)
+    torch.manual_seed(2)
+    assert same(first, EpochPlan.draw(config, PROMPTS, 3))
+    assert not same(first, EpochPlan.draw(config, PROMPTS, 4))
+    assert not same(first, EpochPlan.draw(dataclasses.replace(config, seed=1), PROMPTS, 3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.integers(1, 4), updates=st.sampled_from(("step", "trajectory")), max_pairs=st.integers(1, 7),
+    last=st.booleans(), epoch=st.integers(1, 1000),
+)  # fmt: skip
+def test_all_processes_together_train_every_step_of_every_pair_once(size, updates, max_pairs, last, epoch):
+    config = configuration(updates=updates, train_last_step=last)
+    seen: Counter[tuple[int, int]] = Counter()
+    numbers = set()
+    for rank in range(size):
+        plan = EpochPlan.draw(config, PROMPTS, epoch, Ranks(rank, size))
+        batches = plan.optimizer_batches(max_pairs)
+        numbers.add(len(batches))
+        for micro_batch in (part for batch in batches for part in batch):
+            assert len(micro_batch.pairs) <= max_pairs
+            # Positions among this process's pairs are numbers of the epoch's pairs by way of `pairs`.
+            seen.update(zip(plan.pairs[micro_batch.pairs].tolist(), micro_batch.steps.tolist(), strict=True))
+    assert seen == dict.fromkeys(((p, s) for p in range(12) for s in range(config.trained_steps)), 1)
+    assert numbers == {3 * (config.trained_steps if updates == "step" else 1)}
+
+
+def test_step_shuffling_gives_each_pair_an_order_of_its_own():
+    shuffled = EpochPlan.draw(configuration(), PROMPTS, 1).step_order
+    assert len({tuple(row) for row in shuffled.tolist()}) > 1
+    assert torch.equal(shuffled.sort(1).values, torch.arange(5).expand(12, 5))
+    plain = EpochPlan.draw(configuration(step_shuffle=False), PROMPTS, 1).step_order
+    assert torch.equal(plain, torch.arange(5).expand(12, 5))
+
+
+def test_the_samples_of_a_pair_share_x_t_and_no_other_noise():
+    draw = draw_samples(PROMPTS, 6, 2, 0, 1)
+    assert draw.initial_seeds.shape == (6,)
+    assert len(draw.step_seeds.unique()) == 12
+    some = draw.of(torch.tensor([4, 1]))
+    assert some.prompts == [draw.prompts[4], draw.prompts[1]]
+    assert torch.equal(some.step_seeds, draw.step_seeds[[4, 1]])
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_prompts_are_drawn_with_replacement_from_all(count):
+    drawn = Counter(draw_samples(PROMPTS, count, 2, 0, 1).prompts)
+    assert drawn.keys() <= {*PROMPTS}
+    assert drawn.total() == count

@@ -1,0 +1,192 @@
+"""GRPO, and groups of more than two samples: advantages, the loss and its gradient, the trainer, what is refused."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import cost_model
+from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.policies import load_policy
+from sdpo_bench.rewards import load_reward
+from sdpo_bench.training.advantages import GroupNormalizer
+from sdpo_bench.training.trainer import Trainer
+from sdpo_bench.types import StepBatch
+
+CLIPS = {"clip_range": 1e-3, "advantage_clip": 5.0}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts") / "seen"
+    prompts.write_text("cat\ndog\nhorse\n")
+    return RunConfig(
+        method="grpo",
+        group_size=4,
+        prompts=str(prompts),
+        model=str(tiny_model),
+        reward="colourfulness",
+        eval_rewards=(),
+        steps=3,
+        epochs=1,
+        pairs=4,
+        pairs_per_update=2,
+        device="cpu",
+    )
+
+
+def batch_of(groups=3, size=4, seed=0, **changes):
+    """A step of random groups, in float64, and the model's output there."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    latents = (groups, size, 2, 4, 4)
+    rows = torch.tensor([[0.9, -0.3, 1.1, -0.5, 0.2]], dtype=torch.float64).expand(groups, 5).contiguous()
+    output, sample, reference = normal(*latents), normal(*latents), normal(*latents)
+    means = rows[0, 0] * sample + rows[0, 1] * output
+    batch = StepBatch(
+        step=torch.zeros(groups, dtype=torch.int64),
+        sample=sample,
+        prev_sample=means + 0.2 * normal(*latents),
+        coefficients=rows,
+        old_log_prob=normal(groups, size) * 0.01 + 0.2,
+        advantages=normal(groups, size),
+        reference_log_prob=None,
+        reference_output=reference,
+    )
+    return output, dataclasses.replace(batch, **changes)
+
+
+def trainer_of(config, reward=None):
+    return Trainer(config, load_policy(config), reward or load_reward(config.reward))
+
+
+def test_advantages_are_of_the_group_alone():
+    returns = torch.tensor([[1.0, 2.0, 3.0, 6.0], [10.0, 10.0, 10.0, 10.0]])[..., None]
+    found = GroupNormalizer()(["cat", "cat"], returns)[..., 0]
+    first = returns[0, :, 0].double()
+    expected = (first - first.mean()) / (first.std(correction=0) + 1e-6)
+    torch.testing.assert_close(found[0], expected)
+    assert found[1].tolist() == [0.0] * 4, "equal returns have no advantage"
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.04])
+def test_the_gradient_is_that_of_the_loss(kl):
+    method = build_method("grpo", {"kl": kl})
+    output, batch = batch_of()
+    leaf = output.clone().requires_grad_()
+    result = method.loss(leaf, batch, **CLIPS)
+    (expected,) = torch.autograd.grad(0.1 * result.loss.sum(), leaf)
+    found, grad = method.loss_and_grad(output, batch, grad_scale=0.1, **CLIPS)
+    torch.testing.assert_close(found.loss, result.loss.detach())
+    torch.testing.assert_close(grad, expected)
+
+
+def test_the_penalty_is_the_divergence_of_the_two_gaussians():
+    output, batch = batch_of()
+    a, b, *_, sigma = batch.coefficients[0]
+    with_kl, without = (build_method("grpo", {"kl": kl}).loss(output, batch, **CLIPS).loss for kl in (2.0, 0.0))
+    means = (torch.distributions.Normal(a * batch.sample + b * m, sigma) for m in (output, batch.reference_output))
+    divergence = torch.distributions.kl_divergence(*means).flatten(1).mean(1)  # per latent dimension, over the group
+    torch.testing.assert_close((with_kl - without) / 2, divergence, rtol=1e-5, atol=1e-6)
+
+
+def test_the_penalty_of_the_pretrained_model_is_0():
+    output, batch = batch_of()
+    batch = dataclasses.replace(batch, reference_output=output.clone())
+    with_kl, without = (build_method("grpo", {"kl": kl}).loss(output, batch, **CLIPS).loss for kl in (1.0, 0.0))
+    assert torch.equal(with_kl, without)
+
+
+@pytest.mark.parametrize("name", ["ddpo", "ddpo_dense", "grpo"])
+def test_a_permutation_within_the_groups_changes_nothing(name):
+    method, order = build_method(name), torch.tensor([2, 0, 3, 1])
+    output, batch = batch_of()
+    moved = dataclasses.replace(
+        batch,
+        sample=batch.sample[:, order],
+        prev_sample=batch.prev_sample[:, order],
+        old_log_prob=batch.old_log_prob[:, order],
+        advantages=batch.advantages[:, order],
+    )
+    result, other = method.loss(output, batch, **CLIPS), method.loss(output[:, order], moved, **CLIPS)
+    torch.testing.assert_close(other.loss, result.loss)
+    torch.testing.assert_close(other.log_prob, result.log_prob[:, order])
+
+
+def test_a_gradient_step_moves_probability_to_the_better_samples():
+    output, batch = batch_of(advantages=torch.tensor([[1.5, -0.5, -0.5, -0.5]]).double().expand(3, 4).contiguous())
+    method = build_method("grpo")
+    start = method.loss(output, batch, **CLIPS).log_prob
+    batch = dataclasses.replace(batch, old_log_prob=start)  # the ratio is 1
+    _, grad = method.loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)
+    moved = method.loss(output - 0.01 * grad, batch, **CLIPS).log_prob
+    assert ((moved - start).sign() == batch.advantages.sign()).all()
+
+
+@pytest.mark.parametrize("name", ["ddpo", "grpo"])
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_an_epoch_of_groups(config, name, finetune):
+    config = dataclasses.replace(config, method=name, finetune=finetune, label="")
+    trainer = trainer_of(config)
+    assert trainer.check_on_policy(1) == 0.0
+    row = trainer.train_epoch(1).to_row()
+    assert row["samples"] == row["reward_queries"] == 4 * 4
+    assert row["optimiser_steps"] == 2
+    assert row["model_evaluations"] == sum(cost_model.passes(config).values())
+    assert row["log_ratio_max"] > 0
+
+
+def test_the_penalty_costs_the_references_passes(config):
+    config = dataclasses.replace(config, options={"kl": 0.1})
+    trainer = trainer_of(config)
+    row = trainer.train_epoch(1).to_row()
+    passes = cost_model.passes(config)
+    assert passes["log_prob"] == passes["train"]
+    assert row["model_evaluations"] == sum(passes.values())
+
+
+def test_a_constant_reward_leaves_the_weights(config):
+    class Constant:
+        name = "constant"
+
+        def __call__(self, images, prompts):
+            return torch.full((len(images),), 0.3)
+
+    trainer = trainer_of(dataclasses.replace(config, weight_decay=0.0), Constant())
+    before = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
+    trainer.train_epoch(1)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
+
+
+def test_the_samples_of_a_group_share_x_t(config):
+    trainer = trainer_of(config)
+    trajectory = trainer.sample(trainer.plan(1))
+    assert trajectory.latents.shape[:3] == (4, 4, 4)
+    assert (trajectory.latents[:, :, 0] == trajectory.latents[:, :1, 0]).all()
+    assert len(trajectory.latents[0, :, -1].flatten(1).unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("sdpo", 4, "SDPO learns from pairs, so expected 2"),
+        ("rebel", 8, "REBEL learns from pairs"),
+        ("ddpo", 1, "expected at least 2"),
+        ("grpo", 2, "expected at least 4"),
+    ],
+)
+def test_group_sizes_that_a_method_can_not_take(config, name, size, message):
+    with pytest.raises(UserError, match=f"--group-size is {size}.*{message}"):
+        dataclasses.replace(config, method=name, group_size=size, label="")
+
+
+def test_pairs_are_not_named_in_a_runs_identity():
+    for name, method in METHODS.items():
+        row = RunConfig(method=name).to_json()
+        assert row.get("group_size") == (None if method.group_size == 2 else method.group_size), name
+    assert "group_size" not in RunConfig(method="ddpo", group_size=2).to_json()
