@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))  # for processes.py, where this file is a script
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers, where this file is a script
 from processes import run
 
 from sdpo_bench.config import RunConfig

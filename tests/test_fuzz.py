@@ -12,14 +12,17 @@ import io
 import json
 import random
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import study_records
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers, where this file is a script
+import study_records
 from synthetic_records import seal
 
 from sdpo_bench.analysis.figures import style
@@ -189,7 +192,6 @@ def test_damaged_records_end_in_a_line(study, seed):
 
 
 if __name__ == "__main__":  # python tests/test_fuzz.py 3000: goes on after a failure, and tells each kind once
-    import sys
     import traceback
 
     failures: dict[str, int] = {}
