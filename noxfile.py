@@ -60,7 +60,7 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """All tests, without a GPU; or some: `nox -s tests -- tests/test_cli.py -k doctor`."""
+    """All tests, without a GPU; or some: `nox -s tests -- tests/cli/test_cli.py -k doctor`."""
     install(session, "dev")
     # Two processes of one thread, each of which takes whole files: their fixtures are dear.
     python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile")), threads=1)

@@ -97,7 +97,7 @@ def violations(package: Path) -> list[str]:
         rule = broken_rule(importer, part_of(module)) if top == package.name else None
         if importer in WITHOUT_TORCH and top in HEAVY:
             rule = f"{importer} loads no {top}: it reads records"
-        if top in ("benchmarks", "tests"):
+        if top in ("benchmarks", "support", "tests"):
             rule = f"{top} are no part of the package"
         if rule:
             found.append(f"{path.relative_to(package.parent)}:{line}: {rule}")
