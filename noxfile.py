@@ -60,7 +60,7 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """All tests, without a GPU; or some: `nox -s tests -- tests/test_cli.py -k doctor`."""
+    """All tests, without a GPU; or some: `nox -s tests -- tests/cli/test_cli.py -k doctor`."""
     install(session, "dev")
     # Two processes of one thread, each of which takes whole files: their fixtures are dear.
     python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile")), threads=1)
@@ -96,9 +96,10 @@ def tests_gpu_stack(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes (ruff)."""
+    """Style, layout and common mistakes (ruff)."""
     install(session, "dev")
     python(session, "-m", "ruff", "check", *(session.posargs or ["."]))
+    python(session, "-m", "ruff", "format", "--check", *(session.posargs or ["."]))
 
 
 @nox.session(venv_backend="none")

@@ -1,7 +1,8 @@
 """The one list of targets that the operations' speeds are held against: per operation and clock, derived from counts.
 
-What was counted stands here as tables; tests/test_targets.py counts the eager kernels and their traffic anew, and holds
-docs/kernels.md against what follows from them. What is assumed of an H100 has names of its own. Imports no PyTorch.
+What was counted stands here as tables; tests/benchmarks/test_targets.py counts the eager kernels and their traffic
+anew, and holds docs/kernels.md against what follows from them. What is assumed of an H100 has names of its own. Imports
+no PyTorch.
 """
 
 from __future__ import annotations

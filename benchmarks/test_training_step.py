@@ -25,8 +25,8 @@ import torch
 from benchmarks._sd_turbo import SD_TURBO, TINY, cast, fast, flop, fused, materialised, peak
 from benchmarks._training_step import PARTS, Bench, Result, agreement
 from benchmarks.kernel_results import STEP_CPU_NOTE, STEP_NOTE
-from sdpo_bench.policies.precision import float32_precision, use_full_float32
-from sdpo_bench.records.provenance import device_name
+from sdpo_bench.policies.precision import use_full_float32
+from sdpo_bench.records.provenance import device_name, float32_precision
 
 ON_GPU = torch.cuda.is_available()
 ROUNDS = 3 if ON_GPU else 2

@@ -18,7 +18,7 @@ from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import REWARDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
 @pytest.mark.parametrize("name", METHODS)

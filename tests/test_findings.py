@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from quotes import ROOT, Quote, agrees, cells_of, numbers, page_text, quotes, strangers
+from support.quotes import ROOT, Quote, agrees, cells_of, numbers, page_text, quotes, strangers
 
 PAGES = ("README.md", "docs/findings.md")
 INTERVALS = [

@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from tyro.conf import OmitArgPrefixes
 
@@ -90,13 +90,8 @@ rewards with published weights, which docs/rewards.md says how to get: {", ".joi
 
 def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
     """One run, with a progress bar; says what it made. Of several processes the first one does."""
-    from tqdm import tqdm
-
-    from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.distributed import join
-    from sdpo_bench.experiments.progress import beginning, speed
     from sdpo_bench.records.identity import find_run
-    from sdpo_bench.records.reader import load_run
     from sdpo_bench.training.loop import train as run
     from sdpo_bench.training.sinks import Tracker
 
@@ -109,39 +104,65 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
-    terminal, begun = sys.stderr.isatty() and ranks.is_main, False
-    with tqdm(total=config.epochs, desc=config.label, unit="epoch", disable=not terminal) as bar:
-
-        def on_epoch(event: dict[str, Any]) -> None:
-            nonlocal begun
-            if event["phase"] == "begin":
-                begun = True
-                bar.write(f"{config.label}: {beginning(event)}", file=sys.stderr)
-                bar.update(event["epoch"] - bar.n)
-            if event["phase"] != "train":
-                return
-            bar.update(event["epoch"] - bar.n)
-            bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
-            if not terminal and (event["epoch"] % 10 == 0 or event["epoch"] == config.epochs):
-                text = f"{config.label}: epoch {event['epoch']}/{config.epochs}, reward {event['reward_mean']:.3f}"
-                print(text, file=sys.stderr, flush=True)
-
-        try:
-            with watched(launched=ranks.size > 1):
-                run(config, folder, resume=resume, on_epoch=on_epoch, ranks=ranks, tracker=followed, keep=True)
-        except Interrupted as stop:
-            bar.close()
-            if ranks.is_main:
-                again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(ranks.size)}"
-                print(f"\n{again}", file=sys.stderr)
-            return exit_code(stop)
-    if not begun and ranks.is_main:
+    display = EpochDisplay(config.label, config.epochs, terminal=sys.stderr.isatty() and ranks.is_main)
+    try:
+        with display, watched(launched=ranks.size > 1):
+            run(config, folder, resume=resume, on_epoch=display.show, ranks=ranks, tracker=followed, keep=True)
+    except Interrupted as stop:
+        if ranks.is_main:
+            again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(ranks.size)}"
+            print(f"\n{again}", file=sys.stderr)
+        return exit_code(stop)
+    if not display.begun and ranks.is_main:
         print(f"{config.label}: finished before, all {config.epochs} epochs", file=sys.stderr)
     if followed is not None:
         followed.close()
     ranks.close()
-    if not ranks.is_main:
-        return 0
+    if ranks.is_main:
+        show_results(config, out, folder)
+    return 0
+
+
+class EpochDisplay:
+    """How far a run is: a bar on a terminal, elsewhere a line every PLAIN_EVERY epochs. A context, for the bar."""
+
+    PLAIN_EVERY = 10
+
+    def __init__(self, label: str, epochs: int, terminal: bool) -> None:
+        from tqdm import tqdm
+
+        self.label, self.epochs, self.terminal = label, epochs, terminal
+        self.begun = False
+        self.bar = tqdm(total=epochs, desc=label, unit="epoch", disable=not terminal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """What the training loop reports (training/loop.py): where the run begins, and each epoch's end."""
+        from sdpo_bench.experiments.progress import beginning
+
+        if event["phase"] == "begin":
+            self.begun = True
+            self.bar.write(f"{self.label}: {beginning(event)}", file=sys.stderr)
+            self.bar.update(event["epoch"] - self.bar.n)
+        elif event["phase"] == "train":
+            self.bar.update(event["epoch"] - self.bar.n)
+            self.bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
+            if not self.terminal and (event["epoch"] % self.PLAIN_EVERY == 0 or event["epoch"] == self.epochs):
+                text = f"{self.label}: epoch {event['epoch']}/{self.epochs}, reward {event['reward_mean']:.3f}"
+                print(text, file=sys.stderr, flush=True)
+
+
+def show_results(config: Any, out: Path, folder: Path) -> None:
+    """The last evaluation, the seconds of an epoch, and where the records and the weights of a finished run lie."""
+    from sdpo_bench.analysis.outputs import shown
+    from sdpo_bench.experiments.progress import speed
+    from sdpo_bench.records.reader import load_run
+
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
     echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
@@ -156,7 +177,6 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
             f"delete {shown(folder)} and train the run again",
             file=sys.stderr,
         )
-    return 0
 
 
 def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
@@ -166,7 +186,7 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     from sdpo_bench.records.identity import fewer_epochs, nearest_run
 
     if (nearest := nearest_run(raw, row)) is not None:
-        folder, found = nearest
+        folder, found = nearest.folder, nearest.differences
         only_epochs = all(text.startswith("epochs ") for text in found)
         if only_epochs and (why := fewer_epochs(folder, row)):
             raise UserError(f"--resume: {why}, with another --label or --out")

@@ -1,17 +1,13 @@
-"""Runs a profile: worker processes, progress, resumption; then tables, figures, report and the comparison."""
+"""Runs a profile: checks, worker processes, resumption; then tables, figures, report and the comparison."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import queue
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sdpo_bench import interruption
 from sdpo_bench.analysis.outputs import reference_results, shown, write_all
@@ -19,10 +15,11 @@ from sdpo_bench.analysis.paper import load_curves, shows
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import cost_model, profiles
-from sdpo_bench.experiments.progress import Progress, beginning, clock, pace
+from sdpo_bench.experiments.pool import execute
+from sdpo_bench.experiments.progress import clock
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.summary import RESULTS, list_runs, resume_command, summarise
-from sdpo_bench.experiments.workers import Worker, exit_words, gpus, physical_cores
+from sdpo_bench.experiments.workers import gpus, physical_cores
 from sdpo_bench.records.identity import fewer_epochs, nearest_run, recorded_weights
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
@@ -31,103 +28,6 @@ from sdpo_bench.rewards import find_weights
 from sdpo_bench.terminal import echo
 
 CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precision
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM ends the runs as Ctrl-C does, but for the exit code."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise interruption.Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
-    """Makes the pending runs, in order, workers on the GPUs that `devices` names, in turn. A failed run leaves
-    the others alone; a full disk stops all.
-
-    Raises KeyboardInterrupt, after the workers have ended.
-    """
-    pending = [run for run in runs if run.state == "pending"]
-    waiting = list(pending)
-    progress = progress or Progress(runs, workers)
-    events: queue.SimpleQueue[tuple[Worker, dict[str, Any]]] = queue.SimpleQueue()
-    staff: list[Worker] = []
-
-    def hire(number: int) -> None:
-        staff.append(Worker(number, events, devices[(number - 1) % len(devices)] if devices else None))
-
-    def settle(worker: Worker, state: str, message: str = "", details: str = "") -> None:
-        run, worker.run = worker.run, None
-        assert run is not None
-        run.state, run.message, run.details = state, message, details
-        words = {"done": f"done{pace(run.folder)}", "locked": "left to another process", "failed": f"FAILED: {message}"}
-        progress.say(f"{run.name}: {words[state]} ({progress.status()})")
-
-    def next_run(worker: Worker) -> None:
-        if waiting:
-            worker.give(waiting.pop(0))
-            progress.update(worker)
-        else:
-            staff.remove(worker)
-            worker.stop()
-
-    try:
-        with _termination_interrupts():
-            progress.update()
-            for number in range(1, min(workers, len(waiting)) + 1):
-                hire(number)
-            while staff:
-                try:
-                    worker, event = events.get(timeout=1.0)
-                except queue.Empty:
-                    progress.update()
-                    continue
-                if worker not in staff:
-                    continue  # the end of one that was told to stop
-                run, kind = worker.run, event["kind"]
-                if kind == "progress" and run is not None:
-                    if event["phase"] == "begin":
-                        run.epoch = event["epoch"]
-                        progress.say(f"{run.name}: {beginning(event)}")
-                    if event["phase"] == "train":
-                        run.epoch, run.epochs_here = event["epoch"], run.epochs_here + 1
-                    progress.update(worker, event["reward_mean"])
-                    continue
-                if kind == "ended":
-                    staff.remove(worker)
-                    # Dead before its first run: so would the next be.
-                    died = f"the worker process ended with {exit_words(event['code'])}"
-                    if run is None:
-                        raise UserError(f"{died} before its first run: {''.join(worker.errors[-3:]).strip()}")
-                    settle(worker, "failed", died, "".join(worker.errors))
-                    if waiting:
-                        hire(worker.number)
-                    continue
-                if kind == "failed":
-                    settle(worker, "failed", event["message"], event["details"] or "")
-                    if event["full_disk"]:
-                        raise UserError(f"the disk is full ({event['message']}): free space and go on with --resume")
-                elif kind in ("done", "locked"):
-                    settle(worker, kind)
-                next_run(worker)
-    finally:
-        for worker in staff:  # all at once, for each may have an epoch's state to save
-            worker.process.terminate()
-        for worker in staff:
-            worker.stop()
-        progress.close()
-
-
-# The command ----------------------------------------------------------------------------------------------------
 
 
 def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
@@ -171,8 +71,8 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
             continue
         nearest = nearest_run(folder / "raw", run.config.to_json(), besides=planned)
         if nearest is not None:
-            others.append(nearest[0])
-            for words in nearest[1]:
+            others.append(nearest.folder)
+            for words in nearest.differences:
                 found[words] = found.get(words, 0) + 1
     if others:
         counted = ", ".join(words if n == len(others) else f"{words}, of {n} runs" for words, n in found.items())
@@ -250,40 +150,14 @@ def reproduce(
     if dry_run:
         echo(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
         return 0
-    if place == "cuda" and not devices:
-        raise UserError(
-            f"profile {profile} runs on GPUs, and torch finds no CUDA device here: --dry-run lists its runs"
-            if device is None
-            else "--device cuda: torch finds no CUDA device here; use --device cpu"
-        )
-    if place == "cuda" and count > len(devices) and any(config.model != EMBEDDED for config in configs):
-        raise UserError(
-            f"--workers is {count}; expected at most one for each of the {len(devices)} GPUs here: only runs of the "
-            f"embedded model, which leave a GPU idle between launches, gain by sharing one"
-        )
-    if any(shows(config.model, config.reward, config.steps) for config in configs):
-        load_curves()  # the tables need them: better missed now than after hours
-    check_folder(folder, runs, resume)
-    index = PACKAGE / "assets" / "embedded_model" / "model_index.json"
-    if any(config.model == EMBEDDED for config in configs) and not index.exists():
-        raise UserError("the embedded model is missing from this copy: rebuild it with `nox -s testbed`")
-    # Missed now, and once, not by each worker.
-    left = [run for run in runs if run.state == "pending"]
-    find_weights(
-        {name for run in left for c in (run.config,) for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)}
-    )
+    if place == "cuda":
+        check_devices(profile, configs, count, devices, asked_for=device is not None)
+    check_inputs(folder, runs, resume)
     # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
     whole = methods is None and seeds is None and not options
     write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
     again = resume_command(profile, results, methods, seeds, workers, device, **options)
-    estimate = sum(run.estimate for run in left) / count
-    print(
-        f"profile {profile}: {len(left)} runs to make"
-        + (f", {len(runs) - len(left)} finished before" if len(left) < len(runs) else "")
-        + f"; {count} worker{'s' * (count > 1)}, about {clock(estimate)}, results in {shown(folder)}",
-        file=sys.stderr,
-        flush=True,
-    )
+    announce(profile, folder, runs, count)
     begin = time.monotonic()
     try:
         execute(runs, count, devices=devices)
@@ -293,6 +167,55 @@ def reproduce(
     if any(run.state == "done" for run in runs):
         write_all(folder)
         echo(summarise(folder, profile, runs, time.monotonic() - begin))
+    return report_unfinished(folder, runs, again)
+
+
+def check_devices(
+    profile: str, configs: Sequence[RunConfig], workers: int, devices: Sequence[str], asked_for: bool
+) -> None:
+    """UserError where a profile can't run on the GPUs of this machine. `asked_for`: by --device."""
+    if not devices:
+        raise UserError(
+            "--device cuda: torch finds no CUDA device here; use --device cpu"
+            if asked_for
+            else f"profile {profile} runs on GPUs, and torch finds no CUDA device here: --dry-run lists its runs"
+        )
+    if workers > len(devices) and any(config.model != EMBEDDED for config in configs):
+        raise UserError(
+            f"--workers is {workers}; expected at most one for each of the {len(devices)} GPUs here: only runs of the "
+            f"embedded model, which leave a GPU idle between launches, gain by sharing one"
+        )
+
+
+def check_inputs(folder: Path, runs: Sequence[Run], resume: bool) -> None:
+    """Misses what the runs and their tables need now, and once: not after hours, and not in each worker. Marks the
+    runs that are finished."""
+    configs = [run.config for run in runs]
+    if any(shows(config.model, config.reward, config.steps) for config in configs):
+        load_curves()  # for the tables
+    check_folder(folder, runs, resume)
+    index = PACKAGE / "assets" / "embedded_model" / "model_index.json"
+    if any(config.model == EMBEDDED for config in configs) and not index.exists():
+        raise UserError("the embedded model is missing from this copy: rebuild it with `nox -s testbed`")
+    left = [run.config for run in runs if run.state == "pending"]
+    find_weights({name for c in left for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)})
+
+
+def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> None:
+    """Says how many runs are to be made, by how many workers, for how long and where."""
+    left = [run for run in runs if run.state == "pending"]
+    estimate = sum(run.estimate for run in left) / workers
+    print(
+        f"profile {profile}: {len(left)} runs to make"
+        + (f", {len(runs) - len(left)} finished before" if len(left) < len(runs) else "")
+        + f"; {workers} worker{'s' * (workers > 1)}, about {clock(estimate)}, results in {shown(folder)}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def report_unfinished(folder: Path, runs: Sequence[Run], again: str) -> int:
+    """Names the runs that other processes hold and those that failed, and keeps the latter's logs; the exit code."""
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(

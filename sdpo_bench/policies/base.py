@@ -79,12 +79,7 @@ class Policy:
         self.finetune, self.noise_level = config.finetune, config.noise_level
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
-        self.sampler = self.samplers[0] if config.sampler == "auto" else config.sampler
-        if self.sampler not in self.samplers:
-            raise UserError(
-                f"--sampler {config.sampler} is not one for a {type(pipeline).__name__}; "
-                f"expected {' or '.join(self.samplers)}"
-            )
+        self.sampler = self._choose_sampler(config.sampler)
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -99,29 +94,9 @@ class Policy:
         self._conditions: dict[str, Conditions] = {}
         self._reference: torch.nn.Module | None = None
         _ = self.latent_shape  # refuses a resolution that the model can't have
-        if config.vae_slicing:
-            pipeline.vae.enable_slicing()
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            fuse_upsampling(pipeline.vae.decoder)
-        if config.channels_last:
-            if self.component != "unet":
-                raise UserError(f"--channels-last is for convolutions; a {type(pipeline).__name__} has a transformer")
-            for module in (self.denoiser, pipeline.vae):
-                module.to(memory_format=torch.channels_last)
-        if config.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+        self._choose_execution(config)
         if self.finetune == "lora":
-            torch.manual_seed(config.seed)  # the adapter's initial weights
-            self.denoiser.add_adapter(
-                LoraConfig(
-                    r=config.lora_rank,
-                    lora_alpha=config.lora_alpha,
-                    init_lora_weights="gaussian",
-                    target_modules=LORA_TARGETS,
-                )
-            )
-            for p in self.parameters:  # peft gave them the base's dtype
-                p.data = p.data.float()
+            self._add_adapter(config)
         else:
             self._reference = copy.deepcopy(self.denoiser)
             self.denoiser.requires_grad_(True)
@@ -135,6 +110,44 @@ class Policy:
             for network in (self.denoiser, self._reference):
                 if network is not None:
                     network.compile()
+
+    def _choose_sampler(self, name: str) -> str:
+        chosen = self.samplers[0] if name == "auto" else name
+        if chosen not in self.samplers:
+            raise UserError(
+                f"--sampler {name} is not one for a {type(self.pipeline).__name__}; "
+                f"expected {' or '.join(self.samplers)}"
+            )
+        return chosen
+
+    def _choose_execution(self, config: RunConfig) -> None:
+        """What changes memory and speed alone, and must be so before the denoiser is copied."""
+        vae = self.pipeline.vae
+        if config.vae_slicing:
+            vae.enable_slicing()
+        if self.device.type == "cpu" and self.dtype == torch.float32:
+            fuse_upsampling(vae.decoder)
+        if config.channels_last:
+            if self.component != "unet":
+                kind = type(self.pipeline).__name__
+                raise UserError(f"--channels-last is for convolutions; a {kind} has a transformer")
+            for module in (self.denoiser, vae):
+                module.to(memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+
+    def _add_adapter(self, config: RunConfig) -> None:
+        torch.manual_seed(config.seed)  # the adapter's initial weights
+        self.denoiser.add_adapter(
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                init_lora_weights="gaussian",
+                target_modules=LORA_TARGETS,
+            )
+        )
+        for p in self.parameters:  # peft gave them the base's dtype
+            p.data = p.data.float()
 
     # What a family says
 

@@ -9,9 +9,9 @@ bfloat16 lose little time by it: only their adapter's products are in float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+
+from sdpo_bench.records.provenance import float32_backends
 
 
 def use_full_float32() -> None:
@@ -20,19 +20,5 @@ def use_full_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     if hasattr(torch.backends, "fp32_precision"):
         # PyTorch 2.9 has these in place of those, and raises where the two contradict each other: so both are set.
-        for part in _parts().values():
-            part.fp32_precision = "ieee"
-
-
-def float32_precision() -> dict[str, str]:
-    """`ieee` or `tf32`, of matrix products and of cuDNN's convolutions and recurrent networks, as it is set now."""
-    if hasattr(torch.backends, "fp32_precision"):
-        return {name: part.fp32_precision for name, part in _parts().items()}
-    cudnn = torch.backends.cudnn.allow_tf32
-    flags = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": cudnn, "recurrent": cudnn}
-    return {name: "tf32" if flag else "ieee" for name, flag in flags.items()}
-
-
-def _parts() -> dict[str, Any]:
-    cudnn: Any = torch.backends.cudnn
-    return {"products": torch.backends.cuda.matmul, "convolutions": cudnn.conv, "recurrent": cudnn.rnn}
+        for backend in float32_backends().values():
+            backend.fp32_precision = "ieee"

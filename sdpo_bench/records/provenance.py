@@ -130,12 +130,29 @@ def command(argv: list[str] | None = None) -> str:
     return shlex.join(["sdpo-bench" if name == "__main__.py" else name, *map(plain, arguments)])
 
 
+def float32_backends() -> dict[str, Any]:
+    """PyTorch 2.9's settings of the precision in which a GPU multiplies float32, by what each holds for."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    return {"products": torch.backends.cuda.matmul, "convolutions": cudnn.conv, "recurrent": cudnn.rnn}
+
+
+def float32_precision() -> dict[str, str]:
+    """`ieee` or `tf32`, of matrix products and of cuDNN's convolutions and recurrent networks, as it is set now."""
+    import torch
+
+    if hasattr(torch.backends, "fp32_precision"):
+        return {name: backend.fp32_precision for name, backend in float32_backends().items()}
+    cudnn = torch.backends.cudnn.allow_tf32
+    flags = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": cudnn, "recurrent": cudnn}
+    return {name: "tf32" if flag else "ieee" for name, flag in flags.items()}
+
+
 def collect(device: Any, rewards: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What provenance.json holds, for a run on `device` (a torch.device or its name) with these rewards, by name."""
     import sdpo_kernels
     import torch
-
-    from sdpo_bench.policies.precision import float32_precision
 
     return code_version() | {
         "versions": versions(),

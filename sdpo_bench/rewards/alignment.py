@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards.base import Reward
+from sdpo_bench.rewards.scorer import Scorer
 
 SCORERS = Path(__file__).parent.parent / "assets" / "scorers"
 
@@ -25,8 +26,6 @@ class Alignment(Reward):
     folder: ClassVar[str] = "alignment"
 
     def __init__(self) -> None:
-        from sdpo_bench.testbed.scorer import Scorer
-
         folder = SCORERS / self.folder
         if not folder.is_dir():
             raise UserError(f"reward {self.name}: {folder} does not exist; reinstall the package or run nox -s testbed")

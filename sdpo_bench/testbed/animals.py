@@ -6,7 +6,6 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PROMPTS_FILE = ASSETS / "prompts.txt"
 SPRITES = Path(__file__).resolve().parent / "sprites"
 SPRITE_SETS = ("noto", "fluent_3d", "fluent_flat", "twemoji")
-IMAGE_SIZE = 32  # pixels
 
 #: Unicode code points of each animal; the second, where there is one, is another view (face and whole animal).
 CODE_POINTS: dict[str, tuple[int, ...]] = {

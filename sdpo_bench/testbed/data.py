@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdpo_bench.testbed.animals import ANIMALS, IMAGE_SIZE, SPRITES, sprite_names
+from sdpo_bench.rewards.scorer import IMAGE_SIZE
+from sdpo_bench.testbed.animals import ANIMALS, SPRITES, sprite_names
 
 _SIDE = 96  # pixels of a sprite
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sdpo_bench.testbed.animals import ANIMALS, IMAGE_SIZE
+from sdpo_bench.rewards.scorer import IMAGE_SIZE
+from sdpo_bench.testbed.animals import ANIMALS
 
 LATENTS = (4, IMAGE_SIZE // 4, IMAGE_SIZE // 4)
 PROMPT_LENGTH = 8  # tokens, with start and end

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sdpo_bench.records.provenance import code_version, device_name, versions
-from sdpo_bench.testbed.animals import ANIMALS, IMAGE_SIZE
+from sdpo_bench.rewards.scorer import IMAGE_SIZE, Scorer
+from sdpo_bench.testbed.animals import ANIMALS
 from sdpo_bench.testbed.card import CARD
 from sdpo_bench.testbed.data import MEDIUM, MILD, WIDE, random_pictures
 from sdpo_bench.testbed.model import LATENTS, decode, sample
-from sdpo_bench.testbed.scorer import Scorer
 from sdpo_bench.testbed.train_autoencoder import encode, psnr
 from sdpo_bench.testbed.train_scorer import accuracy, blur
 

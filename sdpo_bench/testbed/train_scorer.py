@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdpo_bench.rewards.scorer import Scorer, prepare
 from sdpo_bench.testbed.animals import ANIMALS
 from sdpo_bench.testbed.data import Augmentation, random_pictures
-from sdpo_bench.testbed.scorer import Scorer, prepare
 
 SCALE = 12.0  # multiplies the cosines in the softmax
 

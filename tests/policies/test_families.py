@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tiny import MODELS, SIZES, write_model
+from support.tiny import MODELS, SIZES, write_model
 
 from sdpo_bench.cli.main import main
 from sdpo_bench.config import RunConfig

@@ -12,7 +12,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import SIZES, write_model
+from support.tiny import SIZES, write_model
 from transformers import T5EncoderModel
 
 from sdpo_bench.cli.main import main

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tiny import SIZES, write_model
+from support.tiny import SIZES, write_model
 from transformers import CLIPTextConfig
 
 from sdpo_bench.cli.main import main

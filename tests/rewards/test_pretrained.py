@@ -11,11 +11,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import plain
 import pytest
 import torch
 from conftest import write_tokenizer
 from safetensors.torch import save_file
+from support import plain
 from torch import Tensor, nn
 
 from sdpo_bench.errors import UserError

@@ -5,10 +5,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sdpo_bench.rewards.scorer import Scorer
 from sdpo_bench.testbed.animals import ANIMALS, ASSETS
 from sdpo_bench.testbed.data import MILD, random_pictures
 from sdpo_bench.testbed.model import sample, token_ids, trailing_timesteps
-from sdpo_bench.testbed.scorer import Scorer
 from sdpo_bench.testbed.train_autoencoder import encode
 
 FOLDER = ASSETS / "embedded_model"

@@ -1,0 +1,135 @@
+"""The worker processes of a profile: who makes which run, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sdpo_bench import interruption
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments.progress import Progress, beginning, pace
+from sdpo_bench.experiments.runs import Run
+from sdpo_bench.experiments.workers import Worker, exit_words
+
+POLL_SECONDS = 1.0  # between looks at the clock while no worker reports: the progress line counts the time
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM ends the runs as Ctrl-C does, but for the exit code."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise interruption.Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
+    """Makes the pending runs, in order, workers on the GPUs that `devices` names, in turn. A failed run leaves
+    the others alone; a full disk stops all.
+
+    Raises KeyboardInterrupt, after the workers have ended.
+    """
+    WorkerPool(runs, workers, progress or Progress(runs, workers), devices).make_runs()
+
+
+class WorkerPool:
+    """At most `size` workers, each of which makes one of the waiting runs after another."""
+
+    def __init__(self, runs: Sequence[Run], size: int, progress: Progress, devices: Sequence[str] = ()) -> None:
+        self.waiting = [run for run in runs if run.state == "pending"]
+        self.size = min(size, len(self.waiting))
+        self.progress = progress
+        self.devices = devices
+        self.events: queue.SimpleQueue[tuple[Worker, dict[str, Any]]] = queue.SimpleQueue()
+        self.workers: list[Worker] = []
+
+    def make_runs(self) -> None:
+        """Returns when no run is left; the workers have then ended, also where it raises."""
+        try:
+            with _termination_interrupts():
+                self.progress.update()
+                for number in range(1, self.size + 1):
+                    self._start_worker(number)
+                while self.workers:
+                    self._await_event()
+        finally:
+            for worker in self.workers:  # all at once, for each may have an epoch's state to save
+                worker.process.terminate()
+            for worker in self.workers:
+                worker.stop()
+            self.progress.close()
+
+    def _start_worker(self, number: int) -> None:
+        device = self.devices[(number - 1) % len(self.devices)] if self.devices else None
+        self.workers.append(Worker(number, self.events, device))
+
+    def _await_event(self) -> None:
+        try:
+            worker, event = self.events.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            self.progress.update()
+            return
+        if worker in self.workers:  # else it is the end of one that was told to stop
+            self._handle(worker, event)
+
+    def _handle(self, worker: Worker, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "progress":
+            self._show_progress(worker, event)
+        elif kind == "ended":
+            self._replace(worker, event["code"])
+        else:
+            if kind == "failed":
+                self._settle(worker, "failed", event["message"], event["details"] or "")
+                if event["full_disk"]:
+                    raise UserError(f"the disk is full ({event['message']}): free space and go on with --resume")
+            elif kind in ("done", "locked"):
+                self._settle(worker, kind)
+            self._give_next_run(worker)
+
+    def _show_progress(self, worker: Worker, event: dict[str, Any]) -> None:
+        run = worker.run
+        assert run is not None
+        if event["phase"] == "begin":
+            run.epoch = event["epoch"]
+            self.progress.say(f"{run.name}: {beginning(event)}")
+        if event["phase"] == "train":
+            run.epoch, run.epochs_here = event["epoch"], run.epochs_here + 1
+        self.progress.update(worker, event["reward_mean"])
+
+    def _replace(self, worker: Worker, code: int) -> None:
+        """After the end of a worker that was not told to stop."""
+        self.workers.remove(worker)
+        died = f"the worker process ended with {exit_words(code)}"
+        if worker.run is None:  # dead before its first run: so would the next be
+            raise UserError(f"{died} before its first run: {''.join(worker.errors[-3:]).strip()}")
+        self._settle(worker, "failed", died, "".join(worker.errors))
+        if self.waiting:
+            self._start_worker(worker.number)
+
+    def _settle(self, worker: Worker, state: str, message: str = "", details: str = "") -> None:
+        run, worker.run = worker.run, None
+        assert run is not None
+        run.state, run.message, run.details = state, message, details
+        words = {"done": f"done{pace(run.folder)}", "locked": "left to another process", "failed": f"FAILED: {message}"}
+        self.progress.say(f"{run.name}: {words[state]} ({self.progress.status()})")
+
+    def _give_next_run(self, worker: Worker) -> None:
+        if self.waiting:
+            worker.give(self.waiting.pop(0))
+            self.progress.update(worker)
+        else:
+            self.workers.remove(worker)
+            worker.stop()

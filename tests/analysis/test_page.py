@@ -1,0 +1,177 @@
+"""The report in a headless Chromium: what people see, and that it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import chromium
+from support.study_records import write_study
+from support.synthetic_records import reported_profile
+
+from sdpo_bench.analysis.outputs import write_all
+
+pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[chromium.Chromium]:
+    with chromium.Chromium(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=["quick", "study"])
+def page(request, tmp_path_factory) -> Path:
+    """A tiny profile's report, and one with all that the study measures."""
+    if request.param == "quick":
+        return reported_profile() / "report.html"
+    profile = write_study(tmp_path_factory.mktemp("results") / "full")
+    write_all(profile)
+    return profile / "report.html"
+
+
+def complaints(browser: chromium.Chromium) -> list[str]:
+    """What the page wrote to the console, threw, or asked of the network; in it are no files but the page itself."""
+    found = [
+        str(event["params"])
+        for event in browser.events
+        if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    ]
+    requests = [
+        event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"
+    ]
+    return found + [url for url in requests if not url.startswith("data:")][1:]
+
+
+def test_the_page_loads_wholly_and_asks_for_nothing(browser, page):
+    browser.size(1280)
+    browser.open(page)
+    assert complaints(browser) == []
+    widths = browser.run("[...document.images].map(image => image.naturalWidth)")
+    assert len(widths) >= 4
+    assert min(widths) > 0
+    assert browser.run("[...document.images].every(image => image.alt)")
+    boxes = browser.run(
+        "[...document.querySelectorAll('svg')].map(svg => [svg.getBoundingClientRect().height, "
+        "svg.getAttribute('role'), svg.getAttribute('aria-label').length])"
+    )
+    assert len(boxes) >= 8
+    assert all(height > 100 and role == "img" and alt > 40 for height, role, alt in boxes)
+    # Every symbol and clip path that a figure refers to is in that figure.
+    assert (
+        browser.run(
+            "[...document.querySelectorAll('svg use')].filter(use => !use.closest('svg').querySelector("
+            "use.getAttribute('xlink:href'))).length"
+        )
+        == 0
+    )
+
+
+def test_complaints_are_heard(browser, tmp_path):
+    """What the test above finds none of."""
+    (tmp_path / "bad.html").write_text("<img src='missing.png'><script>console.error('no'); nothing()</script>")
+    browser.open(tmp_path / "bad.html")
+    found = " ".join(complaints(browser))
+    for word in ("missing.png", "'no'", "nothing is not defined"):
+        assert word in found
+
+
+ROWS = """[...document.querySelector('h4[id^=main] + div table').tBodies].map(body =>
+    [...body.rows].map(row => [...row.cells].map(cell => cell.textContent)))"""
+HEADS = "document.querySelectorAll('h4[id^=main] + div thead th')"
+
+
+@pytest.mark.parametrize("how", ["click", "Enter", " "])
+def test_tables_sort(browser, page, how):
+    browser.open(page)
+    before = browser.run(ROWS)
+    assert len(before) == 2  # seen and unseen prompts
+
+    def press() -> str | None:
+        if how == "click":
+            box = browser.run(
+                f"(() => {{ const b = {HEADS}[1].querySelector('button'); b.scrollIntoView(); const r = "
+                "b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
+            )
+            for kind in ("mousePressed", "mouseReleased"):
+                browser.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        else:
+            browser.run(f"{HEADS}[1].querySelector('button').focus()")
+            for kind in ("keyDown", "keyUp"):
+                browser.call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=how,
+                    text="\r" if how == "Enter" else how,
+                    code="Enter" if how == "Enter" else "Space",
+                    windowsVirtualKeyCode=13 if how == "Enter" else 32,
+                )
+        return browser.run(f"{HEADS}[1].ariaSort")
+
+    def estimates() -> list[list[float]]:
+        """Of column 1: the estimate, or of two runs their mean."""
+        texts = [[row[1] for row in block if len(row) > 1] for block in browser.run(ROWS)]
+        numbers = [[text.split(" [")[0].split(" (")[0].split(", ") for text in block if text != "–"] for block in texts]
+        return [[sum(map(float, cell)) / len(cell) for cell in block] for block in numbers]
+
+    assert browser.run(f"{HEADS}[1].ariaSort") is None
+    assert press() == "ascending"
+    found = estimates()
+    assert found == [sorted(block) for block in found]
+    rows = browser.run(ROWS)
+    assert rows != before
+    assert [sorted(block) for block in rows] == [sorted(block) for block in before], "each row in its block"
+    assert [block[0] for block in rows] == [block[0] for block in before], "below the block's title"
+    columns = [[row[1] for row in block if len(row) > 1] for block in rows]
+    assert all("–" not in column[: len(column) - column.count("–")] for column in columns), "what is missing is last"
+    assert press() == "descending"
+    assert estimates() == [block[::-1] for block in found]
+    assert press() is None
+    assert browser.run(ROWS) == before
+
+
+def test_nothing_runs_over_on_a_phone(browser, page):
+    browser.size(360, 740, phone=True)
+    browser.open(page)
+    browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert browser.run("document.documentElement.scrollWidth") == 360
+    assert browser.run("innerWidth") == 360  # else the page was zoomed out to fit
+    assert browser.run("[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)")
+    small = "text => text.getBoundingClientRect().height < 8"
+    assert browser.run(f"[...document.querySelectorAll('svg text')].filter({small}).length") == 0
+    browser.size(1280)
+
+
+def test_it_turns_dark(browser, page):
+    colours = (
+        "[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['svg path', 'fill']].map("
+        "([element, property]) => getComputedStyle(document.querySelector(element))[property])"
+    )
+    found = {}
+    for scheme in ("light", "dark"):
+        browser.scheme(scheme)
+        browser.open(page)
+        found[scheme] = browser.run(colours)
+    browser.scheme("light")
+    page_colour, ink, text, paper = zip(*found.values(), strict=True)
+    assert page_colour == paper == ("rgb(255, 255, 255)", "rgb(22, 24, 27)")
+    assert ink == text
+    assert len(set(ink)) == 2
+
+
+def test_print_is_light_and_complete(browser, page):
+    browser.call(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    browser.size(700)
+    browser.open(page)
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("document.documentElement.scrollWidth") <= 700
+    # On paper nothing scrolls: what does not fit is lost.
+    over = browser.run(
+        "[...document.querySelectorAll('.scroll')].filter(box => box.offsetParent && box.scrollWidth > "
+        "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))"
+    )
+    assert over == []
+    browser.call("Emulation.setEmulatedMedia", media="", features=[])

@@ -1,0 +1,399 @@
+"""Tables: what a cell says, who meets whom, and that nothing but the records decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from support.study_records import group_of, record
+from support.synthetic_records import (
+    DEVICE,
+    EPOCHS,
+    STEPS,
+    make_config,
+    reported_profile,
+    seal,
+    write_profile,
+    write_run,
+)
+
+from sdpo_bench.analysis import comparisons
+from sdpo_bench.analysis.compare import compare_with_reference
+from sdpo_bench.analysis.comparisons import load_groups, load_results, query_budget
+from sdpo_bench.analysis.outputs import write_all
+from sdpo_bench.analysis.tables import base
+from sdpo_bench.analysis.tables.base import DASH, cell_text
+from sdpo_bench.analysis.tables.build import render_terminal
+from sdpo_bench.analysis.tables.orders import ranking
+from sdpo_bench.analysis.tables.pairs import Pair, paired_table
+from sdpo_bench.analysis.tables.reach import reach_table
+from sdpo_bench.analysis.tables.values import equal_queries_table
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import continued
+from sdpo_bench.records.reader import load_profile
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return reported_profile()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_profile(tmp_path_factory.mktemp("small") / "quick", seeds=2, labels=("SDPO", "DDPO"))
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """First row of each label of a Markdown table."""
+    found: dict[str, list[str]] = {}
+    for line in table.splitlines():
+        if line.startswith("| ") and not line.startswith("| method"):
+            label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(label, cells)
+    return found
+
+
+def test_a_cell_is_the_last_evaluations_mean_over_runs(profile):
+    frame = pd.read_csv(profile / "tables" / "main_alignment_k4.csv")
+    runs = [run for run in load_profile(profile) if run.label == "SDPO" and run.config["steps"] == 4]
+    scores = []
+    for run in runs:
+        row = next(e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))
+        scores.append(np.mean(list(row["values"]["unseen"].values())))
+    cell = frame[(frame["label"] == "SDPO") & (frame["steps"] == 2) & (frame["split"] == "unseen")].iloc[0]
+    assert cell["value"] == pytest.approx(stats.trim_mean(scores, 0.25), abs=1e-6)
+    assert cell["n"] == 5
+    assert min(scores) - 1e-6 <= cell["low"] <= cell["value"] <= cell["high"] <= max(scores) + 1e-6
+    assert cell["run_ids"].split() == [run.run_id for run in runs]
+    assert [float(v) for v in cell["runs"].split()] == pytest.approx(scores, abs=1e-6)
+
+
+def test_values_are_the_last_evaluations_alone(profile):
+    for group in load_groups(profile):
+        assert set(group.values.loc[group.values["label"] != "start", "epoch"]) == {60}
+        assert not group.values.duplicated(["run", "reward", "steps", "split"]).any()
+
+
+def test_few_runs_are_shown_themselves_without_an_interval(profile):
+    text = (profile / "tables" / "main_alignment_k4.md").read_text()
+    found = rows(text)
+    assert list(found) == ["start", "SDPO", "DDPO", "REBEL", "PRDP"]
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] \(n=5\)", found["SDPO"][0])
+    assert re.fullmatch(r"0\.\d{3}, 0\.\d{3} \(n=2\)", found["REBEL"][0])
+    assert found["start"][0].endswith("(n=1)")
+    assert found["PRDP"] == [DASH] * len(STEPS)
+    assert "nox -s reproduce -- --profile quick --results RESULTS --resume" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, DASH),
+        ({0: 0.5}, "0.500 (n=1)"),
+        ({0: 0.51249, 3: 0.519}, "0.512, 0.519 (n=2)"),
+        (dict.fromkeys(range(5), 0.5), "0.500 [0.500, 0.500] (n=5)"),
+    ],
+)
+def test_cell_text(values, text):
+    assert cell_text(values, 3) == text
+
+
+def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
+    profile = write_profile(tmp_path / "mixed", seeds=1, labels=("SDPO",))
+    write_run(profile, make_config("SDPO", 0, steps=20))
+    write_run(profile, make_config("SDPO", 0, reward="jpeg"), rewards=("jpeg",))
+    write_run(profile, make_config("DDPO"), device="cuda: Test GPU")
+    found = {(g.device, g.reward, g.steps): g for g in load_groups(profile)}
+    assert set(found) == {
+        (DEVICE, "alignment", 4),
+        (DEVICE, "alignment", 20),
+        (DEVICE, "jpeg", 4),
+        ("cuda: Test GPU", "alignment", 4),
+    }
+    assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
+    assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
+    names = {path.name for path in write_all(profile)}
+    assert {
+        "main_alignment_k4.md",
+        "main_alignment_k20.md",
+        "main_jpeg_k4.md",
+        "order.md",
+        "main_alignment_k4_cuda-test-gpu.md",
+        "order_cuda-test-gpu.md",
+    } <= names
+
+
+def test_two_configurations_under_one_label_are_refused(tmp_path):
+    profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
+    write_run(profile, make_config("SDPO", 1, learning_rate=3e-4))
+    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in learning_rate"):
+        load_groups(profile)
+
+
+def test_runs_under_one_label_may_be_executed_differently(tmp_path):
+    """Rows, and epochs that were added later; but not on other weights of the same name."""
+    profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
+    config = make_config("SDPO", 1, epochs=10, rows=32)
+    write_run(profile, continued(config, config | {"epochs": EPOCHS, "rows": 8}))
+    (group,) = load_groups(profile)
+    assert [run.config["seed"] for run in group.runs if run.label == "SDPO"] == [0, 1]
+    for number, path in enumerate(sorted(profile.glob("raw/sdpo-*/provenance.json"))):
+        weights = {"model": {"unet/weights.safetensors": str(number)}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": weights}))
+    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in the files of the model"):
+        load_groups(profile)
+
+
+def test_equal_queries(profile):
+    """SDPO asks three times a sample: it is shown after 1,280 samples, its 20th epoch of 60."""
+    group = next(g for g in load_groups(profile) if g.steps == 4)
+    assert query_budget(group) == 3840
+    found = rows((profile / "tables" / "equal_queries_alignment_k4.md").read_text())
+    assert found["SDPO"][0] == "1,280"
+    assert found["DDPO"][0] == "3,840"
+    frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv").set_index(["label", "split", "steps"])
+    main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv").set_index(["label", "split", "steps"])
+    assert (frame.loc["DDPO"]["value"] == main.loc["DDPO"]["value"]).all()  # one query a sample: its last
+    curves = group.curves[
+        (group.curves["label"] == "SDPO")
+        & (group.curves["epoch"] == 20)
+        & (group.curves["reward"] == "alignment")
+        & (group.curves["split"] == "seen")
+        & (group.curves["steps"] == 4)
+    ].sort_values("seed")
+    shown = [float(v) for v in frame.loc[("SDPO", "seen", 4), "runs"].split()]
+    assert shown == pytest.approx(curves["value"].tolist(), abs=1e-5)
+
+
+def with_evaluations(group, rows):
+    """The group with these evaluations alone: (label, seed, epoch, sampling steps, value); 64 samples an epoch."""
+    template = group.curves.iloc[0].to_dict()
+    curves = [
+        template
+        | {
+            "run": f"{label}-{seed}",
+            "label": label,
+            "seed": seed,
+            "epoch": epoch,
+            "steps": steps,
+            "value": value,
+            "samples": 64 * epoch,
+            "split": "seen",
+            "reward": "alignment",
+            "reward_queries": 64 * epoch * {"SDPO": 3}.get(label, 1),
+        }
+        for label, seed, epoch, steps, value in rows
+    ]
+    return dataclasses.replace(group, curves=pd.DataFrame(curves))
+
+
+def test_equal_queries_lie_between_evaluations(small, monkeypatch):
+    """Budget 640: DDPO's end. SDPO has spent 960 at its first evaluation: two thirds of the way from the start."""
+    group = with_evaluations(
+        load_groups(small)[0],
+        [
+            ("start", 0, 0, 1, 0.4),
+            ("start", 0, 0, 16, 0.4),
+            ("SDPO", 0, 5, 1, 0.7),
+            ("SDPO", 0, 10, 1, 0.9),
+            ("SDPO", 0, 10, 16, 0.9),
+            ("DDPO", 0, 5, 1, 0.5),
+            ("DDPO", 0, 10, 1, 0.8),
+            ("DDPO", 0, 10, 16, 0.8),
+        ],
+    )
+    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
+    equal = comparisons.at_equal_queries(group)
+    assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
+    assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
+    assert equal.cell("start", "alignment", "seen", 1) == {0: 0.4}
+    assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
+    ends = with_evaluations(group, [("start", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
+    assert comparisons.at_equal_queries(ends) is None
+
+
+def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
+    """Runs of SDPO that asked 3, 2.5 and 2 times a sample had 213, 256 and 320 samples after 640 queries."""
+    group = with_evaluations(
+        load_groups(small)[0],
+        [("start", 0, 0, 1, 0.4), *(("SDPO", seed, 20, 1, 0.9) for seed in range(3)), ("DDPO", 0, 10, 1, 0.8)],
+    )
+    asked = {0: 3, 1: 2.5, 2: 2}
+    trained = group.curves["label"] == "SDPO"
+    group.curves.loc[trained, "reward_queries"] = [int(1280 * asked[seed]) for seed in group.curves["seed"][trained]]
+    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
+    group.curves.loc[trained, "epoch"] = 10  # as DDPO's: numbers of steps that only the end has are left out
+    begun = group.curves[trained].assign(epoch=0, samples=0, reward_queries=0)
+    group = dataclasses.replace(group, curves=pd.concat([group.curves, begun], ignore_index=True))
+    table = equal_queries_table(group, comparisons.at_equal_queries(group))
+    shown = {row[0]: row[1] for row in table.blocks[0][1]}
+    assert shown == {"start": "0", "SDPO": "213–320", "DDPO": "640"}
+
+
+def test_the_mean_is_over_all_numbers_of_steps():
+    """By hand: SDPO minus DDPO is 1, 2 and 6 at seed 0 and 4, 0 and -1 at seed 1, so 3 and 1 in the mean. Seed 2 has no
+    evaluation with 50 steps, so no mean."""
+    values = {
+        "SDPO": [(11.0, 12.0, 16.0), (14.0, 10.0, 9.0), (10.0, 10.0)],
+        "DDPO": [(10.0, 10.0, 10.0), (10.0, 10.0, 10.0), (10.0, 10.0)],
+    }
+    group = group_of(
+        [
+            record(label, seed, {10: {("alignment", k): value for k, value in zip((1, 4, 50), run, strict=False)}}, [])
+            for label, runs in values.items()
+            for seed, run in enumerate(runs)
+        ]
+    )
+    table = paired_table("x", "x", "", "difference", [Pair("SDPO minus DDPO", group, "SDPO", group, "DDPO")])
+    assert table.blocks[0][1] == (
+        (
+            "SDPO minus DDPO",
+            "+1.00, +4.00, +0.00 (n=3)",
+            "+2.00, +0.00, +0.00 (n=3)",
+            "+6.00, -1.00 (n=2)",
+            "+3.00, +1.00 (n=2)",
+        ),
+    )
+    assert table.frame.set_index("steps").loc["mean", "difference"] == pytest.approx(2)
+    assert table.answer.endswith("mean over 1, 4 and 50 steps: SDPO minus DDPO +3.00, +1.00 (n=2).")
+
+
+@pytest.mark.parametrize("start_first", [True, False])
+def test_the_start_is_paired_with_every_seed_of_a_method(start_first):
+    group = group_of(
+        [
+            record("start", 0, {0: {("alignment", 1): 0.25}}, []),
+            *(record("DDPO", seed, {10: {("alignment", 1): 0.5 * seed}}, []) for seed in (3, 5)),
+        ]
+    )
+    labels = ("start", "DDPO") if start_first else ("DDPO", "start")
+    cells = Pair("", group, labels[0], group, labels[1]).cells("seen", 1)
+    expected = ({3: 0.25, 5: 0.25}, {3: 1.5, 5: 2.5})
+    assert cells == (expected if start_first else expected[::-1])
+
+
+def test_cost(profile):
+    cost = pd.read_csv(profile / "tables" / "cost_alignment_k4.csv").set_index("label")
+    assert list(cost.loc["SDPO", ["samples", "reward_queries", "optimiser_steps", "model_evaluations"]]) == [
+        3840,
+        11520,
+        240,
+        15360,
+    ]
+    assert cost.loc["SDPO", "seconds_train"] == pytest.approx(0.6)
+
+
+def test_differences_are_paired(profile):
+    frame = pd.read_csv(profile / "tables" / "differences_alignment_k4.csv")
+    assert set(frame["baseline"]) == {"SDPO"}
+    assert set(frame["label"]) == {"DDPO", "REBEL"}
+    # SDPO and DDPO have the same spread over seeds here: paired, it cancels.
+    ddpo = frame[frame["label"] == "DDPO"]
+    np.testing.assert_allclose(ddpo["high"] - ddpo["low"], 0, atol=1e-5)
+    np.testing.assert_allclose(ddpo["difference"], 0.005 * (1 - np.exp(-3)), atol=1e-4)
+    assert ((ddpo["probability"] > 0.5) & (ddpo["probability"] < 1)).all()
+    assert frame[frame["label"] == "REBEL"]["low"].isna().all()
+
+
+def test_order_and_what_establishes_it(profile):
+    group = next(g for g in load_groups(profile) if g.steps == 4)
+    order = ranking(group, "seen", 4)
+    assert order[0] == ("DDPO", False)
+    assert order[1] == ("SDPO", True)
+    assert order[-1][0] == "start"
+    assert dict(order)["REBEL"] is False  # two runs establish nothing
+    text = (profile / "tables" / "order.md").read_text()
+    assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ start |" in text
+    assert "| alignment | 20 | seen | 4 | DDPO ~ SDPO ~ start |" in text
+
+
+def test_another_reward_has_its_table(profile):
+    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.md").read_text()
+    assert "No run here was trained on alignment_heldout" in text
+
+
+def test_latex_is_escaped_and_balanced(profile):
+    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.tex").read_text()
+    assert r"alignment\_heldout" in text
+    assert r"95 \%" in text
+    assert text.count("{") == text.count("}")
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if "&" in line} == {len(STEPS)}
+
+
+def test_terminal(small):
+    text = render_terminal(load_results(small))
+    assert text.splitlines()[0] == "alignment, trained on alignment with K = 4, embedded on " + DEVICE
+    header, *body = (line for line in text.splitlines() if line.startswith(("seen", "start", "SDPO", "DDPO")))
+    table = pd.read_fwf(io.StringIO("\n".join([header, *body[:3]])), colspecs="infer")
+    assert list(table.iloc[:, 0]) == ["start", "SDPO", "DDPO"]
+    assert max(map(len, [header, *body])) < 120
+
+
+def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
+    same = compare_with_reference(small, small)
+    assert "24 of 24 values within tolerance" in same
+    assert "OUTSIDE" not in same
+    other = write_profile(tmp_path / "quick", seeds=1, labels=("DDPO",))
+    for path in other.glob("raw/*/eval.jsonl"):
+        path.write_text(path.read_text().replace("[0.5", "[0.9"))
+        seal(path.parent)
+    changed = compare_with_reference(other, small)
+    assert "OUTSIDE" in changed
+    assert "not in both" in changed  # SDPO is missing from mine
+    lone = write_profile(tmp_path / "lone", seeds=1, labels=("DDPO",))
+    assert "no spread" in compare_with_reference(small, lone)
+
+
+def test_tables_and_figures_do_not_import_torch():
+    code = (
+        "import sys, sdpo_bench.analysis.outputs, sdpo_bench.analysis.compare\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(base.__file__).parents[3])
+
+
+def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
+    """Evaluations before the last have 2 of 4 noises: the main table takes all 4 at the end, and whatever compares
+    evaluations with each other the first 2 everywhere, at the end and before training too."""
+    profile = tmp_path / "quick"
+    configs = [make_config("start", eval_interim_noises=2)]
+    configs += [make_config(label, seed, eval_interim_noises=2) for label in ("SDPO", "DDPO") for seed in range(2)]
+    for config in configs:
+        path = write_run(profile, config) / "eval.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            if row["epoch"] < max(other["epoch"] for other in rows):
+                row["noise_seeds"] = row["noise_seeds"][:2]
+            for prompts in row["values"].values():
+                for name, values in prompts.items():
+                    # The noises that are left out lie far from the others.
+                    prompts[name] = [*values[:2], *(value + 5 for value in values[2:])][: len(row["noise_seeds"])]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        seal(path.parent)
+    (group,) = load_groups(profile)
+    first = {row["epoch"]: row["value"] for row in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
+    assert max(first.values()) < 1
+    run = next(run for run in load_profile(profile) if run.label == "SDPO" and run.config["seed"] == 0)
+    (last,) = (e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))
+    values = np.array(list(last["values"]["seen"].values()))
+    assert values.shape[1] == 4
+    assert group.cell("SDPO", "alignment", "seen", 2)[0] == pytest.approx(values.mean())
+    assert group.curve_ends("SDPO", "seen", 2)[0] == first[60] == pytest.approx(values[:, :2].mean())
+    assert (
+        group.cell(comparisons.START, "alignment", "seen", 2)[0] > 2 > group.curve_ends(comparisons.START, "seen", 2)[0]
+    )
+    equal = comparisons.at_equal_queries(group)
+    assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("start", "SDPO", "DDPO")) < 1
+    reached = reach_table(group).frame
+    ends = reached[(reached["label"] == "DDPO") & (reached["cost"] == "samples")]
+    assert set(ends["reached"]) == {2}, "DDPO reaches what it ends with itself"

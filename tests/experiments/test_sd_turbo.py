@@ -1,0 +1,400 @@
+"""The paper's setting: its runs, what they need, and the whole path with a tiny model in place of SD-Turbo."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import queue
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_tiny_model, write_tokenizer
+
+from sdpo_bench.analysis import paper
+from sdpo_bench.cli.tables import check_tables
+from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import cost_model, pool, profiles, runner, summary, variants, workers
+from sdpo_bench.experiments.cost_model import GPUCost, disk, evaluated_images
+from sdpo_bench.experiments.profiles import build
+from sdpo_bench.experiments.runs import Run, plan
+from sdpo_bench.experiments.workers import Worker
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_profile
+from sdpo_bench.rewards import PRETRAINED
+from sdpo_bench.rewards._clip import VIT_L
+from sdpo_bench.training import evaluation
+from sdpo_bench.training.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_runs_are_the_papers():
+    configs = build("sd-turbo")
+    trained = [config for config in configs if config.epochs]
+    assert len(trained) == len(configs) - 1 == 4 * 6
+    assert {config.method for config in trained} == set(variants.METHOD_NAMES)
+    assert {c.seed for c in trained} == {0}
+    assert {c.model for c in configs} == {"stabilityai/sd-turbo"}
+    assert {c.eval_steps for c in configs} == {(1, 2, 4, 8, 16, 50)}
+    with open(ROOT / "results" / "paper" / "settings.csv", newline="") as file:
+        published = {row["reward"]: row for row in csv.DictReader(file)}
+    assert published.keys() == profiles.SD_TURBO_REWARDS.keys()
+    for config in trained:
+        row = {key: float(value) for key, value in published[config.reward].items() if key != "reward"}
+        batch = row["batch_size"] * row["gradient_accumulation_steps"] * row["gpus"]
+        assert config.learning_rate == row["learning_rate"]
+        assert config.pairs_per_update == batch
+        assert config.pairs == row["pairs_per_epoch"]
+        assert config.steps == row["sampling_steps"]
+        # Of Aesthetic the published figure has more epochs than the published configuration.
+        assert config.epochs == (115 if config.reward == "aesthetic" else row["epochs"])
+        assert (config.finetune, config.lora_rank, config.lora_alpha) == ("lora", row["lora_rank"], row["lora_alpha"])
+        assert config.eval_rewards == tuple(profiles.SD_TURBO_REWARDS)
+
+
+def test_narrowing_makes_some_of_the_same_runs():
+    def names(configs: list[RunConfig]) -> list[str]:
+        return [run_id(config.to_json()) for config in configs]
+
+    everything = names(build("sd-turbo", None, [0, 1]))
+    narrow = names(build("sd-turbo", ["sdpo", "ddpo"], [1], rewards=["hpsv2"]))
+    assert len(narrow) == 3
+    assert set(narrow) < set(everything)
+    elsewhere = build("sd-turbo", model="/data/sd-turbo")
+    assert {(c.model, c.revision) for c in elsewhere} == {("/data/sd-turbo", None)}
+    assert build("sd-turbo", revision="main")[1].revision == "main"
+    with pytest.raises(UserError, match="unknown reward of this profile 'jpeg'; choose one of: aesthetic, hpsv2, imag"):
+        build("sd-turbo", rewards=["jpeg"])
+    with pytest.raises(UserError, match="profile quick has no --model, --rewards; it is for: sd-turbo"):
+        build("quick", rewards=["aesthetic"], model="x")
+
+
+def test_counts_of_arithmetic_are_the_architectures():
+    """SD-Turbo's UNet and VAE, without memory for their weights."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from peft import LoraConfig
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sdpo_bench.policies.base import LORA_TARGETS
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2,
+        )  # fmt: skip
+        unet.requires_grad_(False).add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=LORA_TARGETS))
+        unet.to("meta")
+        latent, text, time = torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 1024), torch.zeros(1)
+        trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+        with FlopCounterMode(display=False) as forward:
+            output = unet(latent, time, text).sample.sum()
+        with FlopCounterMode(display=False) as backward:
+            output.backward()
+        with torch.no_grad(), FlopCounterMode(display=False) as decode:
+            vae.decode(latent)
+    assert trained == 4 * cost_model.LORA_WEIGHTS
+    cost = GPUCost()
+    assert forward.get_total_flops() / 1e12 == pytest.approx(cost.forward, rel=0.01)
+    # On this device attention's gradient is counted without what fused kernels compute anew.
+    assert 0.9 < backward.get_total_flops() / 1e12 / cost.backward <= 1
+    assert decode.get_total_flops() / 1e12 == pytest.approx(cost.decode, rel=0.01)
+
+
+def test_hours_by_hand():
+    """SDPO on Aesthetic: 128 pairs, K = 50, 115 epochs; 23 evaluations of 45 prompts with 4 noises, at 81 steps."""
+    config = build("sd-turbo", ["sdpo"], rewards=["aesthetic"])[1]
+    sample, train = 115 * 128 * 99 * 0.804, 115 * 128 * 99 * (0.804 + 0.973)
+    decode = 115 * 128 * 5 * 2.515
+    evaluate = 23 * 180 * (81 * 0.804 + 6 * 2.515)
+    seconds = (sample + train + decode + evaluate) / (989 * 0.4)
+    assert GPUCost(startup=0).seconds(config) == pytest.approx(seconds)
+    assert GPUCost(startup=0, utilisation=0.1, peak=100).seconds(config) == pytest.approx(seconds * 39.56)
+    assert evaluated_images(config) == 23 * 180
+    by_method = {c.method: GPUCost().seconds(c) for c in build("sd-turbo", rewards=["aesthetic"])[1:]}
+    # What needs the reference's log-probs, or all before the gradient, costs a pass more for each; SDPO more queries.
+    assert by_method["ddpo"] < by_method["sdpo"] == by_method["sdpo_causal"] < by_method["d3po"] == by_method["rebel"]
+    assert by_method["prdp"] - by_method["rebel"] == pytest.approx(by_method["rebel"] - by_method["ddpo"])
+    for changes in ({"utilisation": 0.0}, {"utilisation": 1.5}, {"peak": 0.0}):
+        with pytest.raises(UserError, match=r"--utilisation is|--peak-tflops is"):
+            GPUCost(**changes)
+
+
+def test_records_take_the_space_that_is_expected():
+    """Held against committed runs, of the embedded model with a prompt list of the same kind."""
+    for record in load_profile(ROOT / "results" / "quick")[:2]:
+        config = profiles.config_from_json(record.config)
+        names = ("config.json", "provenance.json", "done.json", "train.jsonl", "eval.jsonl")
+        real = sum((record.folder / name).stat().st_size for name in names if (record.folder / name).exists())
+        assert 0.7 < disk(config)["records"] / real < 1.4
+    config = build("sd-turbo", ["sdpo"], rewards=["aesthetic"])[1]
+    assert disk(config)["adapters"] == 4 * 829_952
+    assert disk(config)["pictures"] == 3 * 8 * 6 * 512 * 512
+    runs = [Run(config, Path("x"), 1.0)] * 10
+    few, many = (summary.space(runs, workers) for workers in (1, 4))
+    assert "adapters 0.03" in few
+    assert few != many
+
+
+def test_seconds_of_finished_runs_replace_the_assumption(tmp_path):
+    config = build("sd-turbo", ["sdpo"], rewards=["aesthetic"])[1]
+    folder = tmp_path / "sd_turbo" / "raw" / "x"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    (folder / "provenance.json").write_text('{"device": "cuda: x"}')
+    spent = {kind: 0.01 * amount for kind, amount in cost_model.work(config).items()}
+    assumed = runner.estimate_costs(tmp_path / "sd_turbo", config, {})
+    assert "assumed 40% of 989" in assumed.source
+    (folder / "done.json").write_text(json.dumps({"seconds": spent}))
+    measured = runner.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": None})
+    assert measured.source == "1 recorded runs"
+    assert measured.seconds(config) == pytest.approx(sum(spent.values()), abs=5)
+    for other in (replace(config, device="cpu"), replace(config, model="/other/model")):  # of these there are none
+        assert "assumed" in runner.estimate_costs(tmp_path / "sd_turbo", other, {}).source
+    changed = runner.estimate_costs(tmp_path / "sd_turbo", config, {"utilisation": 0.2})
+    assert "assumed 20%" in changed.source
+    with pytest.raises(UserError, match="leave them out"):
+        runner.estimate_costs(tmp_path, RunConfig(), {"peak": 1.0})
+
+
+def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert runner.reproduce("sd-turbo", rewards=["aesthetic"], workers=2, dry_run=True) == 0
+    out = capsys.readouterr().out
+    hours = sum(GPUCost().seconds(c) for c in build("sd-turbo", rewards=["aesthetic"])) / 3600
+    assert f"\n{hours:.0f} GPU hours; " in out
+    assert out.count("-aesthetic-k50-s0-") == 7
+    assert "7 runs" in out
+    assert "with 2 workers (estimated from counted operations at an assumed 40% of 989 TFLOP/s" in out
+    with pytest.raises(UserError, match=r"profile sd_turbo runs on GPUs, and torch finds no CUDA device.*--dry-run"):
+        runner.reproduce("sd-turbo")
+    with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device"):
+        runner.reproduce("quick", device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--workers is 3; expected at most one for each of the 2 GPUs"):
+        runner.reproduce("sd-turbo", workers=3)
+    monkeypatch.setattr(runner, "check_folder", lambda *_: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):  # three may share two GPUs
+        runner.reproduce("quick", device="cuda", workers=3)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_curves_are_said_before_anything_runs(tmp_path, monkeypatch):
+    def gone() -> None:
+        raise RecordError("not there")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "load_curves", gone)
+    with pytest.raises(RecordError, match="not there"):
+        runner.reproduce("sd-turbo", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rewards_are_loaded_as_the_configuration_says(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(evaluation, "load_rewards", lambda specs, **options: asked.update(options, specs=specs))
+    own = {"reward": "hpsv2", "eval_rewards": ("pickscore",), "reward_dtype": "float16", "reward_batch": 7}
+    evaluation.evaluation_rewards(RunConfig(device="cpu", **own))
+    expected = {"specs": ("hpsv2", "pickscore"), "dtype": torch.float16, "batch_size": 7}
+    assert asked == expected | {"device": torch.device("cpu")}
+    evaluation.evaluation_rewards(RunConfig(**own), torch.device("cuda:1"))
+    assert asked["device"] == torch.device("cuda:1")
+
+
+def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Also where a worker is replaced, and where CUDA_VISIBLE_DEVICES leaves some out."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert workers.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8d1e")
+    assert workers.gpus() == ["5", "GPU-8d1e"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert workers.gpus() == []
+    hired = []
+
+    class Recorded:
+        def __init__(self, number, events, gpu):
+            hired.append((number, gpu))
+            self.number, self.events, self.errors, self.run = number, events, [], None
+            events.put((self, {"kind": "ready"}))
+
+        def give(self, run):
+            self.run = run
+            kind = {"kind": "ended", "code": 1} if len(hired) == 2 and self.number == 2 else {"kind": "locked"}
+            self.events.put((self, {"message": "", **kind}))
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(pool, "Worker", Recorded)
+    configs = build("sd-turbo", rewards=["aesthetic"])
+    runs = plan(tmp_path, configs, GPUCost())
+    pool.execute(runs, 2, devices=["5", "GPU-8d1e"])
+    assert hired == [(1, "5"), (2, "GPU-8d1e"), (2, "GPU-8d1e")]
+    assert sorted(run.state for run in runs) == ["failed", *["locked"] * 6]
+    hired[:] = [None] * 3  # no worker fails
+    pool.execute(plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
+    assert hired[3:] == [(1, "5"), (2, "GPU-8d1e"), (3, "5"), (4, "GPU-8d1e")]
+
+
+def test_a_workers_environment(monkeypatch):
+    seen = []
+
+    class Process:
+        stdout = stderr = ()
+
+        def __init__(self, *_, env, **__):
+            seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(workers.subprocess, "Popen", Process)
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "3,4")
+    Worker(1, queue.SimpleQueue(), "4")
+    Worker(1, queue.SimpleQueue())
+    assert seen == ["4", "3,4"]
+
+
+# The whole path, on the CPU, with a tiny model in place of SD-Turbo ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sd_turbo_folder(tmp_path_factory) -> Path:
+    """A tiny random model where a local copy of SD-Turbo would be."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "sd-turbo")
+
+
+@pytest.fixture(scope="module")
+def aesthetic_weights(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Random weights in the files of the Aesthetic reward, of two narrow layers; their digests by repository/file."""
+    from transformers import CLIPModel
+
+    folder = tmp_path_factory.mktemp("rewards")
+    repos = ("openai/clip-vit-large-patch14", "christophschuhmann/improved-aesthetic-predictor")
+    names = ("model.safetensors", "sac+logos+ava1-l14-linearMSE.pth")
+    towers = replace(VIT_L, text=(48, 2, 12), vision=(64, 2, 16), projection=40, vocabulary=514)
+    torch.manual_seed(0)
+    write_tokenizer(folder / repos[0], length=77)
+    CLIPModel(towers.config()).save_pretrained(folder / repos[0])
+    (folder / repos[1]).mkdir(parents=True)
+    widths = (40, 1024, 128, 64, 16, 1)
+    layers = {number: torch.nn.Linear(*widths[i : i + 2]) for i, number in enumerate((0, 2, 4, 6, 7))}
+    state = {f"layers.{number}.{k}": v for number, layer in layers.items() for k, v in layer.state_dict().items()}
+    torch.save(state, folder / repos[1] / names[1])
+    cls = PRETRAINED["aesthetic"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDPO_BENCH_WEIGHTS", str(folder))
+        patch.setenv("SDPO_BENCH_CACHE", str(folder / "cache"))
+        patch.setattr(cls, "towers", towers)
+        patch.setattr(cls, "sources", tuple(replace(source, sha256={}) for source in cls.sources))
+        yield {
+            f"{repo}/{name}": hashlib.sha256((folder / repo / name).read_bytes()).hexdigest()
+            for repo, name in zip(repos, names, strict=True)
+        }
+
+
+def small(monkeypatch, prompts: Path, *rewards: str, **changes: object) -> None:
+    """Makes the profile's runs take seconds: these rewards, the given changes."""
+    settings = {"learning_rate": 1e-4, "pairs_per_update": 2, "epochs": 1}
+    monkeypatch.setattr(profiles, "SD_TURBO_REWARDS", dict.fromkeys(rewards, settings))
+    prompts.write_text("cat\ndog\n")
+    tiny = {"pairs": 2, "prompts": str(prompts), "eval_every": 1, "eval_noises": 1, "rows": 64}
+    monkeypatch.setattr(profiles, "SD_TURBO", profiles.SD_TURBO | tiny | changes)
+
+
+def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatch, capsys):
+    """The paper's methods on the Aesthetic reward, from files of weights to tables, figure and report; a small K is
+    taken for the paper's."""
+    monkeypatch.chdir(tmp_path)
+    small(monkeypatch, tmp_path / "prompts.txt", "aesthetic", "colourfulness", steps=5)
+    monkeypatch.setattr(paper, "SETTING", ("sd-turbo", "aesthetic", 5))
+
+    def here(runs, workers, devices):  # workers would not see the narrow reward
+        assert (workers, devices) == (1, [])
+        for run in runs:
+            train(run.config, run.folder, resume=True)
+            run.state = "done"
+
+    monkeypatch.setattr(runner, "execute", here)
+    methods = ["sdpo", "ddpo", "rebel", "d3po"]
+    given = {"rewards": ["aesthetic"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1, "methods": methods}
+    assert runner.reproduce("sd-turbo", **given) == 0
+    folder = tmp_path / "runs" / "sd_turbo"
+    records = {record.label: record for record in load_profile(folder)}
+    assert records.keys() == {"start", "SDPO", "DDPO", "REBEL", "D3PO"}
+    for label, record in records.items():
+        assert {(row["reward"], row["steps"]) for row in record.eval} == {
+            (reward, steps) for reward in ("aesthetic", "colourfulness") for steps in (1, 2, 4, 8, 16, 50)
+        }
+        reward = record.provenance["rewards"]["aesthetic"]
+        assert reward["weights_sha256"] == aesthetic_weights
+        assert reward["scale"] == "ratings, about 1..10"
+        assert "openai/clip-vit-large-patch14 (local copy)" in reward["revision"]
+        if label != "start":
+            # What hours are computed from is what was counted.
+            config = profiles.config_from_json(record.config)
+            assert record.train[-1]["model_evaluations"] == sum(cost_model.passes(config).values())
+            assert record.train[-1]["reward_queries"] == cost_model.work(config)["reward"]
+
+    claims = (folder / "tables" / "claims_aesthetic_k5.csv").read_text()
+    assert claims.count("not decided,") == 35, "one seed decides nothing"
+    assert "paper +0.73" in (folder / "tables" / "claims_aesthetic_k5.md").read_text()
+    assert (folder / "figures" / "curves_samples_aesthetic_k5.svg").is_file()
+    readme = (folder / "README.md").read_text()
+    assert (folder / "figures" / "published.svg").exists()  # the paper's curves, on axes of their own
+    assert "| reward aesthetic | " in readme
+    assert check_tables([folder]) == 0
+    assert "all files are what their records give" in capsys.readouterr().out
+
+    (folder / "raw" / records["D3PO"].run_id / "done.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
+    assert runner.reproduce("sd-turbo", **given, resume=True) == 0
+    after = {path: path.stat().st_mtime_ns for path in (folder / "raw").glob("*/done.json")}
+    assert before.items() < after.items()
+    assert "5 of 5 runs finished" in capsys.readouterr().out
+
+
+def test_workers_make_the_runs_and_resume(tmp_path, sd_turbo_folder, monkeypatch, capsys):
+    """The profile through worker processes, two rewards that need no weights, stopped and continued."""
+    monkeypatch.chdir(tmp_path)
+    small(monkeypatch, tmp_path / "prompts.txt", "colourfulness", "jpeg_compressibility", steps=3, eval_steps=(1, 2))
+    given = {"methods": ["sdpo", "ddpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
+    assert runner.reproduce("sd-turbo", **given, rewards=["colourfulness"]) == 0
+    assert "3 of 3 runs finished" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "sd_turbo"
+    done = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
+    with pytest.raises(UserError, match="already holds 3 runs: add --resume"):
+        runner.reproduce("sd-turbo", **given)
+    assert runner.reproduce("sd-turbo", **given, resume=True) == 0
+    assert "5 of 5 runs finished" in capsys.readouterr().out
+    now = {path: path.stat().st_mtime_ns for path in folder.glob("raw/*/done.json")}
+    assert len(now) == 5
+    assert done.items() < now.items()
+    assert {record.config["reward"] for record in load_profile(folder)} == {"colourfulness", "jpeg_compressibility"}
+    assert not list(folder.glob("tables/claims*"))
+
+
+def test_missing_weights_are_said_and_leave_nothing(tmp_path, sd_turbo_folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "weights"
+    (weights / "THUDM" / "ImageReward").mkdir(parents=True)
+    monkeypatch.setenv("SDPO_BENCH_WEIGHTS", str(weights))
+    small(monkeypatch, tmp_path / "prompts.txt", "imagereward", steps=3, eval_steps=(1,))
+    given = {"methods": ["sdpo"], "model": str(sd_turbo_folder), "device": "cpu", "workers": 1}
+    with pytest.raises(UserError, match=r"hf download THUDM/ImageReward ImageReward\.pt --revision"):
+        runner.reproduce("sd-turbo", **given)
+    assert not (tmp_path / "runs").exists()
