@@ -339,7 +339,7 @@ class RunConfig(
     def __post_init__(self) -> None:
         from sdpo_bench.rewards import canonical
 
-        object.__setattr__(self, "reward", canonical(self.reward, optimised=True))
+        object.__setattr__(self, "reward", canonical(self.reward, optimised=self.epochs > 0))
         for name in ("eval_rewards", "eval_last_rewards"):
             object.__setattr__(self, name, tuple(dict.fromkeys(map(canonical, getattr(self, name)))))
         groups: tuple[type[Group], ...] = RunConfig.__bases__  # type: ignore[assignment]

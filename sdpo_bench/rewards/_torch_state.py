@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def unchanged_torch() -> Iterator[None]:
     flags = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     onednn = torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic
     denormals = _flushes_denormals()
-    precision = torch.get_float32_matmul_precision()
+    precision = Precision.now()
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
             yield
@@ -36,8 +39,60 @@ def unchanged_torch() -> Iterator[None]:
         torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic = onednn
         if _flushes_denormals() != denormals:
             torch.set_flush_denormal(denormals)
-        if torch.get_float32_matmul_precision() != precision:
-            torch.set_float32_matmul_precision(precision)
+        precision.put_back()
+
+
+class Precision(NamedTuple):
+    """How float32 is multiplied: PyTorch's two older flags, and since 2.9 a setting for each part of a library.
+
+    The two contradict each other after a program has used both, and then PyTorch refuses to say the older ones: None.
+    """
+
+    products: str | None
+    cudnn: bool | None
+    parts: dict[str, str]
+
+    @classmethod
+    def now(cls) -> Precision:
+        return cls(
+            _unless_refused(torch.get_float32_matmul_precision),
+            _unless_refused(lambda: torch.backends.cudnn.allow_tf32),
+            {name: part.fp32_precision for name, part in _parts().items()},
+        )
+
+    def put_back(self) -> None:
+        if Precision.now() == self:
+            return
+        # The older flags first: they set the parts too.
+        if self.products is not None:
+            torch.set_float32_matmul_precision(self.products)
+        if self.cudnn is not None:
+            torch.backends.cudnn.allow_tf32 = self.cudnn
+        for name, part in _parts().items():
+            part.fp32_precision = self.parts[name]
+
+
+def _parts() -> dict[str, Any]:
+    """What has a precision of its own, by name; nothing before PyTorch 2.9."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        return {}
+    cudnn: Any = torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    return {
+        "CUDA products": torch.backends.cuda.matmul,
+        "cuDNN convolutions": cudnn.conv,
+        "cuDNN recurrent": cudnn.rnn,
+        "oneDNN products": onednn.matmul,
+        "oneDNN convolutions": onednn.conv,
+        "oneDNN recurrent": onednn.rnn,
+    }
+
+
+def _unless_refused(get: Callable[[], T]) -> T | None:
+    try:
+        return get()
+    except RuntimeError:
+        return None
 
 
 def _flushes_denormals() -> bool:

@@ -138,6 +138,17 @@ def test_a_damaged_model_is_refused(run, tmp_path, tiny_model, tmp_path_factory)
     assert "unet/diffusion_pytorch_model.safetensors can't be loaded" in error
 
 
+def test_evaluate_takes_a_reward_that_no_run_can_optimise(run, tiny_model):
+    """Diversity is measured over the pictures of a prompt; `train` refuses it as its --reward."""
+    command = ("evaluate", "--model", str(tiny_model), "--rewards", "diversity", "--eval-steps", "1", "--device", "cpu")
+    code, out, _ = run(*command)
+    assert code == 0
+    assert "diversity, seen" in out
+    code, _, err = run("train", "--model", str(tiny_model), "--reward", "diversity")
+    assert code == 2
+    assert "name it with --eval-rewards" in err
+
+
 def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
     """One run from the command line; what is refused about its folder; its weights evaluated."""
     command = ["train", "--model", tiny_model, *TINY_ARGUMENTS]

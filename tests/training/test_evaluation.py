@@ -14,7 +14,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies import base as policies
 from sdpo_bench.policies import load_policy
 from sdpo_bench.rewards import REWARDS, Reward, load_reward, load_rewards
-from sdpo_bench.rewards._torch_state import unchanged_torch
+from sdpo_bench.rewards._torch_state import Precision, unchanged_torch
 from sdpo_bench.rewards.base import to_uint8
 from sdpo_bench.training import evaluation
 from sdpo_bench.training.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
@@ -340,3 +340,30 @@ def test_a_reward_that_flushes_denormals_leaves_them_as_they_were():
         assert bool(smallest * 2 != 0)
     finally:
         torch.set_flush_denormal(False)
+
+
+def mix_both_kinds_of_flags() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="PyTorch 2.9 brought a precision of parts")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        mix_both_kinds_of_flags,
+    ],
+    ids=["products", "cudnn", "allow_tf32", "cuda products", "recurrent", "onednn products", "mixed"],
+)
+def test_the_precision_of_products_is_put_back(change):
+    before = Precision.now()
+    with unchanged_torch():
+        change()
+        assert Precision.now() != before
+    assert Precision.now() == before
