@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.dense_rewards import SIMILARITY_FLOOR
 from sdpo_bench.training.advantages import PerPromptNormalizer
-from sdpo_bench.training.dense_rewards import SIMILARITY_FLOOR
 
 SAMPLED = 8  # pairs that are sampled at a time [official: sample.batch_size of every setting]
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from benchmarks._official_loop import OfficialLoop, Samples
 from benchmarks._sd_turbo import RANK, TINY, Architecture, cast, fast, flop, fused, materialised, pipeline
-from sdpo_bench import RunConfig, Trainer, load_reward
+from sdpo_bench import RunConfig, Trainer, dense_rewards, load_reward
 from sdpo_bench.policies import StableDiffusionPolicy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import dense_rewards
 from sdpo_bench.training.epoch_plan import MicroBatch
 from sdpo_bench.training.sampling import INITIAL_NOISE
 

@@ -19,9 +19,8 @@ import pytest
 import torch
 
 from benchmarks._counts import flop, peak
-from sdpo_bench import RunConfig, Trainer, load_policy, load_reward
+from sdpo_bench import RunConfig, Trainer, dense_rewards, load_policy, load_reward
 from sdpo_bench.rewards import scorer
-from sdpo_bench.training import dense_rewards
 
 torch.set_num_threads(1)
 CONFIG = RunConfig(steps=4, pairs=32, train_last_step=False, learning_rate=1e-4)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups
 from sdpo_bench.analysis.render import aligned, csv, markdown, text
+from sdpo_bench.analysis.statistics import student
 from sdpo_bench.analysis.tables.base import DASH, Table, joined
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError
@@ -219,7 +219,7 @@ def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.Pat
                         tolerance = (
                             0.01 * abs(y[0])
                             if label == START
-                            else float(stats.t.ppf(0.975, max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                            else float(student(max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
                         )
                         within = abs(np.mean(x) - np.mean(y)) <= tolerance
                         verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"

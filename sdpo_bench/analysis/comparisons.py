@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
 from sdpo_bench.records.frames import mean_frame
 from sdpo_bench.records.identity import EXECUTION
@@ -23,7 +26,7 @@ from sdpo_bench.records.reader import RunRecord, load_profile
 START = "start"
 
 
-ORDER = (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO")  # of rows; others follow by name
+ORDER = (START, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
 
 
 Values = dict[int, float]  # seed -> value of that run
@@ -50,7 +53,7 @@ def name_part(text: str) -> str:
     return short if len(short) <= LONGEST else f"{short[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The finished runs that may be compared, those of the untrained start among them.
 
@@ -110,6 +113,16 @@ class Group:
     @cached_property
     def values(self) -> pd.DataFrame:
         return _last(self.curves if self.full is None else self.full)
+
+    @cached_property
+    def _epochs(self) -> dict[int, int]:
+        f = self.curves[(self.curves["reward"] == self.reward) & (self.curves["epoch"] > 0)]
+        most = f.groupby(["steps", "run"])["epoch"].nunique().groupby("steps").max()
+        return dict(zip(most.index.tolist(), most.tolist(), strict=True))
+
+    def ends_only(self, steps: int) -> bool:
+        """Whether the trained reward was evaluated at this number of sampling steps before and after training only."""
+        return self._epochs.get(steps) == 1
 
     @property
     def title(self) -> str:
@@ -223,6 +236,19 @@ class Results:
         return self.folder.resolve().name
 
 
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pauses Python's cyclic garbage collector, which would look through records and figures again and again while many
+    objects are made that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
     """The groups of `results/<profile>`, as of `load_results`."""
     return load_results(folder).groups
@@ -234,7 +260,8 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
 
     Errors: `RecordError`, of unsound records, or of two configurations under one label.
     """
-    runs = load_profile(folder, means=True)
+    with collector_paused():
+        runs = load_profile(folder, means=True)
     _check_labels(runs)
     profile = Path(folder).resolve().name
     trained = [run for run in runs if run.label != START]

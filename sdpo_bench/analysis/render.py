@@ -7,12 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import (
-    Results,
-    still_missing,
-)
 from sdpo_bench.analysis.tables.base import Table
-from sdpo_bench.analysis.tables.values import main_table
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.terminal import printable
 
@@ -97,7 +92,9 @@ def latex(table: Table) -> str:
 def csv(frame: pd.DataFrame) -> str:
     """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    safe = frame.assign(**{str(name): frame[name].map(_no_formula) for name in texts})
+    safe = frame.copy()
+    for name in texts:
+        safe[name] = pd.Series([_no_formula(cell) for cell in frame[name].tolist()], index=frame.index)
     return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -147,11 +144,3 @@ def text(table: Table) -> str:
     for title, rows in table.blocks:
         lines += ["", *aligned([(title or table.header[0], *table.header[1:]), *rows])]
     return "\n".join([*lines, "", table.note])
-
-
-def render_terminal(results: Results) -> str:
-    """The main table of every group as aligned text, with what is unfinished."""
-    parts = [part for group in results.groups for part in (text(main_table(group)), "")]
-    if results.unfinished:
-        parts.append(f"{len(results.unfinished)} unfinished: {still_missing(results.unfinished)}")
-    return "\n".join(parts).rstrip() or f"no finished run in {results.folder}"

@@ -13,33 +13,33 @@ import jinja2
 from markupsafe import Markup, escape
 
 from sdpo_bench.analysis.comparisons import START, Results, load_results, still_missing
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import PUBLISHED, drawings, figure_files, pictures
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.render import escaped, markdown, table_files
-from sdpo_bench.analysis.tables.base import RERUN, Table, joined
+from sdpo_bench.analysis.tables.base import RERUN, Subject, Table, joined
 from sdpo_bench.analysis.tables.build import build_tables
+from sdpo_bench.analysis.tables.values import main_name
 from sdpo_bench.records.reader import RunRecord
 from sdpo_bench.terminal import printable
 
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 
 
-QUESTIONS = {  # the beginnings of the names of its tables, in their order on the page
+QUESTIONS = {  # the subjects of its tables, in their order on the page
     "Which method is best, and does the paper's order appear?": (
-        "protocol",
-        "order",
-        "paper_order",
-        "main",
-        "equal_queries",
-        "differences",
-        "claims",
-        "paper",
+        Subject.PROTOCOL,
+        Subject.ORDER,
+        Subject.MAIN,
+        Subject.EQUAL_QUERIES,
+        Subject.DIFFERENCES,
+        Subject.CLAIMS,
+        Subject.PAPER,
     ),
-    "Where does SDPO's lead come from?": ("ablation",),
-    "Are the predicted dense rewards accurate?": ("dense_budgets", "dense"),
-    "What does it cost?": ("reach", "cost"),
-    "Is the reward hacked?": ("hacking", "other", "diversity"),
+    "Where does SDPO's lead come from?": (Subject.ABLATIONS,),
+    "Are the predicted dense rewards accurate?": (Subject.DENSE_BUDGETS, Subject.DENSE_STEPS),
+    "What does it cost?": (Subject.REACH, Subject.COST),
+    "Is the reward hacked?": (Subject.HACKING, Subject.OTHER_REWARDS),
 }
 
 
@@ -83,7 +83,7 @@ class Section:
             (
                 table,
                 (bool(table.answer) and sum(len(rows) for _, rows in table.blocks) <= LONG)
-                or table.name.startswith("main"),
+                or table.subject is Subject.MAIN,
             )
             for table in self.tables
         ]
@@ -92,25 +92,9 @@ class Section:
 
 def sections(tables: list[Table]) -> list[Section]:
     """The tables under the questions that they answer; every table once."""
-
-    def place(table: Table) -> tuple[str, int]:
-        return next(
-            (
-                (question, number)
-                for question, names in QUESTIONS.items()
-                for number, name in enumerate(names)
-                if table.name.startswith(name)
-            ),
-            (FURTHER, 0),
-        )
-
     found = [
-        Section(
-            f"question-{number}",
-            text,
-            tuple(sorted((t for t in tables if place(t)[0] == text), key=lambda table: place(table)[1])),
-        )
-        for number, text in enumerate((*QUESTIONS, FURTHER), 1)
+        Section(f"question-{number}", text, tuple(t for subject in subjects for t in tables if t.subject is subject))
+        for number, (text, subjects) in enumerate({**QUESTIONS, FURTHER: (None,)}.items(), 1)
     ]
     return [section for section in found if section.tables or section.question != FURTHER]
 
@@ -159,7 +143,7 @@ def _facts(results: Results, tables: list[Table], figures: list[Drawing]) -> dic
         "headings": list(dict.fromkeys(drawing.heading for drawing in figures)),
         "summary": _summary(runs),
         "unfinished": still_missing(results.unfinished),
-        "unpublished": compared and not any(drawing.name == "published" for drawing in figures),
+        "unpublished": compared and not any(drawing.name == PUBLISHED for drawing in figures),
         "provenance": _versions(runs),
         "commands": sorted({" ".join(printable(run.provenance.get("command", "")).split("\n")) for run in runs} - {""}),
         "resume": printable(RERUN.format(results.profile)),
@@ -204,7 +188,7 @@ def _readme(facts: dict[str, Any]) -> str:
         ]
     # The main table and figure of one reward: one for each K that it was trained with.
     first = [
-        f"main{g.suffix}"
+        main_name(g)
         for g in groups
         if (g.device, g.model, g.reward) == (groups[0].device, groups[0].model, groups[0].reward)
     ]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # scipy.stats has the same quantiles, and takes seconds to import
 
 REPS = 5000  # rliable: 2,000 for probabilities, 50,000 for scores; here the third digit no longer moves
 
@@ -21,7 +21,7 @@ REPS = 5000  # rliable: 2,000 for probabilities, 50,000 for scores; here the thi
 CONFIDENCE = 0.95
 
 
-NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+NORMAL = float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -69,15 +69,19 @@ def mean(scores: ArrayLike) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=64)
-def _drawn(runs: int, tasks: int, reps: int, seed: int) -> NDArray[np.int64]:
-    """Which runs each resampling takes, [reps, runs, tasks]: the same for all scores of this shape."""
-    return np.random.default_rng(seed).integers(runs, size=(reps, runs, tasks))
+def _drawn(runs: int, tasks: int, reps: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which runs the resamplings of scores of this shape take, each different one once, [different, runs, tasks], and
+    how many of the `reps` are that one, [different]. Runs of a task have no order: of 5 runs 126 resamplings differ."""
+    drawn = np.sort(np.random.default_rng(seed).integers(runs, size=(reps, runs, tasks)), axis=1)
+    different, counts = np.unique(drawn.reshape(reps, -1), axis=0, return_counts=True)
+    return different.reshape(-1, runs, tasks), counts
 
 
-def _resample(scores: NDArray[np.float64], reps: int, seed: int) -> NDArray[np.float64]:
-    """[runs, tasks] -> [reps, runs, tasks]: in each task (stratum) its runs are drawn anew, with
-    replacement."""
-    return np.take_along_axis(scores[None], _drawn(*scores.shape, reps, seed), axis=1)
+def _resampled(scores: NDArray[np.float64], statistic: Statistic, reps: int, seed: int) -> NDArray[np.float64]:
+    """`statistic` of `reps` resamplings of scores [runs, tasks], [reps] in no particular order: in each task (stratum)
+    its runs are drawn anew, with replacement."""
+    drawn, counts = _drawn(*scores.shape, reps, seed)
+    return np.repeat(statistic(scores[drawn, np.arange(scores.shape[1])]), counts)
 
 
 def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -88,16 +92,18 @@ def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
 def stratified_bootstrap(scores: ArrayLike, statistic: Statistic = iqm, reps: int = REPS, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of `statistic` for scores [runs, tasks], or [runs].
 
-    `statistic` maps [..., runs, tasks] to [...]. ValueError: scores empty or not finite.
+    `statistic` maps [..., runs, tasks] to [...], whatever the order of a task's runs. ValueError: scores empty or not
+    finite.
     """
     array = _scores(scores)
-    draws = statistic(_resample(array, reps, seed))
+    draws = _resampled(array, statistic, reps, seed)
     return Interval(float(statistic(array)), *_ends(draws), len(array))
 
 
 @functools.cache
-def _student(freedom: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+def student(freedom: int) -> float:
+    """Quantile of Student's t at which a 95 % interval ends."""
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def mean_interval(scores: ArrayLike) -> Interval:
@@ -107,7 +113,7 @@ def mean_interval(scores: ArrayLike) -> Interval:
     n, centre = len(array), float(array.mean())
     if n == 1:
         return Interval(centre, np.nan, np.nan, 1)
-    half = float(_student(n - 1) * array.std(ddof=1) / np.sqrt(n))
+    half = float(student(n - 1) * array.std(ddof=1) / np.sqrt(n))
     return Interval(centre, centre - half, centre + half, n)
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+
+from tyro.conf import OmitArgPrefixes
 
 from sdpo_bench.cli.output import quiet_libraries
+from sdpo_bench.config import (
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    RunConfig,
+    SamplerConfig,
+    TrainingMemoryConfig,
+    flag,
+    flat,
+)  # fmt: skip
 from sdpo_bench.errors import UserError
 
 
@@ -21,40 +31,14 @@ class Doctor:
       sdpo-bench doctor --model path/to/folder --memory 80  # on a device with 80 GiB
     """
 
-    model: str | None = None
-    """A diffusers pipeline's folder, a hub id, or "embedded". The options below are those of train."""
-    revision: str | None = None
-    """The commit of a hub model."""
+    model: OmitArgPrefixes[ModelConfig] = field(default_factory=lambda: ModelConfig(model=""))
+    """Without --model this installation is checked. The options below are those of train."""
     method: str = "sdpo"
     """Methods differ in how many pictures of an epoch they have scored."""
-    steps: int = 4
-    """K, the number of denoising steps in training."""
-    pairs: int = 32
-    """Pairs of samples per epoch."""
-    pairs_per_update: int = 16
-    """Pairs whose gradients make an optimiser step."""
-    rows: int = 64
-    """Most latents in one forward pass; 0: as many as fit."""
-    dense: Literal["anchored", "exact", "terminal", "linear", "queries2", "queries4", "adaptive"] = "anchored"
-    """Which steps are scored."""
-    finetune: Literal["lora", "full"] = "lora"
-    """A LoRA, or all weights."""
-    lora_rank: int = 4
-    """Of the LoRA."""
-    resolution: int | None = None
-    """Height and width of pictures, in pixels; default: the model's own."""
-    guidance: float = 1.0
-    """Above 1 a latent takes two rows."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the frozen weights."""
-    gradient_checkpointing: bool = False
-    """Compute activations anew in the backward pass."""
-    vae_slicing: bool = False
-    """Decode pictures one by one."""
-    offload_trajectories: bool = False
-    """Keep an epoch's latents in the host's memory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    sampler: OmitArgPrefixes[SamplerConfig] = field(default_factory=SamplerConfig)
+    rollout: OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
+    optimizer: OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    device_memory: OmitArgPrefixes[TrainingMemoryConfig] = field(default_factory=TrainingMemoryConfig)
     rewards: tuple[str, ...] = ()
     """The rewards of the run: networks with published weights take memory too."""
     memory: float | None = None
@@ -63,16 +47,14 @@ class Doctor:
     def __call__(self) -> int:
         from sdpo_bench.cli.installation import examine, fits
 
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        memory, rewards = given.pop("memory"), given.pop("rewards")
-        if self.model is None:
-            changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        given, default = flat(self), flat(Doctor())
+        if not given["model"]:
+            changed = [name for name in given if given[name] != default[name]]
             if changed:
-                raise UserError(f"--{changed[0].replace('_', '-')} is about a model; name one with --model")
+                raise UserError(f"{flag(changed[0])} is about a model; name one with --model")
             return examine()
+        memory, rewards = given.pop("memory"), given.pop("rewards")
         if memory is not None and not memory > 0:
             raise UserError(f"--memory is {memory}; expected GiB, more than 0")
-        from sdpo_bench.config import RunConfig
-
         quiet_libraries()
         return fits(RunConfig(**given, reward="jpeg_compressibility", eval_rewards=rewards), memory)

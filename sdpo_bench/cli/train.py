@@ -9,15 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from tyro.conf import OmitArgPrefixes
+
+from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
 from sdpo_bench.cli.output import evaluation_table, quiet_libraries
+from sdpo_bench.config import (
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    RunConfig,
+    RunSettings,
+    SamplerConfig,
+    TrainingEvaluationConfig,
+    TrainingMemoryConfig,
+    flat,
+)  # fmt: skip
 from sdpo_bench.errors import UserError
 from sdpo_bench.interruption import Interrupted, exit_code, watched
 from sdpo_bench.terminal import echo
 
 
 def train_command() -> type:
-    """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use, for RunConfig needs PyTorch."""
-    from sdpo_bench.config import RunConfig
+    """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use: to list the methods needs PyTorch."""
     from sdpo_bench.methods import METHODS
     from sdpo_bench.rewards import PRETRAINED, REWARDS
 
@@ -27,8 +40,17 @@ def train_command() -> type:
 
     methods = "\n".join(f"  {name}: {cls.title}{options(cls)}" for name, cls in METHODS.items())
 
+    dense = "\n".join(f"  {entry.name}: {entry.meaning}" for entry in DENSE_REWARDS)
+    samplers = "\n".join(f"  {name}: {meaning}" for name, meaning in SAMPLERS.items())
+
     @dataclass(frozen=True)
-    class Train(RunConfig):
+    class Train(RunSettings):
+        model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+        sampler: OmitArgPrefixes[SamplerConfig] = field(default_factory=SamplerConfig)
+        rollout: OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
+        optimizer: OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
+        evaluation: OmitArgPrefixes[TrainingEvaluationConfig] = field(default_factory=TrainingEvaluationConfig)
+        memory: OmitArgPrefixes[TrainingMemoryConfig] = field(default_factory=TrainingMemoryConfig)
         out: Path = field(default=Path("runs/train"))
         """Where to write: the run gets a folder of its own in OUT/raw/."""
         resume: bool = False
@@ -39,8 +61,9 @@ def train_command() -> type:
         """Share the weights of --finetune full out over the processes (FSDP)."""
 
         def __call__(self) -> int:
-            config = RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
-            return train(config, self.out, self.resume, self.tracker, self.shard)
+            given = flat(self)
+            own = [given.pop(name) for name in ("out", "resume", "tracker", "shard")]
+            return train(RunConfig(**given), *own)
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
@@ -53,6 +76,12 @@ examples:
 
 methods, with their options and defaults:
 {methods}
+
+dense rewards, of the methods that take one at every step:
+{dense}
+
+samplers:
+{samplers}
 
 rewards: {", ".join(REWARDS)}
 rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""

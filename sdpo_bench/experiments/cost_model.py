@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_bench.config import EMBEDDED, RunConfig, file_name
+from sdpo_bench.dense_rewards import most_queries
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.profiles import config_from_json
 from sdpo_bench.methods import build_method
-from sdpo_bench.training.dense_rewards import most_queries
 
 # Time and space -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import math
 
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.variants import VARIANTS
+from sdpo_bench.methods import METHODS
 
 # Learning rates by training K, of SWEEP, from `--profile sweep` (the others: sweep_k8, sweep_k20, sweep_k50): the one
 # whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts. Other K take the
@@ -54,9 +55,10 @@ def learning_rate(name: str, steps: int, reward: str = "alignment") -> float:
     method = VARIANTS[name].method if name in VARIANTS else name
     own = REWARD_RATES.get(reward, {})
     rates = own.get(name) or own.get(method) or LEARNING_RATES.get(name) or LEARNING_RATES.get(method)
+    rates = rates or (METHODS[method].learning_rates if method in METHODS else {})
     if not rates:
         raise UserError(
             f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
-            f"and put the best into LEARNING_RATES in sdpo_bench/experiments/learning_rates.py"
+            f"and put the best into the method's file, as learning_rates = {{{steps}: RATE}}"
         )
     return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]

@@ -47,7 +47,7 @@ def summarise(folder: Path, profile: str, runs: Sequence[Run], seconds: float) -
     """What is printed at the end, of a profile with at least one finished run."""
     from sdpo_bench.analysis.compare import compare_with_reference
     from sdpo_bench.analysis.comparisons import load_results
-    from sdpo_bench.analysis.render import render_terminal
+    from sdpo_bench.analysis.tables.build import render_terminal
 
     parts = [render_terminal(load_results(folder)), speed(folder, {run.name for run in runs})]
     reference = reference_results() / profile

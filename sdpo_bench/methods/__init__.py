@@ -4,6 +4,10 @@ A method is a frozen dataclass of its options, each a field with a range (base.p
 with
 
 - `name`, `title`; `dense`: takes a reward at every step; `reference`: needs the pretrained model's log-probs;
+- `row`, its place in tables and legends, `colour` and `marker`, its look in figures: without them it follows the
+  others by name, in spare ones. These and the names are written as plain values, for sdpo_bench/catalogue.py reads
+  them from the file's text, without PyTorch; a subclass does not inherit them;
+- `learning_rates`, by K, as a sweep chose them, where experiments/learning_rates.py has none for it;
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
 - `baseline`: advantages are returns less what the last queried reward before a step's action foretells of them;
 - `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
@@ -15,19 +19,13 @@ with
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from typing import Any
 
+from sdpo_bench import catalogue
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods.base import Method, StepLoss
 
-METHODS: dict[str, type[Method]] = {}
-for _info in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_info.name}")
-    for _value in vars(_module).values():
-        if isinstance(_value, type) and issubclass(_value, Method) and "name" in vars(_value):
-            METHODS[_value.name] = _value
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in catalogue.classes(__name__, __path__, Method)}
 METHODS = dict(sorted(METHODS.items()))
 
 

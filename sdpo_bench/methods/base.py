@@ -57,6 +57,7 @@ class Method:
     normalizer: ClassVar[Literal["buffer", "group"]] = "buffer"
     """Advantages by the statistics of a prompt's recent samples, or of the group."""
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+    learning_rates: ClassVar[dict[int, float]] = {}
 
     @property
     def baseline(self) -> bool:

@@ -23,6 +23,9 @@ class D3PO(Method):
 
     name = "d3po"
     title = "D3PO"
+    row = 7
+    colour = "#000000"
+    marker = "X"
     reference = True
 
     beta: float = positive(0.1)

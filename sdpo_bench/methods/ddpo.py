@@ -19,6 +19,9 @@ class DDPO(Method):
 
     name = "ddpo"
     title = "DDPO"
+    row = 3
+    colour = "#d55e00"
+    marker = "^"
     pairwise = False
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:

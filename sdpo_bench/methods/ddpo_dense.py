@@ -24,6 +24,9 @@ class DDPODense(DDPO):
 
     name = "ddpo_dense"
     title = "DDPO-dense"
+    row = 4
+    colour = "#e69f00"
+    marker = "v"
     dense = True
 
     gamma: float = discount(0.99)

@@ -26,6 +26,9 @@ class GRPO(DDPO):
 
     name = "grpo"
     title = "GRPO"
+    row = 8
+    colour = "#882255"
+    marker = "*"
     normalizer = "group"
     group_size = 8
 

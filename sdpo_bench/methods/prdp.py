@@ -22,6 +22,9 @@ class PRDP(Method):
 
     name = "prdp"
     title = "PRDP"
+    row = 6
+    colour = "#cc79a7"
+    marker = "P"
     whole_trajectory = True
     reference = True
 

@@ -20,6 +20,9 @@ class REBEL(Method):
 
     name = "rebel"
     title = "REBEL"
+    row = 5
+    colour = "#009e73"
+    marker = "D"
     whole_trajectory = True
 
     scale: float = positive(1.0)

@@ -23,6 +23,9 @@ class SDPO(Method):
 
     name = "sdpo"
     title = "SDPO"
+    row = 1
+    colour = "#0072b2"
+    marker = "o"
     dense = True
     updates = "step"
 

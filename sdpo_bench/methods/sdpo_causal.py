@@ -20,6 +20,9 @@ class SDPOCausal(SDPO):
 
     name = "sdpo_causal"
     title = "SDPO-causal"
+    row = 2
+    colour = "#56b4e9"
+    marker = "s"
 
     def returns(self, rewards: Tensor) -> Tensor:
         later = super().returns(rewards)[..., 1:]

@@ -14,20 +14,18 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download
 
+from sdpo_bench.catalogue import classes
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.base import DTYPES, Policy
-from sdpo_bench.policies.flux import FluxPolicy
 from sdpo_bench.policies.networks import first_line, load_lora, load_network, network_class, weight_files
 from sdpo_bench.policies.stable_diffusion import StableDiffusionPolicy
-from sdpo_bench.policies.stable_diffusion_3 import StableDiffusion3Policy
-from sdpo_bench.policies.stable_diffusion_xl import StableDiffusionXLPolicy
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "embedded_model"
 INDEX = "model_index.json"
 FAMILIES: dict[str, type[Policy]] = {
     family.pipeline_class.__name__: family
-    for family in (StableDiffusionPolicy, StableDiffusionXLPolicy, StableDiffusion3Policy, FluxPolicy)
+    for family in classes("sdpo_bench.policies", [str(Path(__file__).parent)], Policy, own="pipeline_class")
 }
 
 

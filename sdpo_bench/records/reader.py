@@ -158,8 +158,9 @@ def load_profile(folder: str | os.PathLike[str], means: bool = False) -> list[Ru
         if (path / "done.json").exists():
             runs.append(run := load_run(path))
             for row in run.eval if means else ():
-                row["interim_means"] = evaluation_means(row, run.interim_noises)
+                interim = evaluation_means(row, run.interim_noises) if run.interim_noises else None
                 row["means"] = evaluation_means(row)
+                row["interim_means"] = row["means"] if interim is None else interim
                 prompts = {split: tuple(sorted(prompts)) for split, prompts in row.pop("values").items()}
                 row["prompts"] = {split: known.setdefault(names, names) for split, names in prompts.items()}
     return sorted(runs, key=lambda run: run.sort_key)
@@ -182,6 +183,7 @@ def evaluation_means(row: Mapping[str, Any], noises: int | None = None) -> dict[
         return dict(row["interim_means" if noises else "means"])
     found = {}
     for split, prompts in sorted(row["values"].items()):
-        values = list(chain.from_iterable(seeds[:noises] for seeds in prompts.values()))
+        seeds = [values[:noises] for values in prompts.values()] if noises else prompts.values()
+        values = list(chain.from_iterable(seeds))
         found[split] = math.fsum(values) / len(values)
     return found

@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.terminal import printable
 
 LARGEST = 1e100  # of a measured number: its square is still finite
-
-
-BUDGETS = ("terminal", "2", "3", "4", "adaptive", "linear3")  # of reward queries, in dense.jsonl
 
 
 Rule = tuple[str, Callable[[Any], bool]]

@@ -7,13 +7,12 @@ read published weights when constructed (docs/rewards.md), and import transforme
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
+from sdpo_bench import catalogue
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards._spec import Term, parse
 from sdpo_bench.rewards._torch_state import unchanged_torch
@@ -22,14 +21,11 @@ from sdpo_bench.rewards.base import Pretrained, Reward, WeightedSum
 
 REWARDS: dict[str, type[Reward]] = {}
 PRETRAINED: dict[str, type[Pretrained]] = {}
-for _info in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_info.name}")
-    for _value in vars(_module).values():
-        if isinstance(_value, type) and issubclass(_value, Reward) and "name" in vars(_value):
-            if issubclass(_value, Pretrained):
-                PRETRAINED[_value.name] = _value
-            else:
-                REWARDS[_value.name] = _value
+for _class in catalogue.classes(__name__, __path__, Reward):
+    if issubclass(_class, Pretrained):
+        PRETRAINED[_class.name] = _class
+    else:
+        REWARDS[_class.name] = _class
 REWARDS = dict(sorted(REWARDS.items()))
 PRETRAINED = dict(sorted(PRETRAINED.items()))
 

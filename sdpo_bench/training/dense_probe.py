@@ -7,15 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo_bench import dense_rewards
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.methods.sdpo import SDPO
-from sdpo_bench.training import dense_rewards
 from sdpo_bench.types import Trajectory
-
-BUDGETS = {
-    "terminal": "terminal", "2": "queries2", "3": "anchored", "4": "queries4", "adaptive": "adaptive",
-    "linear3": "linear",
-}  # fmt: skip
-"""Name in records: provider. "3" is the paper's."""
 
 
 def compare(trajectory: Trajectory, score: dense_rewards.Score) -> list[dict[str, Any]]:
@@ -30,8 +25,8 @@ def compare(trajectory: Trajectory, score: dense_rewards.Score) -> list[dict[str
     exact = exact.cpu()
     returns = SDPO().returns
     rows = []
-    for name, provider in BUDGETS.items():
-        plan = dense_rewards.QueryPlan(*(x.cpu() for x in dense_rewards.PLANS[provider](trajectory)))
+    for name, entry in BUDGETS.items():
+        plan = dense_rewards.QueryPlan(*(x.cpu() for x in dense_rewards.PLANS[entry.name](trajectory)))
         predicted = dense_rewards.interpolate(plan, exact)
         error = (predicted - exact).flatten(0, 1)
         difference, true_difference = (x[:, 0] - x[:, 1] for x in (predicted, exact))

@@ -23,11 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.dense_rewards import most_queries
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies.base import DTYPES
 from sdpo_bench.policies.loading import INDEX, find_family, source_of, unusable
 from sdpo_bench.rewards import network_bytes
-from sdpo_bench.training.dense_rewards import most_queries
 from sdpo_bench.training.evaluation import evaluated_prompts
 
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32

@@ -13,6 +13,7 @@ import sdpo_kernels
 import torch
 from torch import Tensor
 
+from sdpo_bench import dense_rewards
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import (
     SINGLE_PROCESS,
@@ -24,7 +25,7 @@ from sdpo_bench.distributed import (
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy
 from sdpo_bench.rewards import Reward
-from sdpo_bench.training import dense_probe, dense_rewards
+from sdpo_bench.training import dense_probe
 from sdpo_bench.training.advantages import GroupNormalizer, PerPromptNormalizer
 from sdpo_bench.training.divergence import TrainingDiverged, likely_causes
 from sdpo_bench.training.epoch_plan import PROBE, EpochPlan, MicroBatch, SampleDraw, draw_samples
@@ -122,7 +123,7 @@ class Trainer(Updater):
                 "--compile: on a CPU the graphs that PyTorch compiles for sampling and for training round differently, "
                 "so that the unchanged policy's log-ratio is not 0; leave --compile out"
             )
-        if self.query_plan in dense_rewards.COMPARING or config.probe_every:
+        if dense_rewards.PLANS[self.query_plan].compares or config.probe_every:
             try:
                 sdpo_kernels.resolve_backend(None, policy.storage)
             except ValueError as error:  # SDPO_KERNELS_BACKEND can run on the policy's device, but not there

@@ -157,7 +157,7 @@ def test_dense_errors_by_step_budget_and_epoch(study):
         if row["epoch"] == EPOCHS and row["budget"] == "3"
     ]
     assert len(rows) == 5
-    drawn = {line.get_color(): line for line in error.get_lines()}[dense.BUDGETS["3"][1]]
+    drawn = {line.get_color(): line for line in error.get_lines()}[dense.LOOKS["3"]["color"]]
     np.testing.assert_allclose(drawn.get_ydata(), np.mean([row["mae"] for row in rows], axis=0))
     assert list(drawn.get_xdata()) == [1, 2, 3, 4]
     assert all(len(line.get_xdata()) == 3 for line in epochs.get_lines())

@@ -20,10 +20,9 @@ from sdpo_bench.analysis import report
 from sdpo_bench.analysis.comparisons import load_groups, load_results
 from sdpo_bench.analysis.figures.build import drawings
 from sdpo_bench.analysis.outputs import write_all
-from sdpo_bench.analysis.render import render_terminal
 from sdpo_bench.analysis.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
-from sdpo_bench.analysis.tables.base import Table
-from sdpo_bench.analysis.tables.build import build_tables
+from sdpo_bench.analysis.tables.base import Subject, Table
+from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 
 GENERATED = ("tables", "figures", "README.md", "report.html")
 
@@ -81,36 +80,42 @@ def test_readme_answers_first_and_leads_everywhere(profile):
     assert made <= set(links)
 
 
-def table(name: str, answer: str = "") -> Table:
-    return Table(name, name, "", ("method",), (("", (("SDPO",),)),), pd.DataFrame(), answer)
+def table(name: str, subject: Subject | None, answer: str = "") -> Table:
+    return Table(name, name, "", ("method",), (("", (("SDPO",),)),), pd.DataFrame(), answer, subject)
+
+
+def test_every_subject_is_under_one_question():
+    assert sorted(subject.name for subjects in QUESTIONS.values() for subject in subjects) == sorted(
+        Subject.__members__
+    )
 
 
 def test_every_table_stands_under_its_question_once():
-    names = [
-        "main_a",
-        "paper_order",
-        "paper_a",
-        "ablations_a",
-        "dense_budgets",
-        "reach_a",
-        "cost_a",
-        "hacking_a",
-        "other_a",
-        "order",
-        "new_kind",
+    tables = [
+        table("a", Subject.MAIN),
+        table("b", Subject.PAPER),
+        table("c", Subject.ABLATIONS),
+        table("d", Subject.DENSE_BUDGETS),
+        table("e", Subject.REACH),
+        table("f", Subject.COST),
+        table("g", Subject.HACKING),
+        table("h", Subject.OTHER_REWARDS),
+        table("i", Subject.ORDER, "So it is."),
+        table("j", Subject.ORDER),
+        table("main_of_no_subject", None),
     ]
-    found = sections([table(name, "So it is." if name == "order" else "") for name in names])
+    found = sections(tables)
     assert [[t.name for t in section.tables] for section in found] == [
-        ["order", "paper_order", "main_a", "paper_a"],
-        ["ablations_a"],
-        ["dense_budgets"],
-        ["reach_a", "cost_a"],
-        ["hacking_a", "other_a"],
-        ["new_kind"],
+        ["i", "j", "a", "b"],
+        ["c"],
+        ["d"],
+        ["e", "f"],
+        ["g", "h"],
+        ["main_of_no_subject"],
     ]
     assert [section.answers for section in found[:2]] == [["So it is."], [UNANSWERED]]
-    assert [t.name for t, stands_open in found[0].ordered if stands_open] == ["order", "main_a"]
-    long = replace(table("ablations_a", "So it is."), blocks=(("", (("SDPO",),) * (LONG + 1)),))
+    assert [t.name for t, stands_open in found[0].ordered if stands_open] == ["i", "a"]
+    long = replace(table("c", Subject.ABLATIONS, "So it is."), blocks=(("", (("SDPO",),) * (LONG + 1)),))
     [ablations] = [section for section in sections([long]) if section.tables]
     assert ablations.ordered == [(long, False)], "folded, but answered"
     assert ablations.answers == ["So it is."]

@@ -30,9 +30,9 @@ from sdpo_bench.analysis import comparisons
 from sdpo_bench.analysis.compare import compare_with_reference
 from sdpo_bench.analysis.comparisons import load_groups, load_results, query_budget
 from sdpo_bench.analysis.outputs import write_all
-from sdpo_bench.analysis.render import render_terminal
 from sdpo_bench.analysis.tables import base
 from sdpo_bench.analysis.tables.base import DASH, cell_text
+from sdpo_bench.analysis.tables.build import render_terminal
 from sdpo_bench.analysis.tables.orders import ranking
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.analysis.tables.reach import reach_table

@@ -139,7 +139,7 @@ def test_half_precision_is_the_frozen_weights_alone(bench):
         seen = []
         handle = bench.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, x: seen.append(x[0].dtype))
         with fast(bench.pipeline):
-            trajectory = bench.trainer.sample(trainer.plan(1))
+            trajectory = bench.trainer.sample(bench.trainer.plan(1))
             pictures = bench.trainer.policy.decode(trajectory.predicted_clean[:1, 0, -1])
         handle.remove()
         assert trajectory.latents.dtype == pictures.dtype == torch.float32

@@ -88,7 +88,7 @@ TINY_ARGUMENTS = [
         (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, paper_k20"),
         (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, "),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
-        (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
+        (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 to 2^64 - 1"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
         (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
         (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),

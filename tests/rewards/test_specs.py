@@ -98,7 +98,7 @@ def test_new_settings_of_rewards_leave_old_runs_their_ids():
     assert RunConfig(reward_batch=8).to_json() == old | {"reward_batch": 8}
     assert RunConfig(reward_dtype="float16").to_json() == old | {"reward_dtype": "float16"}
     for changes in ({"reward_batch": 0}, {"reward_dtype": "float8"}):
-        with pytest.raises(UserError, match=r"--reward-batch is 0|unknown reward precision 'float8'"):
+        with pytest.raises(UserError, match=r"--reward-batch is 0|unknown reward dtype 'float8'"):
             RunConfig(**changes)
 
 

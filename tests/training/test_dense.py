@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from sdpo_kernels import normal
 from torch.nn.functional import cosine_similarity
 
-from sdpo_bench.training import dense_probe, dense_rewards
+from sdpo_bench import dense_rewards
+from sdpo_bench.dense_rewards.other_budgets import COVERED, Adaptive
+from sdpo_bench.training import dense_probe
 from sdpo_bench.types import Trajectory
 
 
@@ -44,7 +46,7 @@ def test_providers(pairs, steps, seed):
     expected = {"exact": pairs * (1 + 2 * (steps - 1)), "terminal": pairs * 2, "anchored": pairs * (3 + 2 * inner)}
     expected |= {"linear": expected["anchored"], "queries2": pairs * 3}
     expected["queries4"] = pairs * (2 * min(4, steps) - 1)
-    assert expected["queries2"] <= out["adaptive"].queries <= pairs * (2 * min(dense_rewards.MOST_QUERIES, steps) - 1)
+    assert expected["queries2"] <= out["adaptive"].queries <= pairs * (2 * min(Adaptive.queries, steps) - 1)
     for name, result in out.items():
         assert result.queries == expected.get(name, result.queries) == len(rewards[name].asked), name
         assert result.queries <= pairs * dense_rewards.most_queries(name, steps)
@@ -80,8 +82,8 @@ def test_providers(pairs, steps, seed):
                 chosen = set(out["queries4"].queried[i, g].nonzero()[:, 0].tolist())
                 assert chosen == asked | {fourth}
             covered = out["adaptive"].queried[i, g]
-            if covered.sum() < min(dense_rewards.MOST_QUERIES, steps):
-                assert cos[:, covered].amax(1).min() >= dense_rewards.COVERED - 1e-4
+            if covered.sum() < min(Adaptive.queries, steps):
+                assert cos[:, covered].amax(1).min() >= COVERED - 1e-4
     assert torch.allclose(out["queries2"].values[..., -1], truth[..., -1], atol=1e-5)
 
 

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sdpo_bench import dense_rewards
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
@@ -22,9 +24,7 @@ from sdpo_bench.records.identity import find_run, run_id
 from sdpo_bench.records.reader import load_run, pack
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, load_reward
-from sdpo_bench.training import dense_rewards
 from sdpo_bench.training.advantages import PerPromptNormalizer
-from sdpo_bench.training.dense_probe import BUDGETS
 from sdpo_bench.training.divergence import TrainingDiverged, likely_causes
 from sdpo_bench.training.evaluation import evaluate, pictures
 from sdpo_bench.training.loop import train

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import matplotlib
-from matplotlib.figure import Figure
 from PIL import Image
 
-from sdpo_bench.analysis.comparisons import START, Group, shown_split
+from sdpo_bench.analysis.comparisons import START, Group, collector_paused, shown_split
 from sdpo_bench.analysis.figures.curves import (
     band_words,
     highest_words,
@@ -27,89 +26,120 @@ from sdpo_bench.analysis.figures.curves import (
 from sdpo_bench.analysis.figures.dense import dense_alt, dense_errors, probed_runs
 from sdpo_bench.analysis.figures.forest import ablations_drawn, forest, forest_alt
 from sdpo_bench.analysis.figures.hacking import hacking, hacking_alt, other_quantities
-from sdpo_bench.analysis.figures.style import COUNTS, TEXT, Drawing, at_steps, styles, svg
+from sdpo_bench.analysis.figures.style import COUNTS, TEXT, Drawing, Style, at_steps, styles, svg
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.tables.base import MIN_RUNS
 from sdpo_bench.records.files import RERUN, RecordError
+
+REWARD, EFFICIENCY = "Reward against samples", "Sample efficiency: reward queries and optimiser steps"  # headings
+
+
+PUBLISHED = "published"  # name of the figure of the paper's curves
 
 
 def drawings(groups: list[Group]) -> list[Drawing]:
     """All figures of a profile, in the order of the report; none of them drawn yet."""
     style = styles({START} | {label for group in groups for label in group.labels})
-    found: list[Drawing] = []
+    ours = [_curves(group, "samples", REWARD, style) for group in groups]
+    found = [
+        *ours[:1],
+        _published(groups),
+        *ours[1:],
+        *(_by_steps(group, style) for group in groups),
+        *(
+            _curves(group, counter, EFFICIENCY, style)
+            for group in groups
+            for counter in ("reward_queries", "optimiser_steps")
+        ),
+        *(_hacking(group, style) for group in groups),
+        *(_dense(group) for group in groups),
+        *(_ablations(group, style) for group in groups),
+    ]
+    return [drawing for drawing in found if drawing is not None]
 
-    def add(name: str, heading: str, caption: str, alt: str, draw: Callable[[], Figure]) -> None:
-        found.append(Drawing(name, heading, caption, alt, draw))
 
-    def curves(group: Group, counter: str, heading: str) -> None:
-        split, steps = shown_split(group.values), group.steps_evaluated
-        add(
-            f"curves_{counter}{group.suffix}",
-            heading,
-            f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {band_words(group, 'band')}",
-            f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
-            f"each number of sampling steps. {highest_words(group, split, steps)}",
-            partial(reward_curves, group, counter, style),
-        )
+def _curves(group: Group, counter: str, heading: str, style: Style) -> Drawing:
+    """Reward against a counter of `COUNTS`."""
+    split, steps = shown_split(group.values), group.steps_evaluated
+    return Drawing(
+        f"curves_{counter}{group.suffix}",
+        heading,
+        f"{group.reward} against {COUNTS[counter]}, trained with K = {group.steps}. {band_words(group, 'band')}",
+        f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
+        f"each number of sampling steps. {highest_words(group, split, steps)}",
+        partial(reward_curves, group, counter, style),
+    )
 
-    for group in groups[:1]:
-        curves(group, "samples", "Reward against samples")
+
+def _published(groups: list[Group]) -> Drawing | None:
+    """The paper's curves, beside those of its methods; None without these, or in an installed package, which has no
+    results/paper (the report says that it lacks the figure)."""
     if any(label in METHODS for group in groups for label in group.labels):
-        # An installed package has no results/paper; the report says that it lacks the figure.
         with contextlib.suppress(RecordError):
-            add(
-                "published",
-                "Reward against samples",
+            return Drawing(
+                PUBLISHED,
+                REWARD,
                 "Published, SD-Turbo, Aesthetic Score: the paper's figure "
                 "(arXiv 2411.11727), digitised; not the scale of our rewards. Band: as in its figure.",
                 paper_alt(),
                 paper_curves,
             )
-    for group in groups[1:]:
-        curves(group, "samples", "Reward against samples")
-    for group in groups:
-        add(
-            f"steps{group.suffix}",
-            "Reward against sampling steps, before and after training",
-            f"{group.reward} before (dashed) and after training with K = {group.steps}. {band_words(group, 'bar')}",
-            steps_alt(group),
-            partial(reward_by_steps, group, style),
-        )
-    for group in groups:
-        for counter in ("reward_queries", "optimiser_steps"):
-            curves(group, counter, "Sample efficiency: reward queries and optimiser steps")
-    for group in groups:
-        if other_quantities(group):
-            add(
-                f"hacking{group.suffix}",
-                "Reward hacking: rewards that were not trained, and diversity",
-                f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
-                f"horizontal line it fell while {group.reward} was trained.",
-                hacking_alt(group),
-                partial(hacking, group, style),
-            )
-    for group in groups:
-        if probed_runs(group)[1]:
-            add(
-                f"dense{group.suffix}",
-                "Accuracy of the dense rewards",
-                f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
-                f"epoch, and by epoch, mean over steps; mean over runs, n = {len(probed_runs(group)[1])}. Spread: "
-                "standard deviation over samples. Correlation: of a pair's difference of returns.",
-                dense_alt(group),
-                partial(dense_errors, group),
-            )
-    for group in groups:
-        if ablations_drawn(group):
-            add(
-                f"ablations{group.suffix}",
-                "Ablations",
-                "Paired by seed. A point with a bar: mean and 95 % interval; without one, a pair of runs "
-                f"(fewer than {MIN_RUNS}).",
-                forest_alt(group),
-                partial(forest, group, style),
-            )
-    return found
+    return None
+
+
+def _by_steps(group: Group, style: Style) -> Drawing:
+    """Reward against the number of sampling steps."""
+    return Drawing(
+        f"steps{group.suffix}",
+        "Reward against sampling steps, before and after training",
+        f"{group.reward} before (dashed) and after training with K = {group.steps}. {band_words(group, 'bar')}",
+        steps_alt(group),
+        partial(reward_by_steps, group, style),
+    )
+
+
+def _hacking(group: Group, style: Style) -> Drawing | None:
+    """Changes of what was not trained; None where nothing else was evaluated."""
+    if not other_quantities(group):
+        return None
+    return Drawing(
+        f"hacking{group.suffix}",
+        "Reward hacking: rewards that were not trained, and diversity",
+        f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
+        f"horizontal line it fell while {group.reward} was trained.",
+        hacking_alt(group),
+        partial(hacking, group, style),
+    )
+
+
+def _dense(group: Group) -> Drawing | None:
+    """Errors of dense rewards; None where no run measured them."""
+    _, probed = probed_runs(group)
+    if not probed:
+        return None
+    return Drawing(
+        f"dense{group.suffix}",
+        "Accuracy of the dense rewards",
+        f"Predicted against exact rewards of a fresh batch, by denoising step (1: the noisiest) after the last "
+        f"epoch, and by epoch, mean over steps; mean over runs, n = {len(probed)}. Spread: "
+        "standard deviation over samples. Correlation: of a pair's difference of returns.",
+        dense_alt(group),
+        partial(dense_errors, group),
+    )
+
+
+def _ablations(group: Group, style: Style) -> Drawing | None:
+    """Ablations against their methods; None without a pair of runs of one seed."""
+    if not ablations_drawn(group):
+        return None
+    return Drawing(
+        f"ablations{group.suffix}",
+        "Ablations",
+        "Paired by seed. A point with a bar: mean and 95 % interval; without one, a pair of runs "
+        f"(fewer than {MIN_RUNS}).",
+        forest_alt(group),
+        partial(forest, group, style),
+    )
 
 
 @dataclass(frozen=True)
@@ -160,7 +190,7 @@ def figure_files(figures: Iterable[Drawing]) -> dict[str, bytes]:
 
 def _drawn(drawing: Drawing) -> str:
     # Titles make room for the exponent of a vertical axis. To find out takes a fifth of the time, and few have one.
-    with matplotlib.rc_context({"axes.titley": 1.0}):
+    with matplotlib.rc_context({"axes.titley": 1.0}), collector_paused():
         figure = drawing.draw()
         text = svg(figure)
     exponents = [axis.yaxis.get_offset_text().get_text() for axis in figure.axes]

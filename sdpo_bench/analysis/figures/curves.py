@@ -43,14 +43,6 @@ def band_words(group: Group, word: str) -> str:
     return f"Line: interquartile mean over runs, {runs} a method" + "".join(f"; {part}" for part in parts) + "."
 
 
-def _ends(group: Group, steps: int) -> bool:
-    """Whether this number of sampling steps was evaluated before and after training only."""
-    f = group.curves[
-        (group.curves["steps"] == steps) & (group.curves["reward"] == group.reward) & (group.curves["epoch"] > 0)
-    ]
-    return len(f) > 0 and int(f.groupby("run")["epoch"].nunique().max()) == 1
-
-
 def highest_words(group: Group, split: str, steps: Iterable[int]) -> str:
     """Which method is highest at the end, at which numbers of sampling steps; estimates."""
     found: dict[str, list[int]] = {}
@@ -153,7 +145,9 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
     Step counts evaluated only before and after training are shown against samples alone, and say so.
     """
     split = shown_split(group.values)
-    steps = [k for k in group.steps_evaluated if counter == "samples" or not _ends(group, k)] or group.steps_evaluated
+    steps = [
+        k for k in group.steps_evaluated if counter == "samples" or not group.ends_only(k)
+    ] or group.steps_evaluated
     columns = figure_columns(len(steps))
     labels = methods_drawn(group)
     title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
@@ -164,7 +158,7 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
         for label in labels:
             if label != START:
                 _curve(axis, group, label, k, counter, split, style[label])
-    titles = [f"{k} steps, start and end" if _ends(group, k) else at_steps([k]) for k in steps]
+    titles = [f"{k} steps, start and end" if group.ends_only(k) else at_steps([k]) for k in steps]
     _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
     return figure
 

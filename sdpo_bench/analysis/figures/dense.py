@@ -11,17 +11,18 @@ from matplotlib.ticker import MaxNLocator
 
 from sdpo_bench.analysis.comparisons import Group
 from sdpo_bench.analysis.figures.curves import draw_panels
-from sdpo_bench.analysis.figures.style import Style
+from sdpo_bench.analysis.figures.style import MARKERS, SPARE, Style
 from sdpo_bench.analysis.tables.base import joined
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.records.reader import RunRecord
 
-BUDGETS = {  # reward queries of a trajectory, in dense.jsonl: (name, colour, marker); no method's colours
-    "terminal": ("final reward only", "#fd8d3c", "v"),
-    "2": ("2 queries", "#9e9ac8", "s"),
-    "3": ("3 queries (the paper's)", "#c51b8a", "o"),
-    "4": ("4 queries", "#6a51a3", "D"),
-    "adaptive": ("adaptive queries", "#8c6d31", "P"),
-    "linear3": ("3 queries, linear", "#74a9cf", "X"),
+LOOKS: Style = {  # of the budgets of reward queries; no method's colours
+    budget: {
+        "color": entry.colour or SPARE[number % len(SPARE)],
+        "marker": entry.marker or MARKERS[number % len(MARKERS)],
+        "label": entry.title or entry.name,
+    }
+    for number, (budget, entry) in enumerate(BUDGETS.items())
 }
 
 
@@ -40,7 +41,7 @@ def _dense(runs: list[RunRecord], budget: str, field: str, epoch: int) -> np.nda
 
 
 def _budgets(runs: list[RunRecord]) -> list[str]:
-    return sorted({row["budget"] for run in runs for row in run.dense}, key=list(BUDGETS).index)
+    return sorted({row["budget"] for run in runs for row in run.dense}, key=list(LOOKS).index)
 
 
 def dense_errors(group: Group) -> Figure:
@@ -48,9 +49,8 @@ def dense_errors(group: Group) -> Figure:
     training."""
     label, runs = probed_runs(group)
     budgets, epochs = _budgets(runs), sorted({row["epoch"] for run in runs for row in run.dense})
-    looks: Style = {b: {"color": BUDGETS[b][1], "marker": BUDGETS[b][2]} for b in budgets}
     spread: dict[str, Any] = {"color": "#7f7f7f", "linestyle": "--"}
-    handles = [Line2D([], [], label=BUDGETS[b][0], **looks[b]) for b in budgets]
+    handles = [Line2D([], [], **LOOKS[b]) for b in budgets]
     figure, axes = draw_panels(
         f"Predicted dense rewards, {label} on {group.reward} with K = {group.steps}",
         [*handles, Line2D([], [], label="spread of the exact rewards", **spread)],
@@ -61,8 +61,8 @@ def dense_errors(group: Group) -> Figure:
     for budget in budgets:
         for axis, field in zip(axes, ("mae", "return_corr"), strict=False):
             values = np.ma.masked_invalid(_dense(runs, budget, field, epochs[-1])).mean(0)
-            axis.plot(np.arange(group.steps) + 1, np.ma.filled(values, np.nan), **looks[budget])
-        axes[2].plot(epochs, means[budget], **looks[budget])
+            axis.plot(np.arange(group.steps) + 1, np.ma.filled(values, np.nan), **LOOKS[budget])
+        axes[2].plot(epochs, means[budget], **LOOKS[budget])
     axes[0].plot(np.arange(group.steps) + 1, _dense(runs, budgets[0], "std", epochs[-1]).mean(0), **spread)
     for axis, title, x in zip(
         axes,
@@ -81,7 +81,7 @@ def dense_errors(group: Group) -> Figure:
 def dense_alt(group: Group) -> str:
     _, runs = probed_runs(group)
     last = max(row["epoch"] for run in runs for row in run.dense)
-    errors = {BUDGETS[b][0]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
+    errors = {LOOKS[b]["label"]: _dense(runs, b, "mae", last).mean() for b in _budgets(runs)}
     return (
         f"Predicted dense rewards of {group.reward}, K = {group.steps}. Mean absolute error over the steps at "
         f"epoch {last}, {len(runs)} run{'s' * (len(runs) > 1)}: "

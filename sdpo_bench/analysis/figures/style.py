@@ -18,17 +18,10 @@ from matplotlib.lines import Line2D
 
 from sdpo_bench.analysis.comparisons import START, Values, label_key
 from sdpo_bench.analysis.tables.base import MIN_RUNS, joined, summary
+from sdpo_bench.catalogue import METHODS
 
-KNOWN = {  # label: (colour, marker)
-    START: ("#7f7f7f", ""),
-    "SDPO": ("#0072b2", "o"),
-    "SDPO-causal": ("#56b4e9", "s"),
-    "DDPO": ("#d55e00", "^"),
-    "DDPO-dense": ("#e69f00", "v"),
-    "REBEL": ("#009e73", "D"),
-    "PRDP": ("#cc79a7", "P"),
-    "D3PO": ("#000000", "X"),
-}
+KNOWN = {START: ("#7f7f7f", "")} | {entry.title: (entry.colour, entry.marker) for entry in METHODS if entry.colour}
+"""Label: (colour, marker)."""
 
 
 SPARE = ("#8c564b", "#5c8a00", "#b04a5a", "#4d4d9f", "#2f6f4f")  # of other methods, by name

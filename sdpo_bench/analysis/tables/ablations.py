@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sdpo_bench.analysis.comparisons import Group, parent, shown_split
-from sdpo_bench.analysis.tables.base import DASH, Table
+from sdpo_bench.analysis.tables.base import DASH, Subject, Table
 from sdpo_bench.analysis.tables.pairs import ALL, Pair, paired_table
 
 CROSSED = (
@@ -36,7 +36,7 @@ def ablation_table(group: Group) -> Table | None:
     if not own:
         return None
     title = f"Ablations: {group.reward}, {group.title}"
-    table = paired_table(f"ablations{group.suffix}", title, "", "difference", pairs)
+    table = replace(paired_table(f"ablations{group.suffix}", title, "", "difference", pairs), subject=Subject.ABLATIONS)
     return table if table.frame.empty else replace(table, answer=_ablation_answer(group, table))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 import pandas as pd
@@ -39,10 +40,30 @@ RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where 
 Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
+class Subject(Enum):
+    """The subject of a table, by which the report puts it under a question (`report.QUESTIONS`)."""
+
+    PROTOCOL = auto()
+    ORDER = auto()
+    MAIN = auto()
+    EQUAL_QUERIES = auto()
+    DIFFERENCES = auto()
+    CLAIMS = auto()
+    PAPER = auto()
+    ABLATIONS = auto()
+    DENSE_BUDGETS = auto()
+    DENSE_STEPS = auto()
+    REACH = auto()
+    COST = auto()
+    HACKING = auto()
+    OTHER_REWARDS = auto()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
-    programs; `answer` says in a sentence what it shows, computed as the cells are."""
+    programs; `answer` says in a sentence what it shows, computed as the cells are. A table without a `subject` answers
+    none of the report's questions."""
 
     name: str
     title: str
@@ -51,10 +72,16 @@ class Table:
     blocks: tuple[Block, ...]
     frame: pd.DataFrame
     answer: str = ""
+    subject: Subject | None = None
 
 
 def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, ...] = ()) -> tuple[str, ...]:
     return label, *first, *(f"{k} step{'s' * (k > 1)}" for k in steps), *last
+
+
+def at_steps(steps: int) -> str:
+    """1 sampling step, 2 sampling steps."""
+    return f"{steps} sampling step{'s' * (steps > 1)}"
 
 
 def joined(words: Iterable[object]) -> str:
@@ -93,6 +120,11 @@ def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval 
         return ", ".join(f"{value:{sign}.{decimals}f}" for value in values.values()) + f" {n}"
     value, low, high, _ = interval or summary(values)
     return f"{value:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}] {n}"
+
+
+def values_text(values: Values) -> str:
+    """The runs' values, for a column of a frame."""
+    return " ".join(f"{value:.6g}" for value in values.values())
 
 
 def interval_columns(interval: Interval) -> dict[str, float]:

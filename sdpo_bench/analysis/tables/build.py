@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from sdpo_bench.analysis.comparisons import Group, at_equal_queries
+from sdpo_bench.analysis.comparisons import Group, Results, at_equal_queries, still_missing
+from sdpo_bench.analysis.render import text
+from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.analysis.tables.claims import applies, beside_table, claims_table
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table
+from sdpo_bench.analysis.tables.hacking import hacking_table
 from sdpo_bench.analysis.tables.orders import order_table
 from sdpo_bench.analysis.tables.pairs import difference_table
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
+from sdpo_bench.analysis.tables.reach import reach_table
 from sdpo_bench.analysis.tables.values import cost_table, equal_queries_table, main_table
 
 
-def profile_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]:
+def group_tables(group: Group, equal: Group | None) -> list[Table | None]:
+    """Tables of one trained reward and K; `equal` is the group at equal reward queries."""
+    others = sorted(set(group.curves["reward"]) - {group.reward})
+    return [
+        main_table(group),
+        equal_queries_table(group, equal),
+        *(main_table(group, other) for other in others),
+        difference_table(group),
+        cost_table(group),
+        *([beside_table(group), claims_table(group)] if applies(group) else []),
+        ablation_table(group),
+        reach_table(group),
+        hacking_table(group),
+    ]
+
+
+def device_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]:
     """Tables over all rewards and K of one device and model; `equal` are the groups at equal reward queries."""
     return [
+        order_table(groups),
+        order_table(equal, queries=True) if equal else None,
         protocol_table(groups),
         rate_order_table(groups),
         paper_order_table(groups),
@@ -26,28 +49,17 @@ def profile_tables(groups: list[Group], equal: list[Group]) -> list[Table | None
 
 def build_tables(groups: list[Group]) -> list[Table]:
     """All tables of a profile, in the order of the report; those that the records have nothing for are left out."""
-    from sdpo_bench.analysis.tables import ablations, build, claims, hacking, reach
-
-    tables: list[Table | None] = []
-    at_equal = [at_equal_queries(group) for group in groups]
-    for group, found in zip(groups, at_equal, strict=True):
-        others = sorted(set(group.curves["reward"]) - {group.reward})
-        tables += [
-            main_table(group),
-            equal_queries_table(group, found),
-            *(main_table(group, other) for other in others),
-            difference_table(group),
-            cost_table(group),
-        ]
-        if claims.applies(group):
-            tables += [claims.beside_table(group), claims.claims_table(group)]
-        tables += [ablations.ablation_table(group), reach.reach_table(group), hacking.hacking_table(group)]
+    equal = {group: at_equal_queries(group) for group in groups}
+    tables = [table for group in groups for table in group_tables(group, equal[group])]
     for key in sorted({(group.device, group.model) for group in groups}):
         own = [group for group in groups if (group.device, group.model) == key]
-        equal = [
-            found for group, found in zip(groups, at_equal, strict=True) if found and (group.device, group.model) == key
-        ]
-        tables.append(order_table(own))
-        tables += [order_table(equal, queries=True)] if equal else []
-        tables += build.profile_tables(own, equal)
+        tables += device_tables(own, [found for group in own if (found := equal[group])])
     return [table for table in tables if table is not None]
+
+
+def render_terminal(results: Results) -> str:
+    """The main table of every group as aligned text, with what is unfinished."""
+    parts = [part for group in results.groups for part in (text(main_table(group)), "")]
+    if results.unfinished:
+        parts.append(f"{len(results.unfinished)} unfinished: {still_missing(results.unfinished)}")
+    return "\n".join(parts).rstrip() or f"no finished run in {results.folder}"

@@ -17,7 +17,7 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
 from sdpo_bench.analysis.paper import METHODS, final_values, load_curves, samples_to_reach, shows
 from sdpo_bench.analysis.statistics import Interval, paired_difference, stratified_bootstrap
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Table, cell_text, summary
+from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, cell_text, summary, values_text
 
 SDPO, RIVALS = METHODS[0], METHODS[1:]
 
@@ -139,7 +139,7 @@ def claims_table(group: Group) -> Table:
                     "value": value,
                     "low": np.nan if few else low,
                     "high": np.nan if few else high,
-                    "runs": " ".join(f"{v:.6g}" for v in claim.values.values()),
+                    "runs": values_text(claim.values),
                 }
             )
         blocks.append((title, tuple((text, *cells) for text, cells in rows.items())))
@@ -159,6 +159,7 @@ def claims_table(group: Group) -> Table:
         tuple(blocks),
         pd.DataFrame(long),
         verdicts(group),
+        Subject.CLAIMS,
     )
 
 
@@ -185,7 +186,7 @@ def beside_table(group: Group) -> Table:
                     "value": value,
                     "low": low,
                     "high": high,
-                    "runs": " ".join(f"{v:.6g}" for v in ours[k].values()),
+                    "runs": values_text(ours[k]),
                     "paper": paper[k],
                 }
             )
@@ -201,6 +202,7 @@ def beside_table(group: Group) -> Table:
         _header("method", curves),
         (("", tuple(rows)),),
         pd.DataFrame(long),
+        subject=Subject.PAPER,
     )
 
 

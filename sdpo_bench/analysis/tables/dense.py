@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import Group, Values, parent
-from sdpo_bench.analysis.tables.base import Block, Table, context, file_suffix, joined, note_of
+from sdpo_bench.analysis.tables.base import Block, Subject, Table, context, file_suffix, joined, note_of
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 from sdpo_bench.analysis.tables.pairs import differences
+from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.records.reader import RunRecord
-from sdpo_bench.records.schema import BUDGETS
 
 ANCHORED = "3"  # the paper's: the first, the last and an anchor between
 
@@ -167,6 +167,7 @@ def dense_budgets_table(groups: list[Group]) -> Table | None:
         tuple(blocks),
         pd.DataFrame(long),
         answer,
+        Subject.DENSE_BUDGETS,
     )
 
 
@@ -218,4 +219,5 @@ def dense_steps_table(groups: list[Group]) -> Table | None:
         tuple(blocks),
         pd.DataFrame(long),
         answer,
+        Subject.DENSE_STEPS,
     )

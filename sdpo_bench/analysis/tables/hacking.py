@@ -1,16 +1,57 @@
-"""What else changed when the trained reward rose: reward hacking and diversity."""
+"""The table of what else changed when the trained reward rose: reward hacking and diversity."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, shown_split
-from sdpo_bench.analysis.tables.base import MIN_RUNS, Block, Table, context, decimals_of, joined, note_of, run_ids
+from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
+from sdpo_bench.analysis.tables.base import (
+    MIN_RUNS,
+    Block,
+    Subject,
+    Table,
+    at_steps,
+    context,
+    decimals_of,
+    joined,
+    note_of,
+    run_ids,
+)
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 
-# Hacking --------------------------------------------------------------------------------------------------------
+NOTE = (
+    f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
+    "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
+    "diversity that pictures of a prompt became alike."
+)
+
+
+class Case(NamedTuple):
+    """A label at a number of sampling steps: changes from the start of each reward, by seed; whether the trained reward
+    rose by an interval above 0, and which of the others then fell by one below 0."""
+
+    label: str
+    steps: int
+    changes: dict[str, Values]
+    rose: bool
+    fell: list[str]
+
+
+def measure(group: Group, label: str, steps: int, rewards: Iterable[str]) -> Case:
+    """A case's changes, and what they establish."""
+    split = shown_split(group.values)
+    changes = {}
+    for name in rewards:
+        before = group.cell(START, name, split, steps)
+        after = group.cell(label, name, split, steps) if before else {}
+        changes[name] = {seed: value - next(iter(before.values())) for seed, value in after.items()}
+    rose = clearly(changes[group.reward]) > 0
+    fell = [name for name in changes if rose and name != group.reward and clearly(changes[name]) < 0]
+    return Case(label, steps, changes, rose, fell)
 
 
 def hacking_table(group: Group) -> Table | None:
@@ -19,7 +60,6 @@ def hacking_table(group: Group) -> Table | None:
     split = shown_split(group.values)
     others = sorted(set(group.values["reward"]) - {group.reward})
     trained = [label for label in group.labels if label != START]
-    methods = [label for label in trained if label in group.methods]
     rewards = [
         name
         for name in (group.reward, *others)
@@ -27,67 +67,58 @@ def hacking_table(group: Group) -> Table | None:
     ]
     if group.reward not in rewards or len(rewards) < 2 or not trained:
         return None
-    digits = {name: _digits(group, name) for name in rewards}
-    blocks: list[Block] = []
-    long = []
-    rose, fell = 0, Counter[str]()
-    for steps in group.steps_evaluated:
-        rows = []
-        for label in trained:
-            changes = {}
-            for name in rewards:
-                before = group.cell(START, name, split, steps)
-                after = group.cell(label, name, split, steps) if before else {}
-                changes[name] = {seed: value - next(iter(before.values())) for seed, value in after.items()}
-            up = clearly(changes[group.reward]) > 0
-            falling = [name for name in others if up and name in changes and clearly(changes[name]) < 0]
-            if label in methods:
-                rose += up
-                fell.update(falling)
-            few = len(changes[group.reward]) < MIN_RUNS
-            flag = "too few runs" if few else joined(falling) if falling else "none" if up else "trained reward not up"
-            rows.append((label, *(mean_text(changes[name], digits[name], "+") for name in rewards), flag))
-            long += [
-                {
-                    **context(group),
-                    "split": split,
-                    "steps": steps,
-                    "label": label,
-                    "reward": name,
-                    **summarised(changes[name]),
-                    "falls_while_trained_rises": name in falling,
-                    "run_ids": run_ids(group, label, changes[name]),
-                }
-                for name in rewards
-            ]
-        blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
-    total = len(blocks) * len(methods)
-    if any(
-        len(group.cell(label, group.reward, split, k)) >= MIN_RUNS for label in methods for k in group.steps_evaluated
-    ):
-        counts = "; ".join(f"{name} fell in {fell[name]}" for name in rewards[1:])
-        answer = (
-            f"K = {group.steps}, trained on {group.reward}, {split} prompts: it rose in {rose} of {total} cases "
-            f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
-            f"{counts}."
-        )
-    else:
-        answer = f"K = {group.steps}, trained on {group.reward}: fewer than {MIN_RUNS} runs a method establish nothing."
-    note = (
-        f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
-        "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
-        "diversity that pictures of a prompt became alike."
-    )
+    digits = {name: decimals_of(group.values.loc[group.values["reward"] == name, "value"]) for name in rewards}
+    cases = {k: [measure(group, label, k, rewards) for label in trained] for k in group.steps_evaluated}
+    blocks: list[Block] = [
+        (f"{split} prompts, {at_steps(k)}", tuple(_row(group, case, digits) for case in found))
+        for k, found in cases.items()
+    ]
     return Table(
         f"hacking{group.suffix}",
         f"What rose and what fell, {group.title}",
-        note_of(note, blocks, group.profile),
+        note_of(NOTE, blocks, group.profile),
         ("method", *rewards, "fell"),
         tuple(blocks),
-        pd.DataFrame(long),
-        answer,
+        pd.DataFrame([row for found in cases.values() for case in found for row in _frame_rows(group, case)]),
+        _answer(group, [case for found in cases.values() for case in found if case.label in group.methods]),
+        Subject.HACKING,
     )
 
 
-def _digits(group: Group, reward: str) -> int:
-    return decimals_of(group.values.loc[group.values["reward"] == reward, "value"])
+def _row(group: Group, case: Case, digits: dict[str, int]) -> tuple[str, ...]:
+    """Cells of a case, changes with so many decimals."""
+    few = len(case.changes[group.reward]) < MIN_RUNS
+    fell = joined(case.fell) if case.fell else "none" if case.rose else "trained reward not up"
+    changes = (mean_text(values, digits[name], "+") for name, values in case.changes.items())
+    return (case.label, *changes, "too few runs" if few else fell)
+
+
+def _frame_rows(group: Group, case: Case) -> list[dict[str, object]]:
+    """Rows of the table's frame, one a reward."""
+    return [
+        {
+            **context(group),
+            "split": shown_split(group.values),
+            "steps": case.steps,
+            "label": case.label,
+            "reward": name,
+            **summarised(values),
+            "falls_while_trained_rises": name in case.fell,
+            "run_ids": run_ids(group, case.label, values),
+        }
+        for name, values in case.changes.items()
+    ]
+
+
+def _answer(group: Group, cases: list[Case]) -> str:
+    """In how many of the methods' cases the trained reward rose, and what fell in these."""
+    if all(len(case.changes[group.reward]) < MIN_RUNS for case in cases):
+        return f"K = {group.steps}, trained on {group.reward}: fewer than {MIN_RUNS} runs a method establish nothing."
+    fell = Counter(name for case in cases for name in case.fell)
+    counts = "; ".join(f"{name} fell in {fell[name]}" for name in cases[0].changes if name != group.reward)
+    return (
+        f"K = {group.steps}, trained on {group.reward}, {shown_split(group.values)} prompts: it rose in "
+        f"{sum(case.rose for case in cases)} of {len(cases)} cases "
+        f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
+        f"{counts}."
+    )

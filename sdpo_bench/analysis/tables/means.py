@@ -6,7 +6,7 @@ import numpy as np
 
 from sdpo_bench.analysis.comparisons import Values
 from sdpo_bench.analysis.statistics import Interval, mean_interval
-from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_columns
+from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_columns, values_text
 
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
 
@@ -22,7 +22,7 @@ def summarised(values: Values) -> dict[str, object]:
         "n": found.n,
         "value": found.value,
         **interval_columns(found),
-        "runs": " ".join(f"{value:.6g}" for value in values.values()),
+        "runs": values_text(values),
     }
 
 

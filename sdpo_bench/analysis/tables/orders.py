@@ -1,4 +1,4 @@
-"""The order of methods and who leads, over all cells."""
+"""The table of the order of methods, and which of them leads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import (
     Group,
     label_key,
-    name_part,
     shown_split,
 )
 from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
 )
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Table, context, decimals_of, joined
+from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, context, decimals_of, file_suffix, joined
 from sdpo_bench.analysis.tables.pairs import Pair, difference_text
+
+NOTE = (
+    "Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
+    f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
+    "of the estimates, not established."
+)
 
 
 def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
@@ -60,50 +65,52 @@ def cells_text(cells: Iterable[tuple[str, int]]) -> str:
 def order_table(groups: list[Group], queries: bool = False) -> Table:
     """Order of the methods at each step count for every training K: does it change with K? Groups of one
     device; at equal samples, or as `at_equal_queries` gives them."""
-    rows, long = [], []
     first = groups[0]
-    leads: dict[str, list[bool]] = {}  # by who is highest: whether it is established
-    for group in groups:
-        for split in group.splits:
-            for steps in group.steps_evaluated:
-                order = ranking(group, split, steps)
-                text = "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:]
-                rows.append((group.reward, str(group.steps), split, str(steps), text or DASH))
-                long += [
-                    {
-                        **context(group),
-                        "split": split,
-                        "steps": steps,
-                        "rank": rank,
-                        "label": label,
-                        "established": sure,
-                    }
-                    for rank, (label, sure) in enumerate(order, 1)
-                ]
-                if len(order) > 1:
-                    leads.setdefault(order[0][0], []).append(order[1][1])
-    extra = first.suffix.removeprefix(f"_{name_part(first.reward)}_k{first.steps}")
-    note = (
-        "Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
-        f"0 (Student's t, at least {MIN_RUNS} pairs, intervals not corrected for their number); a ~ b: the order "
-        "of the estimates, not established."
+    orders = [
+        (group, split, steps, ranking(group, split, steps))
+        for group in groups
+        for split in group.splits
+        for steps in group.steps_evaluated
+    ]
+    rows = tuple(
+        (group.reward, str(group.steps), split, str(steps), _order_text(order)) for group, split, steps, order in orders
     )
+    long = [
+        {**context(group), "split": split, "steps": steps, "rank": rank, "label": label, "established": sure}
+        for group, split, steps, order in orders
+        for rank, (label, sure) in enumerate(order, 1)
+    ]
     how = " at equal reward queries" if queries else " at equal samples"
+    return Table(
+        f"order{'_queries' * queries}{file_suffix(first)}",
+        f"Order of the methods{how}, {first.model} on {first.device}",
+        NOTE,
+        ("reward", "training K", "prompts", "sampling steps", "order"),
+        (("", rows),),
+        pd.DataFrame(long),
+        _answer([order for *_, order in orders], how),
+        Subject.ORDER,
+    )
+
+
+def _order_text(order: list[tuple[str, bool]]) -> str:
+    """a > b ~ c, or a dash."""
+    return "".join((" > " if sure else " ~ ") + label for label, sure in order)[3:] or DASH
+
+
+def _answer(orders: list[list[tuple[str, bool]]], how: str) -> str:
+    """How often each method is highest, and how often this is established."""
+    leads: dict[str, list[bool]] = {}
+    for order in orders:
+        if len(order) > 1:
+            leads.setdefault(order[0][0], []).append(order[1][1])
+    if not leads:
+        return ""
     each = ", ".join(
         f"{label} {len(sure)} ({sum(sure)})"
         for label, sure in sorted(leads.items(), key=lambda item: (-len(item[1]), label_key(item[0])))
     )
-    cases = sum(map(len, leads.values()))
-    answer = (
-        f"Highest{how}, in how many of {cases} cases (a reward, K, split of prompts, number of sampling steps; "
-        f"in brackets: ahead of the next by an interval above 0): {each}."
-    )
-    return Table(
-        f"order{'_queries' * queries}{extra}",
-        f"Order of the methods{how}, {first.model} on {first.device}",
-        note,
-        ("reward", "training K", "prompts", "sampling steps", "order"),
-        (("", tuple(rows)),),
-        pd.DataFrame(long),
-        answer if each else "",
+    return (
+        f"Highest{how}, in how many of {sum(map(len, leads.values()))} cases (a reward, K, split of prompts, number of "
+        f"sampling steps; in brackets: ahead of the next by an interval above 0): {each}."
     )

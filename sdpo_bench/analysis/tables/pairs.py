@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from sdpo_bench.analysis.tables.base import (
     DASH,
     MIN_RUNS,
     Block,
+    Subject,
     Table,
     cell_text,
     context,
@@ -32,6 +34,7 @@ from sdpo_bench.analysis.tables.base import (
     note_of,
     run_ids,
     step_header,
+    values_text,
 )
 
 
@@ -52,6 +55,9 @@ class Pair(NamedTuple):
             x = dict.fromkeys(y, next(iter(x.values()))) if self.label == START else x
             y = dict.fromkeys(x, next(iter(y.values()))) if self.other == START else y
         return x, y
+
+
+Cells = dict[int | str, tuple[Values, Values]]  # number of steps, or `ALL` -> values of the two labels of a pair
 
 
 ALL = "mean"  # over these numbers of steps
@@ -79,60 +85,23 @@ def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]
     of its mean over these, then probabilities of improvement; blocks are the splits."""
     group, other = pairs[0].group, pairs[0].other_group
     steps = [k for k in group.steps_evaluated if k in other.steps_evaluated]
-    splits = sorted(set(group.splits) & set(other.splits))
     decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
     blocks: list[Block] = []
     long, answer = [], ""
-    for split in splits:
-        shown, chances = [], []
-        for pair in pairs:
-            cells: dict[int | str, tuple[Values, Values]] = {k: pair.cells(split, k) for k in steps}
-            if len(steps) > 1:
-                mean_x, mean_y = (
-                    {
-                        seed: float(np.mean([cells[k][side][seed] for k in steps]))
-                        for seed in sorted(set.intersection(*(set(cells[k][side]) for k in steps)))
-                    }
-                    for side in (0, 1)
-                )
-                cells[ALL] = mean_x, mean_y
-            texts, odds = [pair.text], [pair.text]
-            for k, (x, y) in cells.items():
-                texts.append(difference_text(x, y, decimals))
-                shared = differences(x, y)
-                if not shared:
-                    odds.append(DASH)
-                    continue
-                d = paired_difference(x, y)
-                p = probability_of_improvement(list(x.values()), list(y.values()))
-                odds.append(
-                    f"{p.value:.2f}"
-                    + (f" [{p.low:.2f}, {p.high:.2f}]" if p.n >= MIN_RUNS else "")
-                    + f" (n={len(x)}, {len(y)})"
-                )
-                chance = {f"probability_{key}": value for key, value in interval_columns(p).items()}
-                ids = (run_ids(pair.group, pair.label, shared), run_ids(pair.other_group, pair.other, shared))
-                long.append(
-                    {
-                        **context(group),
-                        "split": split,
-                        "label": pair.label,
-                        "baseline": pair.other,
-                        "steps": k,
-                        "n": d.n,
-                        "difference": d.value,
-                        **interval_columns(d),
-                        "runs": " ".join(f"{v:.6g}" for v in shared.values()),
-                        "probability": p.value,
-                        **chance,
-                        "run_ids": " ".join(filter(None, ids)),
-                    }
-                )
-            shown.append(tuple(texts))
-            chances.append(tuple(odds))
+    for split in sorted(set(group.splits) & set(other.splits)):
+        cells = [_cells(pair, split, steps) for pair in pairs]
+        shown, chances = (
+            tuple((pair.text, *(text(*xy) for xy in own.values())) for pair, own in zip(pairs, cells, strict=True))
+            for text in (partial(difference_text, decimals=decimals), _probability_text)
+        )
         blocks += [
-            (f"{split} prompts: difference", tuple(shown)),
-            (f"{split} prompts: probability of improvement", tuple(chances)),
+            (f"{split} prompts: difference", shown),
+            (f"{split} prompts: probability of improvement", chances),
+        ]
+        long += [
+            {**context(group), "split": split, **row}
+            for pair, own in zip(pairs, cells, strict=True)
+            for row in _frame_rows(pair, own)
         ]
         known = [f"{row[0]} {row[-1]}" for row in shown if row[-1] != DASH]
         if known and split == shown_split(group.values):
@@ -146,6 +115,56 @@ def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]
         pd.DataFrame(long),
         answer,
     )
+
+
+def _cells(pair: Pair, split: str, steps: list[int]) -> Cells:
+    """Values of both labels at each number of steps; of several also their means over these (`ALL`), by seed."""
+    cells: Cells = {k: pair.cells(split, k) for k in steps}
+    if len(steps) > 1:
+        x, y = (
+            {
+                seed: float(np.mean([cells[k][side][seed] for k in steps]))
+                for seed in sorted(set.intersection(*(set(cells[k][side]) for k in steps)))
+            }
+            for side in (0, 1)
+        )
+        cells[ALL] = x, y
+    return cells
+
+
+def _probability_text(x: Values, y: Values) -> str:
+    """The probability that a run of x beats one of y, its interval from `MIN_RUNS` runs on; a dash without a pair."""
+    if not differences(x, y):
+        return DASH
+    p = probability_of_improvement(list(x.values()), list(y.values()))
+    interval = f" [{p.low:.2f}, {p.high:.2f}]" if p.n >= MIN_RUNS else ""
+    return f"{p.value:.2f}{interval} (n={len(x)}, {len(y)})"
+
+
+def _frame_rows(pair: Pair, cells: Cells) -> list[dict[str, object]]:
+    """Rows of the table's frame, one a number of steps with a pair of runs."""
+    rows: list[dict[str, object]] = []
+    for k, (x, y) in cells.items():
+        if not (shared := differences(x, y)):
+            continue
+        d = paired_difference(x, y)
+        p = probability_of_improvement(list(x.values()), list(y.values()))
+        ids = (run_ids(pair.group, pair.label, shared), run_ids(pair.other_group, pair.other, shared))
+        rows.append(
+            {
+                "label": pair.label,
+                "baseline": pair.other,
+                "steps": k,
+                "n": d.n,
+                "difference": d.value,
+                **interval_columns(d),
+                "runs": values_text(shared),
+                "probability": p.value,
+                **{f"probability_{key}": value for key, value in interval_columns(p).items()},
+                "run_ids": " ".join(filter(None, ids)),
+            }
+        )
+    return rows
 
 
 def baseline_label(group: Group) -> str | None:
@@ -167,4 +186,4 @@ def difference_table(group: Group) -> Table | None:
         "method",
         pairs,
     )
-    return replace(table, answer="")  # who leads is the main table's answer
+    return replace(table, answer="", subject=Subject.DIFFERENCES)  # who leads is the main table's answer

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group
+from sdpo_bench.analysis.comparisons import Group, Values
 from sdpo_bench.analysis.paper import METHODS
-from sdpo_bench.analysis.statistics import paired_difference
+from sdpo_bench.analysis.statistics import Interval, paired_difference
 from sdpo_bench.analysis.tables.base import (
     DASH,
     MIN_RUNS,
     Block,
+    Subject,
     Table,
     cell_text,
     context,
@@ -28,7 +30,39 @@ from sdpo_bench.analysis.tables.claims import CONTRADICTED, SUPPORTED, Claim
 from sdpo_bench.analysis.tables.orders import cells_text
 from sdpo_bench.analysis.tables.pairs import Pair, differences
 
-# The paper's order ----------------------------------------------------------------------------------------------
+NOTE = (
+    f"The paper's order is {' > '.join(METHODS)}, at every number of sampling steps. Differences of "
+    "neighbours, paired by seed: mean [95 % interval, Student's t] (n pairs). Supported: the interval is above "
+    f"0; contradicted: below; not decided: it holds 0, or there are fewer than {MIN_RUNS} pairs."
+)
+
+
+class Case(NamedTuple):
+    """Neighbours of the paper's order in one group, split and number of steps: differences by seed, and the verdict."""
+
+    group: Group
+    split: str
+    better: str
+    worse: str
+    steps: int
+    values: Values
+    ours: Interval
+    verdict: str
+
+    @property
+    def claim(self) -> str:
+        return f"{self.better} above {self.worse}"
+
+
+def judge(group: Group, split: str, better: str, worse: str, steps: int) -> Case | None:
+    """A case's verdict; None without a pair of runs."""
+    x, y = Pair("", group, better, group, worse).cells(split, steps)
+    if not (shared := differences(x, y)):
+        return None
+    ours = paired_difference(x, y)
+    # The paper's curves have each above the next at every number of steps: its claim is the sign.
+    verdict = Claim("", steps, 1.0, 0.0, shared, ours).verdict
+    return Case(group, split, better, worse, steps, shared, ours, verdict)
 
 
 def paper_order_table(groups: list[Group], queries: bool = False) -> Table | None:
@@ -38,69 +72,61 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
     steps = sorted({k for group in groups for k in group.steps_evaluated})
     splits = sorted({split for group in groups for split in group.splits})
     blocks: list[Block] = []
-    long = []
-    verdicts: dict[tuple[str, str, str, int], list[str]] = {}  # by split, claim, reward and K, over step counts
-    for split in splits:
-        for better, worse in pairwise(METHODS):
-            rows = []
-            for group in groups:
+    known: list[Case] = []
+    for split, (better, worse) in product(splits, pairwise(METHODS)):
+        rows = []
+        for group in groups:
+            cases = [judge(group, split, better, worse, k) for k in steps]
+            if any(cases):
                 decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
-                texts = []
-                for k in steps:
-                    x, y = Pair("", group, better, group, worse).cells(split, k)
-                    shared = differences(x, y)
-                    ours = paired_difference(x, y) if shared else None
-                    # The paper's curves have each above the next at every number of steps: its claim is the sign.
-                    verdict = Claim("", k, 1.0, 0.0, shared, ours).verdict
-                    texts.append(f"{verdict}: {cell_text(shared, decimals, '+', ours)}" if shared else DASH)
-                    if not shared or not ours:
-                        continue
-                    claim = f"{better} above {worse}"
-                    verdicts.setdefault((split, claim, group.reward, group.steps), []).append(verdict)
-                    long.append(
-                        {
-                            **context(group),
-                            "split": split,
-                            "claim": claim,
-                            "steps": k,
-                            "verdict": verdict,
-                            "n": ours.n,
-                            "difference": ours.value,
-                            **interval_columns(ours),
-                            "run_ids": f"{run_ids(group, better, shared)} {run_ids(group, worse, shared)}",
-                        }
-                    )
-                if set(texts) != {DASH}:
-                    rows.append((f"{group.reward}, K = {group.steps}", *texts))
-            if rows:
-                blocks.append((f"{better} above {worse}, {split} prompts", tuple(rows)))
-    if not long:
+                rows.append((f"{group.reward}, K = {group.steps}", *(_cell(case, decimals) for case in cases)))
+                known += [case for case in cases if case]
+        if rows:
+            blocks.append((f"{better} above {worse}, {split} prompts", tuple(rows)))
+    if not known:
         return None
     how = "at equal reward queries" if queries else "at equal samples"
-    note = (
-        f"The paper's order is {' > '.join(METHODS)}, at every number of sampling steps. Differences of "
-        "neighbours, paired by seed: mean [95 % interval, Student's t] (n pairs). Supported: the interval is above "
-        f"0; contradicted: below; not decided: it holds 0, or there are fewer than {MIN_RUNS} pairs."
-    )
+    shown = "seen" if "seen" in splits else splits[0]
     return Table(
         f"order_paper{'_queries' * queries}{file_suffix(first)}",
         f"The paper's order {how}, {first.model} on {first.device}",
-        note_of(note, blocks, first.profile),
+        note_of(NOTE, blocks, first.profile),
         step_header("trained on", steps),
         tuple(blocks),
-        pd.DataFrame(long),
-        _order_answer(verdicts, splits, how),
+        pd.DataFrame([_frame_row(case) for case in known]),
+        _answer([case for case in known if case.split == shown], f"The paper's order {how}, {shown} prompts"),
+        Subject.ORDER,
     )
 
 
-def _order_answer(verdicts: dict[tuple[str, str, str, int], list[str]], splits: list[str], how: str) -> str:
+def _cell(case: Case | None, decimals: int) -> str:
+    return f"{case.verdict}: {cell_text(case.values, decimals, '+', case.ours)}" if case else DASH
+
+
+def _frame_row(case: Case) -> dict[str, object]:
+    """A row of the table's frame."""
+    group = case.group
+    return {
+        **context(group),
+        "split": case.split,
+        "claim": case.claim,
+        "steps": case.steps,
+        "verdict": case.verdict,
+        "n": case.ours.n,
+        "difference": case.ours.value,
+        **interval_columns(case.ours),
+        "run_ids": f"{run_ids(group, case.better, case.values)} {run_ids(group, case.worse, case.values)}",
+    }
+
+
+def _answer(cases: list[Case], where: str) -> str:
     """How often each claim is supported and contradicted, by reward and K; where all of them are supported always."""
-    split = "seen" if "seen" in splits else splits[0]
     claims: dict[str, dict[tuple[str, int], Counter[str]]] = {}
-    for (of, claim, reward, k), found in verdicts.items():
-        if of == split:
-            claims.setdefault(claim, {})[reward, k] = Counter(found)
-    where = f"The paper's order {how}, {split} prompts, at these runs' learning rates and lengths (table protocol)"
+    for case in cases:
+        claims.setdefault(case.claim, {}).setdefault((case.group.reward, case.group.steps), Counter())[
+            case.verdict
+        ] += 1
+    where += ", at these runs' learning rates and lengths (table protocol)"
     counts = [count for cells in claims.values() for count in cells.values()]
     if not any(count[SUPPORTED] or count[CONTRADICTED] for count in counts):
         return f"{where}: nothing is decided (fewer than {MIN_RUNS} seeds, or intervals that hold 0)."

@@ -1,17 +1,20 @@
-"""Which protocol the runs followed, and the order of methods at each shared learning rate."""
+"""The tables of the protocol that the runs followed, and of the order of methods at each shared learning rate."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise, product
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group
+from sdpo_bench.analysis.comparisons import Group, Values
 from sdpo_bench.analysis.paper import METHODS, SAMPLES, SDPO_STEPS
 from sdpo_bench.analysis.statistics import iqm
 from sdpo_bench.analysis.tables.base import (
+    BASELINE,
     DASH,
     Block,
+    Subject,
     Table,
     context,
     decimals_of,
@@ -23,70 +26,47 @@ from sdpo_bench.analysis.tables.base import (
 )
 from sdpo_bench.analysis.tables.orders import cells_text
 
-# Protocol and budget --------------------------------------------------------------------------------------------
+
+class Protocol(NamedTuple):
+    """How the paper's methods were trained for one reward and K: by method the learning rate, and the counters at the
+    end of a run."""
+
+    group: Group
+    rates: dict[str, float]
+    spent: dict[str, dict[str, Any]]
+
+    @property
+    def cell(self) -> tuple[str, int]:
+        return self.group.reward, self.group.steps
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether all methods have the same learning rate."""
+        return len(set(self.rates.values())) == 1
+
+    @property
+    def samples(self) -> int:
+        """Most samples of a method."""
+        return max(row["samples"] for row in self.spent.values())
+
+
+def protocols(groups: list[Group]) -> list[Protocol]:
+    """The protocol of each group with two of the paper's methods."""
+    found = []
+    for group in groups:
+        runs = {run.label: run for run in group.runs if run.label in METHODS and run.train}
+        if len(runs) > 1:
+            rates = {label: float(run.config["learning_rate"]) for label, run in runs.items()}
+            found.append(Protocol(group, rates, {label: run.train[-1] for label, run in runs.items()}))
+    return found
 
 
 def protocol_table(groups: list[Group]) -> Table | None:
     """Learning rates of the paper's methods and how long they were trained, beside the paper's length, for each reward
     and K: what a statement about their order holds for. None without two of the methods."""
-    rows, long = [], []
-    alike: dict[bool, list[tuple[str, int]]] = {True: [], False: []}  # whether all methods have one rate: rewards and K
-    shares: dict[str, list[float]] = {"samples": [], "optimiser_steps": []}
-    for group in groups:
-        runs = {run.label: run for run in group.runs if run.label in METHODS and run.train}
-        if len(runs) < 2:
-            continue
-        rates = {label: float(run.config["learning_rate"]) for label, run in runs.items()}
-        spent = {label: run.train[-1] for label, run in runs.items()}
-        alike[len(set(rates.values())) == 1].append((group.reward, group.steps))
-        samples = max(row["samples"] for row in spent.values())
-        shares["samples"].append(samples / SAMPLES)
-        texts = [f"{samples:,} ({samples / SAMPLES:.1%})".replace("%", " %")]
-        for label in METHODS:
-            steps = spent[label]["optimiser_steps"] if label in spent else None
-            texts.append("not run" if steps is None else f"{steps:,}")
-            if label == "SDPO" and steps is not None:
-                shares["optimiser_steps"].append(steps / SDPO_STEPS)
-                texts[-1] += f" ({steps / SDPO_STEPS:.1%})".replace("%", " %")
-        rows.append(
-            (
-                f"{group.reward}, K = {group.steps}",
-                *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
-                *texts,
-            )
-        )
-        long += [
-            {
-                **context(group),
-                "label": label,
-                "learning_rate": rate,
-                "samples": spent[label]["samples"],
-                "optimiser_steps": spent[label]["optimiser_steps"],
-                "run_ids": run_ids(group, label, [run.config["seed"] for run in group.runs if run.label == label]),
-            }
-            for label, rate in rates.items()
-        ]
-    if not rows:
+    found, first = protocols(groups), groups[0]
+    if not found:
         return None
-    first = groups[0]
-    ways = [
-        f"{what} on {cells_text(cells)}"
-        for what, cells in (("learning rates of their own", alike[False]), ("one learning rate for all", alike[True]))
-        if cells
-    ]
-    of = {
-        "samples": f"of the {SAMPLES:,} samples of a run in the paper's figure",
-        "optimiser_steps": f"of the {SDPO_STEPS:,} optimiser steps that SDPO takes there",
-    }
-    lengths = [f"{_range(found)} {of[name]}" for name, found in shares.items() if found]
-    answer = (
-        f"What is said about the order of the methods holds for this protocol and length: {'; '.join(ways)}; "
-        f"{' and '.join(lengths)}."
-    )
-    if alike[False]:
-        answer += (
-            " Orders at one rate for all methods are in the table order_rate of the profiles that sweep learning rates."
-        )
     note = (
         f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
         f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper)."
@@ -101,10 +81,71 @@ def protocol_table(groups: list[Group]) -> Table | None:
             "samples",
             *(f"{label}: optimiser steps" for label in METHODS),
         ),
-        (("", tuple(rows)),),
-        pd.DataFrame(long),
-        answer,
+        (("", tuple(map(_protocol_row, found))),),
+        pd.DataFrame([row for protocol in found for row in _protocol_frame(protocol)]),
+        _protocol_answer(found),
+        Subject.PROTOCOL,
     )
+
+
+def _share(part: float) -> str:
+    return f"({part:.1%})".replace("%", " %")
+
+
+def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
+    """Rates, samples and optimiser steps, in brackets the shares of the paper's."""
+    group, rates, spent = protocol.group, protocol.rates, protocol.spent
+    steps = {label: f"{row['optimiser_steps']:,}" for label, row in spent.items()}
+    if BASELINE in steps:
+        steps[BASELINE] += f" {_share(spent[BASELINE]['optimiser_steps'] / SDPO_STEPS)}"
+    return (
+        f"{group.reward}, K = {group.steps}",
+        *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
+        f"{protocol.samples:,} {_share(protocol.samples / SAMPLES)}",
+        *(steps.get(label, "not run") for label in METHODS),
+    )
+
+
+def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
+    """Rows of the table's frame, one a method."""
+    group = protocol.group
+    return [
+        {
+            **context(group),
+            "label": label,
+            "learning_rate": rate,
+            "samples": protocol.spent[label]["samples"],
+            "optimiser_steps": protocol.spent[label]["optimiser_steps"],
+            "run_ids": run_ids(group, label, [run.config["seed"] for run in group.runs if run.label == label]),
+        }
+        for label, rate in protocol.rates.items()
+    ]
+
+
+def _protocol_answer(found: list[Protocol]) -> str:
+    """For which learning rates and lengths a statement about the order of the methods holds."""
+    own = [protocol.cell for protocol in found if not protocol.one_rate]
+    shared = [protocol.cell for protocol in found if protocol.one_rate]
+    ways = [
+        f"{what} on {cells_text(cells)}"
+        for what, cells in (("learning rates of their own", own), ("one learning rate for all", shared))
+        if cells
+    ]
+    samples = _range([protocol.samples / SAMPLES for protocol in found])
+    lengths = [f"{samples} of the {SAMPLES:,} samples of a run in the paper's figure"]
+    steps = [protocol.spent[BASELINE]["optimiser_steps"] for protocol in found if BASELINE in protocol.spent]
+    if steps:
+        shares = _range([count / SDPO_STEPS for count in steps])
+        lengths.append(f"{shares} of the {SDPO_STEPS:,} optimiser steps that SDPO takes there")
+    answer = (
+        f"What is said about the order of the methods holds for this protocol and length: {'; '.join(ways)}; "
+        f"{' and '.join(lengths)}."
+    )
+    if own:
+        answer += (
+            " Orders at one rate for all methods are in the table order_rate of the profiles that sweep learning rates."
+        )
+    return answer
 
 
 def _range(shares: list[float]) -> str:
@@ -120,6 +161,52 @@ RATED = {  # by how many optimiser steps they take: labels without their learnin
 }
 
 
+class RatedCase(NamedTuple):
+    """Values of the methods of a row of `RATED` at one learning rate, in one group, split and number of steps."""
+
+    group: Group
+    split: str
+    title: str
+    rate: float
+    steps: int
+    cells: dict[str, Values]
+
+    @property
+    def points(self) -> dict[str, float]:
+        """Interquartile means by method."""
+        return {name: float(iqm(list(values.values()))) for name, values in self.cells.items()}
+
+    @property
+    def order(self) -> list[str]:
+        """Methods, best first."""
+        return sorted(self.cells, key=lambda name: -self.points[name])
+
+    @property
+    def first_above(self) -> bool:
+        """Whether the row's first method, SDPO, is above its second, DDPO."""
+        first, second, *_ = self.points.values()
+        return first > second
+
+    @property
+    def whole(self) -> bool:
+        """Whether all methods are in the row's order."""
+        return all(better > worse for better, worse in pairwise(self.points.values()))
+
+
+def rated_cases(group: Group, split: str, title: str, steps: list[int]) -> dict[float, list[RatedCase | None]]:
+    """By learning rate at which all methods of a row of `RATED` were run: a case for each number of steps, None where
+    one of them was not evaluated."""
+    found = {}
+    for rate, labels in _swept(group).items():
+        names = RATED[title]
+        if {*names} <= labels.keys():
+            cells = {k: {name: group.cell(labels[name], group.reward, split, k) for name in names} for k in steps}
+            found[rate] = [
+                RatedCase(group, split, title, rate, k, own) if all(own.values()) else None for k, own in cells.items()
+            ]
+    return found
+
+
 def rate_order_table(groups: list[Group]) -> Table | None:
     """Order of the paper's methods where all have the same learning rate, for each rate of a sweep, whose labels end in
     their rate. Groups of one device and model; None without all methods of a row of `RATED` at one rate."""
@@ -127,59 +214,18 @@ def rate_order_table(groups: list[Group]) -> Table | None:
     steps = sorted({k for group in groups for k in group.steps_evaluated})
     splits = sorted({split for group in groups for split in group.splits})
     blocks: list[Block] = []
-    long, seeds = [], set()
-    whole: dict[tuple[str, int], list[str]] = {}  # the rates at which the paper's order holds at every step count
-    leads: dict[str, list[bool]] = {}  # by block: whether SDPO is above DDPO
-    for split in splits:
-        for title, names in RATED.items():
-            rows = []
-            for group, rate, labels in ((g, *item) for g in groups for item in _swept(g).items()):
-                if not {*names} <= labels.keys():
-                    continue
-                texts, above, held = [], [], []
-                for k in steps:
-                    cells = {name: group.cell(labels[name], group.reward, split, k) for name in names}
-                    if not all(cells.values()):
-                        texts.append(DASH)
-                        continue
-                    points = {name: float(iqm(list(values.values()))) for name, values in cells.items()}
-                    order = sorted(names, key=lambda name: -points[name])
-                    decimals = decimals_of(points.values())
-                    texts.append(", ".join(f"{name} {points[name]:.{decimals}f}" for name in order))
-                    above.append(points[names[0]] > points[names[1]])
-                    held.append(all(points[better] > points[worse] for better, worse in pairwise(names)))
-                    seeds |= {seed for values in cells.values() for seed in values}
-                    long += [
-                        {
-                            **context(group),
-                            "split": split,
-                            "learning_rate": rate,
-                            "compared": title,
-                            "steps": k,
-                            "whole_order": held[-1],
-                            "rank": rank,
-                            "label": name,
-                            "n": len(cells[name]),
-                            "value": points[name],
-                            "run_ids": run_ids(group, labels[name], cells[name]),
-                        }
-                        for rank, name in enumerate(order, 1)
-                    ]
-                leads.setdefault(title, []).extend(above)
-                if names == METHODS and held and all(held):
-                    whole.setdefault((group.reward, group.steps), []).append(f"{rate:g}")
-                rows.append(
-                    (
-                        f"{group.reward}, K = {group.steps}",
-                        f"{rate:g}",
-                        *texts,
-                        *(f"{sum(found)} of {len(found)}" for found in (above, held)),
-                    )
-                )
-            if rows:
-                blocks.append((f"{split} prompts: {title}", tuple(rows)))
-    if not long:
+    known: list[RatedCase] = []
+    for split, title in product(splits, RATED):
+        rows = []
+        for group in groups:
+            for rate, cases in rated_cases(group, split, title, steps).items():
+                rows.append((f"{group.reward}, K = {group.steps}", f"{rate:g}", *_rated_texts(cases)))
+                known += [case for case in cases if case]
+        if rows:
+            blocks.append((f"{split} prompts: {title}", tuple(rows)))
+    if not known:
         return None
+    seeds = {seed for case in known for values in case.cells.values() for seed in values}
     only = "one tuning seed" if len(seeds) == 1 else f"{len(seeds)} tuning seeds"
     note = (
         f"{only.capitalize()}: no interval, no verdict. Best first, by value. The last columns: at how many "
@@ -187,24 +233,75 @@ def rate_order_table(groups: list[Group]) -> Table | None:
         + ", or ".join(" > ".join(names) for names in RATED.values())
         + "."
     )
-    found = "; ".join(f"{cells_text([cell])} at {joined(rates)}" for cell, rates in whole.items())
-    counts = "; ".join(
-        f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(sides)} of {len(sides)} cases"
-        for title, sides in leads.items()
-    )
-    answer = (
-        f"One learning rate for all methods, {only}, no interval and no verdict: the paper's whole order, "
-        f"{' > '.join(METHODS)}, stands at every number of sampling steps "
-        f"{f'on {found}' if found else 'at no rate'}. Of {counts}."
-    )
     return Table(
         f"order_rate{file_suffix(first)}",
         f"Order by shared learning rate, {first.model} on {first.device}",
         note_of(note, blocks, first.profile),
         step_header("trained on", steps, "SDPO above DDPO", "whole order", first=("learning rate",)),
         tuple(blocks),
-        pd.DataFrame(long),
-        answer,
+        pd.DataFrame([row for case in known for row in _rated_frame(case)]),
+        _rated_answer(known, only),
+        Subject.ORDER,
+    )
+
+
+def _rated_texts(cases: list[RatedCase | None]) -> list[str]:
+    """Cells of a row: the order at each number of steps, then in how many the methods stand as in the paper."""
+    texts = []
+    for case in cases:
+        if case is None:
+            texts.append(DASH)
+            continue
+        points = case.points
+        decimals = decimals_of(points.values())
+        texts.append(", ".join(f"{name} {points[name]:.{decimals}f}" for name in case.order))
+    known = [case for case in cases if case]
+    counts = sum(case.first_above for case in known), sum(case.whole for case in known)
+    return [*texts, *(f"{count} of {len(known)}" for count in counts)]
+
+
+def _rated_frame(case: RatedCase) -> list[dict[str, object]]:
+    """Rows of the table's frame, one a method."""
+    labels, points = _swept(case.group)[case.rate], case.points
+    return [
+        {
+            **context(case.group),
+            "split": case.split,
+            "learning_rate": case.rate,
+            "compared": case.title,
+            "steps": case.steps,
+            "whole_order": case.whole,
+            "rank": rank,
+            "label": name,
+            "n": len(case.cells[name]),
+            "value": points[name],
+            "run_ids": run_ids(case.group, labels[name], case.cells[name]),
+        }
+        for rank, name in enumerate(case.order, 1)
+    ]
+
+
+def _rated_answer(known: list[RatedCase], only: str) -> str:
+    """At which rates the paper's whole order stands at every number of steps, and how often SDPO is above DDPO."""
+    whole: dict[tuple[str, int], list[str]] = {}
+    places = groupby(
+        (case for case in known if RATED[case.title] == METHODS), key=lambda case: (case.split, case.group, case.rate)
+    )
+    for (_, group, rate), cases in places:
+        if all(case.whole for case in cases):
+            whole.setdefault((group.reward, group.steps), []).append(f"{rate:g}")
+    found = "; ".join(f"{cells_text([cell])} at {joined(rates)}" for cell, rates in whole.items())
+    above: dict[str, list[bool]] = {}
+    for case in known:
+        above.setdefault(case.title, []).append(case.first_above)
+    counts = "; ".join(
+        f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(sides)} of {len(sides)} cases"
+        for title, sides in above.items()
+    )
+    return (
+        f"One learning rate for all methods, {only}, no interval and no verdict: the paper's whole order, "
+        f"{' > '.join(METHODS)}, stands at every number of sampling steps "
+        f"{f'on {found}' if found else 'at no rate'}. Of {counts}."
     )
 
 

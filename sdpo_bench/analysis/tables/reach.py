@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
-from sdpo_bench.analysis.tables.base import DASH, Block, Table, context, note_of, run_ids
+from sdpo_bench.analysis.tables.base import BASELINE, DASH, Block, Subject, Table, at_steps, context, note_of, run_ids
 from sdpo_bench.analysis.tables.means import MEANS, mean_text, summarised
 from sdpo_bench.records.frames import COUNTERS
 from sdpo_bench.records.reader import RunRecord
@@ -16,9 +16,28 @@ from sdpo_bench.records.reader import RunRecord
 TARGET = "DDPO"  # whose final reward the others are to reach
 
 
-# Cost to reach DDPO's reward ------------------------------------------------------------------------------------
-
 COSTS = (*COUNTERS, "seconds")
+
+
+HEADER = (
+    "method",
+    "runs that reach it",
+    "samples",
+    "reward queries",
+    "optimiser steps",
+    "model evaluations",
+    "seconds",
+)
+
+
+NOTE = (
+    f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
+    f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
+    "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already."
+)
+
+
+NEVER = "never"  # a cell of a label none of whose runs reaches the target
 
 
 def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +70,16 @@ def cost_to_reach(values: np.ndarray, costs: np.ndarray, target: float) -> np.nd
     return np.asarray(costs[i - 1] + part * (costs[i] - costs[i - 1]))
 
 
+def _costs_by_seed(group: Group, label: str, split: str, steps: int) -> dict[int, np.ndarray | None]:
+    """By seed, what a label's run spent to reach the last value of the `TARGET` run; None: it never does."""
+    targets = group.curve_ends(TARGET, split, steps)
+    runs = {int(run.config["seed"]): run for run in group.runs if run.label == label}
+    return {
+        seed: cost_to_reach(*_curve(group, runs[seed], split, steps), targets[seed])
+        for seed in sorted(runs.keys() & targets.keys())
+    }
+
+
 def reach_table(group: Group) -> Table | None:
     """What each method or ablation spends to reach the final reward of the DDPO run of the same seed; None without
     DDPO."""
@@ -59,76 +88,58 @@ def reach_table(group: Group) -> Table | None:
     if TARGET not in trained or len(trained) < 2:
         return None
     blocks: list[Block] = []
-    long, texts = [], []
+    long: list[dict[str, object]] = []
+    texts = []
     for steps in group.steps_evaluated:
-        targets = group.curve_ends(TARGET, split, steps)
         if any(len(_curve(group, run, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
             continue  # evaluated at the end alone: nothing to interpolate between
-        rows: list[tuple[str, ...]] = []
-        sdpo = ""
+        rows: dict[str, tuple[str, ...]] = {}
         for label in trained:
-            runs = {int(run.config["seed"]): run for run in group.runs if run.label == label}
-            curves = {seed: _curve(group, runs[seed], split, steps) for seed in sorted(runs.keys() & targets.keys())}
-            found = {seed: cost_to_reach(*curve, targets[seed]) for seed, curve in curves.items()}
+            found = _costs_by_seed(group, label, split, steps)
             reached = {seed: costs for seed, costs in found.items() if costs is not None}
             cells = {name: {seed: float(costs[i]) for seed, costs in reached.items()} for i, name in enumerate(COSTS)}
-            texts_of = [_cost_text(cells[name], len(found)) for name in COSTS]
-            rows.append((label, f"{len(reached)} of {len(found)}" if found else DASH, *texts_of))
-            long += [
-                {
-                    **context(group),
-                    "split": split,
-                    "steps": steps,
-                    "label": label,
-                    "runs_compared": len(found),
-                    "reached": len(reached),
-                    "cost": name,
-                    **summarised(cells[name]),
-                    "run_ids": run_ids(group, label, found),
-                }
-                for name in COSTS
-            ]
-            if label == "SDPO" and found:
-                sdpo = f"in {len(reached)} of {len(found)} runs" + (
-                    f", {texts_of[0]} samples and {texts_of[1]} reward queries" if reached else ""
-                )
-        blocks.append((f"{split} prompts, {steps} sampling step{'s' * (steps > 1)}", tuple(rows)))
-        texts += [f"at {steps} step{'s' * (steps > 1)} {sdpo}"] if sdpo else []
+            rows[label] = (
+                f"{len(reached)} of {len(found)}" if found else DASH,
+                *(_cost_text(cells[name], len(found)) for name in COSTS),
+            )
+            place = {**context(group), "split": split, "steps": steps, "label": label}
+            counts = {"runs_compared": len(found), "reached": len(reached)}
+            ids = run_ids(group, label, found)
+            long += [{**place, **counts, "cost": name, **summarised(cells[name]), "run_ids": ids} for name in COSTS]
+        blocks.append((f"{split} prompts, {at_steps(steps)}", tuple((label, *row) for label, row in rows.items())))
+        texts += _at_steps_text(steps, rows.get(BASELINE))
     if not blocks:
         return None
-    last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]
-    spent = (
-        (
-            f" ({TARGET} spent {np.mean([row['samples'] for row in last]):,.0f} samples and "
-            f"{np.mean([row['reward_queries'] for row in last]):,.0f} queries)"
-        )
-        if last
-        else ""
-    )
-    answer = f"SDPO reaches {TARGET}'s final {group.reward}{spent} {'; '.join(texts)}." if texts else ""
-    note = (
-        f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
-        f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
-        "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already."
-    )
-    header = (
-        "method",
-        "runs that reach it",
-        "samples",
-        "reward queries",
-        "optimiser steps",
-        "model evaluations",
-        "seconds",
-    )
     return Table(
         f"reach{group.suffix}",
         f"Cost to reach {TARGET}'s final {group.reward}, {group.title}",
-        note_of(note, blocks, group.profile),
-        header,
+        note_of(NOTE, blocks, group.profile),
+        HEADER,
         tuple(blocks),
         pd.DataFrame(long),
-        f"K = {group.steps}, {split} prompts: {answer}" if answer else "",
+        _answer(group, split, texts),
+        Subject.REACH,
     )
+
+
+def _at_steps_text(steps: int, row: tuple[str, ...] | None) -> list[str]:
+    """In how many runs SDPO reaches the target at a number of sampling steps, and what it spends."""
+    if row is None or row[0] == DASH:
+        return []
+    reaching, samples, queries, *_ = row
+    spent = f", {samples} samples and {queries} reward queries" if samples != NEVER else ""
+    return [f"at {steps} step{'s' * (steps > 1)} in {reaching} runs{spent}"]
+
+
+def _answer(group: Group, split: str, texts: list[str]) -> str:
+    """What SDPO needs, beside what the target's runs spent in all."""
+    if not texts:
+        return ""
+    last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]
+    samples, queries = ([row[name] for row in last] for name in ("samples", "reward_queries"))
+    spent = f" ({TARGET} spent {np.mean(samples):,.0f} samples and {np.mean(queries):,.0f} queries)" if last else ""
+    where = f"K = {group.steps}, {split} prompts"
+    return f"{where}: {BASELINE} reaches {TARGET}'s final {group.reward}{spent} {'; '.join(texts)}."
 
 
 def _cost_text(values: Values, compared: int) -> str:
@@ -136,7 +147,7 @@ def _cost_text(values: Values, compared: int) -> str:
     if not compared:
         return DASH
     if not values:
-        return "never"
+        return NEVER
     if len(values) == compared:
         return mean_text(values, 0, ",")
     return ", ".join(f"{value:,.0f}" for value in values.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from sdpo_bench.analysis.comparisons import (
 )
 from sdpo_bench.analysis.tables.base import (
     DASH,
+    Subject,
     Table,
     cell_text,
     context,
@@ -24,6 +26,7 @@ from sdpo_bench.analysis.tables.base import (
     run_ids,
     step_header,
     summary,
+    values_text,
 )
 from sdpo_bench.analysis.tables.orders import leaders
 from sdpo_bench.records.frames import COUNTERS
@@ -35,7 +38,13 @@ CELLS = (
 
 
 def _value_table(
-    group: Group, name: str, title: str, note: str, reward: str, extra: Mapping[str, str] | None = None
+    group: Group,
+    name: str,
+    title: str,
+    note: str,
+    reward: str,
+    subject: Subject,
+    extra: Mapping[str, str] | None = None,
 ) -> Table:
     """Rows are methods, columns sampling steps, blocks the splits; `extra` adds a column of text per label."""
     frame = group.values[group.values["reward"] == reward]
@@ -62,7 +71,7 @@ def _value_table(
                         "value": value,
                         "low": low,
                         "high": high,
-                        "runs": " ".join(f"{v:.6g}" for v in cells[k].values()),
+                        "runs": values_text(cells[k]),
                         "run_ids": run_ids(group, label, cells[k]),
                     }
                 )
@@ -74,23 +83,28 @@ def _value_table(
         step_header("method", steps, first=("samples",) if extra else ()),
         tuple(blocks),
         pd.DataFrame(long),
-        leaders(group) if name.startswith("main") else "",
+        subject=subject,
     )
 
 
 def main_table(group: Group, reward: str | None = None) -> Table:
     """Final values by method and sampling steps, of the trained reward or of another (did the run only hack
     its own?)."""
-    other = reward is not None and reward != group.reward
-    reward = reward or group.reward
-    what = f"{reward} of runs {group.title}" if other else f"{reward}, {group.title}"
-    note = CELLS + (
-        f" No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked its reward."
-        if other
-        else ""
-    )
-    name = f"other{group.suffix}_{name_part(reward)}" if other else f"main{group.suffix}"
-    return _value_table(group, name, what, note, reward)
+    if reward is not None and reward != group.reward:
+        note = (
+            f"{CELLS} No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked "
+            "its reward."
+        )
+        name = f"other{group.suffix}_{name_part(reward)}"
+        return _value_table(group, name, f"{reward} of runs {group.title}", note, reward, Subject.OTHER_REWARDS)
+    title = f"{group.reward}, {group.title}"
+    table = _value_table(group, main_name(group), title, CELLS, group.reward, Subject.MAIN)
+    return replace(table, answer=leaders(group))
+
+
+def main_name(group: Group) -> str:
+    """Name of a group's main table."""
+    return f"main{group.suffix}"
 
 
 def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
@@ -109,7 +123,7 @@ def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
         f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
     )
     title = f"{group.reward} at equal reward queries, {group.title}"
-    return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, used)
+    return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, Subject.EQUAL_QUERIES, used)
 
 
 def cost_table(group: Group) -> Table:
@@ -171,4 +185,5 @@ def cost_table(group: Group) -> Table:
         header,
         tuple(blocks),
         pd.DataFrame(long),
+        subject=Subject.COST,
     )

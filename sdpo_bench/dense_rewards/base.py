@@ -1,0 +1,83 @@
+"""What every dense reward has in common: the plan of its queries, and the rewards that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.types import Trajectory
+
+SIMILARITY_FLOOR = 1e-4  # cosines can be negative; weights below this would make the average explode
+
+
+Score = Callable[[Tensor, list[str]], Tensor]
+"""Predicted clean latents [N, C, H, W] and their N prompts to rewards float32 [N]."""
+
+
+class QueryPlan(NamedTuple):
+    """queried bool [B, G, K]; weights [B, G, K, K] of each step's (third axis) average over queried ones, 0 elsewhere.
+    A queried step's own weights are not used."""
+
+    queried: Tensor
+    weights: Tensor
+
+
+class Plan:
+    """See the package's docstring."""
+
+    name: ClassVar[str]
+    meaning: ClassVar[str]
+    queries: ClassVar[int | None] = None
+    compares: ClassVar[bool] = False
+
+    def __call__(self, trajectory: Trajectory) -> QueryPlan:
+        """Which steps of `trajectory` are queried; the last one is, of every sample."""
+        raise NotImplementedError
+
+
+def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
+    """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried are read.
+
+    The last step is always queried. What is averaged is the distance from its reward, in float64: equal rewards then
+    stay equal to the bit, where rounding would make differences that the advantages' division magnifies.
+    """
+    last = values[..., -1:].double()
+    distance = torch.where(plan.queried, values - last, 0)
+    weights = plan.weights.double()
+    between = last + (weights * distance[..., None, :]).sum(-1) / weights.sum(-1)
+    return torch.where(plan.queried, values, between.to(values))
+
+
+def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor, int]:
+    """Rewards at the `queried` [B, G, K] steps, NaN elsewhere, and how many pictures were scored: a group's first
+    picture once."""
+    unique = unshared(queried)
+    index = unique.nonzero()
+    pictures = trajectory.predicted_clean[tuple(index.T)]
+    rewards = score(pictures, [trajectory.prompts[i] for i in index[:, 0].tolist()])
+    values = torch.full(queried.shape, torch.nan, device=pictures.device)
+    values[tuple(index.T)] = rewards.to(values)
+    values[:, 1:, 0] = torch.where(queried[:, 1:, 0], values[:, :1, 0], values[:, 1:, 0])
+    return values, len(index)
+
+
+def last_queried(values: Tensor, queried: Tensor) -> Tensor:
+    """The reward [B, G, K] last queried at or before each step (fixed before its noise), 0 where there is none."""
+    steps = torch.arange(queried.shape[-1], device=queried.device)
+    latest = torch.where(queried, steps, -1).cummax(-1).values
+    return torch.where(latest >= 0, values.gather(-1, latest.clamp_min(0)), 0)
+
+
+def unshared(queried: Tensor) -> Tensor:
+    """`queried` without the first step of all but the first sample of each group, which show the same picture."""
+    unique = queried.clone()
+    unique[:, 1:, 0] = False
+    return unique
+
+
+def none(trajectory: Trajectory) -> Tensor:
+    """False [B, G, K], where the latents are."""
+    return torch.zeros_like(trajectory.log_prob, dtype=torch.bool, device=trajectory.predicted_clean.device)
