@@ -186,7 +186,7 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     from sdpo_bench.records.identity import fewer_epochs, nearest_run
 
     if (nearest := nearest_run(raw, row)) is not None:
-        folder, found = nearest.folder, nearest.differences
+        folder, found = nearest
         only_epochs = all(text.startswith("epochs ") for text in found)
         if only_epochs and (why := fewer_epochs(folder, row)):
             raise UserError(f"--resume: {why}, with another --label or --out")

@@ -71,8 +71,9 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
             continue
         nearest = nearest_run(folder / "raw", run.config.to_json(), besides=planned)
         if nearest is not None:
-            others.append(nearest.folder)
-            for words in nearest.differences:
+            other, settings = nearest
+            others.append(other)
+            for words in settings:
                 found[words] = found.get(words, 0) + 1
     if others:
         counted = ", ".join(words if n == len(others) else f"{words}, of {n} runs" for words, n in found.items())

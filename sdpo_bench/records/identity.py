@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdpo_bench.records import schema
 from sdpo_bench.records.files import (
@@ -177,22 +177,15 @@ def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
     return max(found, key=lambda path: len(read_rows(path / "train.jsonl", torn_ok=True)), default=own)
 
 
-class NearRun(NamedTuple):
-    """A run that resembles a configuration, and in words each setting with which it can't go on."""
-
-    folder: Path
-    differences: list[str]
-
-
-def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> NearRun | None:
+def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[Path, list[str]] | None:
     """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
     what; None where there is none. Runs whose names are in `besides` are passed over."""
     found = [
-        NearRun(path, differences(stored, config, _may_be_extended(path)))
+        (path, differences(stored, config, _may_be_extended(path)))
         for path, stored in _alike(raw, config)
         if path.name not in besides
     ]
-    return min(found, key=lambda near: len(near.differences), default=None)
+    return min(found, key=lambda entry: len(entry[1]), default=None)
 
 
 def _alike(raw: Path, config: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:

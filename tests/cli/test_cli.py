@@ -63,7 +63,7 @@ TINY_ARGUMENTS = [
     ("arguments", "message"),
     [
         (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, compare, doctor"),
-        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, prdp"),
+        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: d3po, ddpo, ddpo_dense, grpo"),
         (["train", "--reward", "beauty"], "unknown reward 'beauty'; choose one of: alignment, alignment_heldout"),
         (["train", "--eval-rewards", "beauty"], "unknown reward 'beauty'; choose one of"),
         (["train", "--options", "gama", "1"], "unknown option 'gama' of sdpo; it has: gamma, scale, step_discount"),
