@@ -91,4 +91,5 @@ def test_the_examples_train_and_are_shown(written):
     tables, figures = (written / "runs" / "all" / name for name in ("tables", "figures"))
     main = next(tables.glob("main_*.md")).read_text()
     assert main.index("| SDPO") < main.index("| REINFORCE")  # the study's methods come first
+    assert "; ends: first and last, linear. Minus 3's" in next(tables.glob("dense_budgets*.md")).read_text()
     assert "first and last, linear" in next(figures.glob("dense*.svg")).read_text()
