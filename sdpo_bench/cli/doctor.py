@@ -16,7 +16,7 @@ from sdpo_bench.config import (
     TrainingMemoryConfig,
     flag,
     flat,
-)  # fmt: skip
+)
 from sdpo_bench.errors import UserError
 
 

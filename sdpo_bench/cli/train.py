@@ -23,7 +23,7 @@ from sdpo_bench.config import (
     TrainingEvaluationConfig,
     TrainingMemoryConfig,
     flat,
-)  # fmt: skip
+)
 from sdpo_bench.errors import UserError
 from sdpo_bench.interruption import Interrupted, exit_code, watched
 from sdpo_bench.terminal import echo

@@ -118,7 +118,7 @@ def test_damaged_parts_are_named(copy, tmp_path, monkeypatch, capsys, name, part
 
 @pytest.mark.parametrize(("index", "message"), [
     ({"_class_name": ["custom", "StableDiffusionPipeline"]}, '_class_name in model_index.json is ["custom", "Stable'),
-    ({"_class_name": None}, "_class_name in model_index.json is null; expected one of Stable"),
+    ({"_class_name": None}, "_class_name in model_index.json is null; expected one of Flux"),
     ({"_class_name": 3}, "_class_name in model_index.json is 3"),
     ({"_class_name": {}}, "_class_name in model_index.json is {}"),
     ({}, "_class_name in model_index.json is null"),

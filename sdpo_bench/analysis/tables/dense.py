@@ -12,10 +12,12 @@ from sdpo_bench.analysis.comparisons import Group, Values, parent
 from sdpo_bench.analysis.tables.base import Block, Subject, Table, context, file_suffix, joined, note_of
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 from sdpo_bench.analysis.tables.pairs import differences
-from sdpo_bench.catalogue import BUDGETS
+from sdpo_bench.catalogue import BUDGETS, DENSE_REWARDS
 from sdpo_bench.records.reader import RunRecord
 
-ANCHORED = "3"  # the paper's: the first, the last and an anchor between
+ANCHORED = {entry.name: entry.budget for entry in DENSE_REWARDS}[
+    "anchored"
+]  # the paper's: the first, the last and an anchor between
 
 
 Probe = tuple[RunRecord, dict[str, Any]]  # a run and a row of its dense.jsonl
@@ -138,10 +140,11 @@ def dense_budgets_table(groups: list[Group]) -> Table | None:
             )
     if not long:
         return None
+    added = "".join(f"; {name}: {entry.title}" for name, entry in BUDGETS.items() if entry.row is None)
     note = (
         f"{MEASURED} Budgets: the final reward at every step (terminal), 2, 3 (the paper's anchored prediction), 4 "
-        "or an adaptive number of queries, and 3 joined by straight lines (linear3). Minus 3's: difference of "
-        "errors, paired by run."
+        f"or an adaptive number of queries, and 3 joined by straight lines (linear3){added}. Minus 3's: difference "
+        "of errors, paired by run."
     )
     compared = [
         f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
