@@ -94,7 +94,7 @@ def csv(frame: pd.DataFrame) -> str:
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
     safe = frame.copy()
     for name in texts:
-        safe[name] = [_no_formula(cell) for cell in frame[name].tolist()]
+        safe[name] = pd.Series([_no_formula(cell) for cell in frame[name].tolist()], index=frame.index)
     return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
