@@ -116,7 +116,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
     echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
-    echo(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
+    echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")
     weights = folder / ("adapter" if config.finetune == "lora" else "model")
     if weights.is_dir():
         how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_bench import interruption
-from sdpo_bench.analysis.outputs import reference_results, shown, write_all
+from sdpo_bench.analysis.outputs import reference_results, shown, write_profile
 from sdpo_bench.analysis.paper import load_curves, shows
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
@@ -291,8 +291,7 @@ def reproduce(
         print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
         return interruption.exit_code(stop)
     if any(run.state == "done" for run in runs):
-        write_all(folder)
-        echo(summarise(folder, profile, runs, time.monotonic() - begin))
+        echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(

@@ -137,7 +137,7 @@ COST_HEADER = (
 
 
 class Cost(NamedTuple):
-    """What the runs of a label cost: counters at the end (mean over runs) and seconds of an epoch by phase (mean over
+    """Cost of the runs of a label: counters at the end (mean over runs) and seconds of an epoch by phase (mean over
     epochs)."""
 
     runs: list[RunRecord]
@@ -168,7 +168,7 @@ def _cost_row(cost: Cost) -> tuple[str, ...]:
 
 
 def cost_table(group: Group) -> Table:
-    """What a run of each label cost: totals at its end, seconds per epoch as recorded on its device."""
+    """Cost of a run of each label: totals at its end, seconds per epoch as recorded on its device."""
     blocks, long = [], []
     for title, labels in (
         ("", [label for label in group.labels if parent(label) is None]),
