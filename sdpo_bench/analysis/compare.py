@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups
+from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups, steps_of
 from sdpo_bench.analysis.render import aligned, csv, markdown, text
 from sdpo_bench.analysis.statistics import student
 from sdpo_bench.analysis.tables.base import DASH, Table, joined
@@ -145,7 +146,7 @@ def _measured_alike(pair: Pair) -> bool:
 
 
 def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
-    """What decides how a run's values of a reward were measured."""
+    """Everything that decides how a run's values of a reward were measured."""
     rows = [row for row in run.eval if row["reward"] == reward]
     version = run.provenance.get("rewards", {}).get(reward, {})
     prompts = {split: list(names) for row in rows for split, names in row["prompts"].items()}
@@ -189,7 +190,7 @@ def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
     return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
 
 
-def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.PathLike[str]) -> str:
+def compare_with_reference(mine: list[Group], reference: list[Group]) -> str:
     """Text: per label and step count my value against the reference results' and whether it lies within
     tolerance.
 
@@ -198,46 +199,67 @@ def compare_with_reference(mine: str | os.PathLike[str], reference: str | os.Pat
     value in 20 falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices
     may differ; model, reward, K may not.
     """
-    theirs = {(g.model, g.reward, g.steps): g for g in reversed(load_groups(reference))}
+    theirs = {(g.model, g.reward, g.steps): g for g in reversed(reference)}
     lines: list[str] = []
     verdicts: list[str] = []
-    for group in load_groups(mine):
+    for group in mine:
         other = theirs.get((group.model, group.reward, group.steps))
         lines += [group.title, f"reference: {other.device if other else 'none, nothing to compare with'}", ""]
-        if other is None:
-            continue
-        rows: list[tuple[str, ...]] = [("prompts", "method", "steps", "mine", "reference", "tolerance", "")]
-        frame = group.values[group.values["reward"] == group.reward]
-        for split in sorted(frame["split"].unique()):
-            for steps in sorted(int(k) for k in frame["steps"].unique()):
-                spread, freedom = _spread(other, split, steps)
-                for label in sorted({*group.labels, *other.labels}, key=label_key):
-                    x = list(group.cell(label, group.reward, split, steps).values())
-                    y = list(other.cell(label, group.reward, split, steps).values())
-                    tolerance, verdict = np.nan, "not in both"
-                    if x and y:
-                        tolerance = (
-                            0.01 * abs(y[0])
-                            if label == START
-                            else float(student(max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
-                        )
-                        within = abs(np.mean(x) - np.mean(y)) <= tolerance
-                        verdict = "no spread" if np.isnan(tolerance) else "within" if within else "OUTSIDE"
-                    verdicts.append(verdict)
-                    rows.append(
-                        (
-                            split,
-                            label,
-                            str(steps),
-                            *(f"{np.mean(v):.3f} (n={len(v)})" if v else DASH for v in (x, y)),
-                            DASH if np.isnan(tolerance) else f"{tolerance:.3f}",
-                            verdict,
-                        )
-                    )
-        lines += [*aligned(rows), ""]
-    inside, outside = verdicts.count("within"), verdicts.count("OUTSIDE")
+        if other is not None:
+            compared = _values_compared(group, other)
+            verdicts += [value.verdict for value in compared]
+            heads = ("prompts", "method", "steps", "mine", "reference", "tolerance", "")
+            lines += [*aligned([heads, *map(_value_row, compared)]), ""]
+    inside, outside = verdicts.count(WITHIN), verdicts.count(OUTSIDE)
     lines.append(
         f"{inside} of {inside + outside} values within tolerance; about 1 in 20 falls outside by "
         f"chance; {len(verdicts) - inside - outside} not compared."
     )
     return "\n".join(lines)
+
+
+WITHIN, OUTSIDE = "within", "OUTSIDE"
+
+
+class Compared(NamedTuple):
+    """Values of the runs of a label at a number of steps, mine and the reference's, and how far their means may be
+    apart; NaN where this is not known."""
+
+    split: str
+    label: str
+    steps: int
+    mine: list[float]
+    reference: list[float]
+    tolerance: float
+
+    @property
+    def verdict(self) -> str:
+        if not self.mine or not self.reference:
+            return "not in both"
+        if np.isnan(self.tolerance):
+            return "no spread"
+        return WITHIN if abs(np.mean(self.mine) - np.mean(self.reference)) <= self.tolerance else OUTSIDE
+
+
+def _values_compared(group: Group, other: Group) -> list[Compared]:
+    """The values of the trained reward in either group."""
+    found = []
+    frame = group.values[group.values["reward"] == group.reward]
+    for split in sorted(frame["split"].unique()):
+        for steps in steps_of(frame):
+            spread, freedom = _spread(other, split, steps)
+            for label in sorted({*group.labels, *other.labels}, key=label_key):
+                x, y = (list(g.cell(label, g.reward, split, steps).values()) for g in (group, other))
+                tolerance = np.nan
+                if x and y and label == START:
+                    tolerance = 0.01 * abs(y[0])
+                elif x and y:
+                    tolerance = float(student(max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))
+                found.append(Compared(split, label, steps, x, y, tolerance))
+    return found
+
+
+def _value_row(value: Compared) -> tuple[str, ...]:
+    means = (f"{np.mean(v):.3f} (n={len(v)})" if v else DASH for v in (value.mine, value.reference))
+    tolerance = DASH if np.isnan(value.tolerance) else f"{value.tolerance:.3f}"
+    return (value.split, value.label, str(value.steps), *means, tolerance, value.verdict)

@@ -159,7 +159,7 @@ class Group:
         return self._cells if self.full is None else _by_seed(_last(self.curves))
 
     def curve_ends(self, label: str, split: str, steps: int) -> Values:
-        """As `cell` for the trained reward, but the last values of `curves`: what a curve's points are compared with
+        """Values by seed as `cell` gives them, but the last ones of `curves`: what a curve's points are compared with
         and the start's curves begin at."""
         return self._ends.get((label, self.reward, split, steps), {})
 

@@ -9,6 +9,7 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
+from sdpo_bench.analysis.comparisons import Results, load_results
 from sdpo_bench.analysis.paper import CURVES, paper_files
 from sdpo_bench.analysis.report import profile_files
 from sdpo_bench.records import generated
@@ -28,7 +29,7 @@ def shown(path: Path) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records and plan, or the paper's curves. None for a folder
+    """Sources of a folder's tables: a profile's raw records and plan, or the paper's curves. None for a folder
     that holds none."""
     found = [path for path in (folder / "raw", folder / CURVES) if path.exists()]
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
@@ -38,7 +39,19 @@ def files(folder: Path) -> dict[str, bytes]:
     """All that is generated in a folder, by name: tables, figures and pages."""
     if (folder / CURVES).is_file():
         return paper_files(folder)
-    return profile_files(folder)
+    return profile_files(load_results(folder))
+
+
+def write_profile(folder: Path) -> Results:
+    """Writes tables, figures and report of a profile's folder, as `write_all`; the results that they show."""
+    read: list[Results] = []
+
+    def build() -> dict[str, bytes]:  # called when no other process writes there, of which it must see the records
+        read.append(load_results(folder))
+        return profile_files(read[0])
+
+    generated.write(folder, build)
+    return read[0]
 
 
 def write_all(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from sdpo_bench.analysis.comparisons import START, Results, load_results, still_missing
+from sdpo_bench.analysis.comparisons import START, Results, still_missing
 from sdpo_bench.analysis.figures.build import PUBLISHED, drawings, figure_files, pictures
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.paper import METHODS
@@ -100,7 +99,7 @@ def sections(tables: list[Table]) -> list[Section]:
 
 
 def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
-    """What the provenances say, each fact with its distinct values over all runs, sorted."""
+    """Facts from the provenances, each with its distinct values over all runs, sorted."""
     found: dict[str, set[str]] = {"commit": set(), "device": set(), "threads": set(), "backend": set()}
     for run in runs:
         for p in (run.provenance, *run.provenance.get("earlier", [])):
@@ -117,7 +116,7 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
 
 
 def _summary(runs: list[RunRecord]) -> str:
-    """What was run, in a sentence."""
+    """The runs, in a sentence."""
     trained = [run for run in runs if run.label != START]
     if not trained:
         return "No trained run has finished: nothing to compare yet."
@@ -305,12 +304,11 @@ def _html(facts: dict[str, Any], drawn: dict[str, bytes]) -> str:
     return environment.get_template("report.html.j2").render({**facts, "figures": figures, "grids": grids}) + "\n"
 
 
-def profile_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """All that is generated in `results/<profile>`, by name: tables, figures, `README.md` and `report.html`.
+def profile_files(results: Results) -> dict[str, bytes]:
+    """All that is generated of a profile's results, by name: tables, figures, `README.md` and `report.html`.
 
-    Errors: `RecordError`, of unsound records.
+    Errors: `RecordError`, of a picture that cannot be read.
     """
-    results = load_results(folder)
     tables, figures = build_tables(results.groups), drawings(results.groups)
     drawn = figure_files(figures)
     facts = _facts(results, tables, figures)

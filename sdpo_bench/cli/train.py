@@ -166,7 +166,7 @@ def show_results(config: Any, out: Path, folder: Path) -> None:
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
     echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
-    echo(f"\n{speed(out, {folder.name})}\n\nrecords: {shown(folder)}")
+    echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")
     weights = folder / ("adapter" if config.finetune == "lora" else "model")
     if weights.is_dir():
         how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.experiments.workers import Worker
-from sdpo_bench.records.reader import load_run
+from sdpo_bench.records.reader import RunRecord
 from sdpo_bench.terminal import echo, printable
 
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
@@ -114,15 +115,12 @@ def pace(folder: Path) -> str:
     return f", {sum(seconds.values()):.2f} s an epoch ({parts})"
 
 
-def speed(folder: Path, names: set[str]) -> str:
-    """Seconds per epoch of sampling, reward and training, by label and K, over the named finished runs."""
+def speed(records: Iterable[RunRecord]) -> str:
+    """Seconds per epoch of sampling, reward and training, by label and K, over the finished runs among the records."""
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for path in sorted(folder.glob("raw/*")):
-        if path.name in names and (path / "done.json").exists():
-            record = load_run(path)
-            assert record.done is not None
-            if record.config["epochs"]:
-                rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
+    for record in sorted(records, key=lambda record: record.run_id):
+        if record.done is not None and record.config["epochs"]:
+            rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
     heads = " ".join(f"{name:>9}" for name in (*PHASES, "all"))
     lines = [f"{'seconds per epoch':<19} {heads}"] if rows else []
     for (label, steps), found in rows.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdpo_bench import interruption
-from sdpo_bench.analysis.outputs import reference_results, shown, write_all
+from sdpo_bench.analysis.outputs import reference_results, shown, write_profile
 from sdpo_bench.analysis.paper import load_curves, shows
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
@@ -166,6 +166,7 @@ def reproduce(
         print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
         return interruption.exit_code(stop)
     if any(run.state == "done" for run in runs):
+<<<<<<< HEAD
         write_all(folder)
         echo(summarise(folder, profile, runs, time.monotonic() - begin))
     return report_unfinished(folder, runs, again)
@@ -217,6 +218,9 @@ def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> N
 
 def report_unfinished(folder: Path, runs: Sequence[Run], again: str) -> int:
     """Names the runs that other processes hold and those that failed, and keeps the latter's logs; the exit code."""
+=======
+        echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
+>>>>>>> analysis
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdpo_bench.analysis.comparisons import Results
 from sdpo_bench.analysis.outputs import reference_results, shown
 from sdpo_bench.experiments import cost_model
 from sdpo_bench.experiments.progress import clock, speed
@@ -43,18 +44,19 @@ def space(runs: Sequence[Run], workers: int) -> str:
     return f"{sum(parts.values()) / 1e9:.1f} GB of disk at most ({text})"
 
 
-def summarise(folder: Path, profile: str, runs: Sequence[Run], seconds: float) -> str:
-    """What is printed at the end, of a profile with at least one finished run."""
+def summarise(results: Results, profile: str, runs: Sequence[Run], seconds: float) -> str:
+    """What is printed at the end, of a profile's results with at least one finished run."""
     from sdpo_bench.analysis.compare import compare_with_reference
-    from sdpo_bench.analysis.comparisons import load_results
+    from sdpo_bench.analysis.comparisons import load_groups
     from sdpo_bench.analysis.tables.build import render_terminal
 
-    parts = [render_terminal(load_results(folder)), speed(folder, {run.name for run in runs})]
+    folder, names = results.folder, {run.name for run in runs}
+    parts = [render_terminal(results), speed(record for record in results.runs if record.run_id in names)]
     reference = reference_results() / profile
     if reference.resolve() != folder.resolve():
         if any(reference.glob("raw/*/done.json")):
             title = f"Comparison with the committed results ({shown(reference)}):"
-            parts.append(f"{title}\n\n{compare_with_reference(folder, reference)}")
+            parts.append(f"{title}\n\n{compare_with_reference(results.groups, load_groups(reference))}")
         else:
             parts.append(f"No committed results of this profile ({shown(reference)}) to compare with.")
     finished = sum(run.state == "done" for run in runs)

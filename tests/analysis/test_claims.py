@@ -18,7 +18,7 @@ from sdpo_bench.analysis.paper import final_values, load_curves, shows
 from sdpo_bench.analysis.statistics import Interval
 from sdpo_bench.analysis.tables import claims
 from sdpo_bench.analysis.tables.base import DASH
-from sdpo_bench.analysis.tables.claims import Claim, beside_table, claims_table, order_claims, speedups, verdicts
+from sdpo_bench.analysis.tables.claims import Claim, beside_table, claims_table, order_claims, speedups
 from sdpo_bench.records.writer import RunWriter
 
 STEPS = (1, 2, 4, 8, 16, 50)
@@ -156,7 +156,7 @@ def test_tables_say_where_each_number_is_from(profile, group):
 def test_the_report_counts_the_verdicts(profile, group):
     frame = claims_table(group).frame
     counts = frame["verdict"].value_counts()
-    sentence = verdicts(group)
+    sentence = claims_table(group).answer
     assert sentence == (
         f"Of the paper's 35 claims about this setting: {counts['supported']} supported, {counts['contradicted']} "
         f"contradicted, {counts['not decided']} not decided, {counts['not measured']} not measured."

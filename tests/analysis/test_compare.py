@@ -199,7 +199,7 @@ def test_folders_that_differ_in_one_of_device_reward_and_k_share_nothing(tmp_pat
     write_other(tmp_path / "b", **other)
     with pytest.raises(UserError, match="share no label trained on the same reward, with the same K, on the same dev"):
         compare(str(tmp_path / "a"), str(tmp_path / "b"), Path())
-    text = compare_with_reference(tmp_path / "b", tmp_path / "a")
+    text = compare_with_reference(load_groups(tmp_path / "b"), load_groups(tmp_path / "a"))
     if "device" in other:
         assert "\nreference: cpu: Test Processor\n" in text, "the reference may be of another device"
     else:
@@ -233,7 +233,8 @@ def test_folders_are_paired_by_device_reward_and_k(tmp_path):
 def test_the_reference_has_the_same_model(tmp_path):
     write_other(tmp_path / "a")
     write_other(tmp_path / "b", model="x/other")
-    assert "\nreference: none, nothing to compare with\n" in compare_with_reference(tmp_path / "b", tmp_path / "a")
+    text = compare_with_reference(load_groups(tmp_path / "b"), load_groups(tmp_path / "a"))
+    assert "\nreference: none, nothing to compare with\n" in text
 
 
 def test_it_needs_no_torch(results):
@@ -282,9 +283,7 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
         "REBEL": [(1.9, 1.23)],
         "PRDP": [(1.0, 1.0)],
     }
-    folders = {"mine": [runs_of(mine)], "reference": [runs_of(reference)]}
-    monkeypatch.setattr("sdpo_bench.analysis.compare.load_groups", folders.__getitem__)
-    lines = compare_with_reference("mine", "reference").splitlines()
+    lines = compare_with_reference([runs_of(mine)], [runs_of(reference)]).splitlines()
     assert [line.split() for line in lines if line.startswith("seen")] == [
         ["seen", "start", "1", "0.504", "(n=1)", "0.500", "(n=1)", "0.005", "within"],
         ["seen", "SDPO", "1", "5.650", "(n=2)", "2.000", "(n=2)", "3.675", "within"],  # by 3.65

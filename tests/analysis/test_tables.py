@@ -6,8 +6,10 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from sdpo_bench.analysis import comparisons
 from sdpo_bench.analysis.compare import compare_with_reference
 from sdpo_bench.analysis.comparisons import load_groups, load_results, query_budget
 from sdpo_bench.analysis.outputs import write_all
+from sdpo_bench.analysis.outputs import write_profile as write_profile_files
 from sdpo_bench.analysis.tables import base
 from sdpo_bench.analysis.tables.base import DASH, cell_text
 from sdpo_bench.analysis.tables.build import render_terminal
@@ -37,6 +40,9 @@ from sdpo_bench.analysis.tables.orders import ranking
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.analysis.tables.reach import reach_table
 from sdpo_bench.analysis.tables.values import equal_queries_table
+from sdpo_bench.cli.main import main
+from sdpo_bench.experiments import summary
+from sdpo_bench.records import reader
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.identity import continued
 from sdpo_bench.records.reader import load_profile
@@ -340,26 +346,77 @@ def test_terminal(small):
 
 
 def test_comparison_with_itself_and_with_other_numbers(small, tmp_path):
-    same = compare_with_reference(small, small)
+    same = compare_with_reference(load_groups(small), load_groups(small))
     assert "24 of 24 values within tolerance" in same
     assert "OUTSIDE" not in same
     other = write_profile(tmp_path / "quick", seeds=1, labels=("DDPO",))
     for path in other.glob("raw/*/eval.jsonl"):
         path.write_text(path.read_text().replace("[0.5", "[0.9"))
         seal(path.parent)
-    changed = compare_with_reference(other, small)
+    changed = compare_with_reference(load_groups(other), load_groups(small))
     assert "OUTSIDE" in changed
     assert "not in both" in changed  # SDPO is missing from mine
     lone = write_profile(tmp_path / "lone", seeds=1, labels=("DDPO",))
-    assert "no spread" in compare_with_reference(small, lone)
+    assert "no spread" in compare_with_reference(load_groups(small), load_groups(lone))
 
 
-def test_tables_and_figures_do_not_import_torch():
-    code = (
-        "import sys, sdpo_bench.analysis.outputs, sdpo_bench.analysis.compare\n"
-        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
-    )
+def test_modules_of_analysis_and_records_import_neither_torch_nor_training():
+    """Whoever has the records alone can make the tables."""
+    code = """
+import importlib, pkgutil, sys
+from sdpo_bench import analysis, records
+names = [m.name for p in (analysis, records) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
+assert {"sdpo_bench.analysis.tables.pairs", "sdpo_bench.analysis.figures.build"} <= {*names}, names
+assert "sdpo_bench.records.reader" in names
+for name in names:
+    importlib.import_module(name)
+heavy = {"torch", "diffusers", "transformers", "triton"}
+ours = {"sdpo_bench." + part for part in ("training", "experiments", "policies", "methods", "rewards", "cli", "config")}
+wrong = sorted(m for m in sys.modules if m.split(".")[0] in heavy or ".".join(m.split(".")[:2]) in ours)
+assert not wrong, wrong
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(base.__file__).parents[3])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often the folder of each run has been read."""
+    counts = Counter[Path]()
+    load_run = reader.load_run
+
+    def counted(folder):
+        counts[Path(folder).resolve()] += 1
+        return load_run(folder)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "load_run", None) is load_run:
+            monkeypatch.setattr(module, "load_run", counted)
+    return counts
+
+
+def run_folders_of(*profiles: Path) -> set[Path]:
+    return {path.resolve() for profile in profiles for path in profile.glob("raw/*")}
+
+
+def test_tables_reads_each_run_once(small, reads):
+    write_all(small)
+    reads.clear()
+    assert main(["tables", str(small), "--check"]) == 0
+    assert {*reads} == run_folders_of(small)
+    assert {*reads.values()} == {1}
+
+
+def test_the_end_of_reproduce_reads_each_run_once(small, tmp_path, monkeypatch, reads):
+    """Tables, terminal, comparison and speeds are made of the same records."""
+    mine = tmp_path / "runs" / "quick"
+    shutil.copytree(small, mine)
+    shutil.copytree(small, tmp_path / "results" / "quick")
+    monkeypatch.setattr(summary, "reference_results", lambda: tmp_path / "results")
+    text = summary.summarise(write_profile_files(mine), "quick", [], 1.0)
+    assert "within tolerance" in text
+    assert (mine / "README.md").exists()
+    assert {*reads} == run_folders_of(mine, tmp_path / "results" / "quick")
+    assert {*reads.values()} == {1}
 
 
 def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):

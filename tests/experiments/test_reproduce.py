@@ -21,6 +21,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from support.synthetic_records import write_profile
 
+from sdpo_bench.analysis.comparisons import load_results
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import cost_model, pool, profiles, progress, runner, summary
@@ -303,16 +304,17 @@ def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(summary, "reference_results", lambda: tmp_path / "results")
     records = load_profile(mine)
     runs = [Run(RunConfig(), record.folder, 1.0, "done") for record in records]
-    text = summary.summarise(mine, "quick", runs, 600.0)
+    text = summary.summarise(load_results(mine), "quick", runs, 600.0)
     lines = [line.split() for line in text.splitlines()]
     assert ["SDPO,", "K", "=", "4", "0.23", "0.14", "0.60", "0.97"] in lines
     for part in ("REBEL", "seconds per epoch", "within tolerance",
                  "Comparison with the committed results (results/quick)",
                  "3 of 3 runs finished, 10 min now. They lie in runs/quick", "runs/quick/report.html"):  # fmt: skip
         assert part in text
-    assert "Comparison" not in summary.summarise(reference, "quick", runs, 600.0), "the reference is not its own"
+    itself = summary.summarise(load_results(reference), "quick", runs, 600.0)
+    assert "Comparison" not in itself, "the reference is not its own"
     shutil.rmtree(reference)
-    assert "No committed results of this profile" in summary.summarise(mine, "quick", runs, 600.0)
+    assert "No committed results of this profile" in summary.summarise(load_results(mine), "quick", runs, 600.0)
 
 
 def test_remaining_time():

@@ -32,7 +32,7 @@ def methods_drawn(group: Group) -> list[str]:
 
 
 def band_words(group: Group, word: str) -> str:
-    """What a line and its band are."""
+    """The meaning of a line and its band, in words."""
     labels = [run.label for run in group.runs if run.label in group.methods and run.label != START]
     counts = {labels.count(label) for label in labels}
     parts = [f"{word}: lowest to highest run"] if any(1 < n < MIN_RUNS for n in counts) else []

@@ -133,6 +133,11 @@ def interval_columns(interval: Interval) -> dict[str, float]:
     return {"low": np.nan if few else interval.low, "high": np.nan if few else interval.high}
 
 
+def interval_row(interval: Interval) -> dict[str, float]:
+    """Columns `n`, `value`, `low` and `high` of a table's frame."""
+    return {"n": interval.n, "value": interval.value, **interval_columns(interval)}
+
+
 def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
     return " ".join(name for seed in seeds for name in group.ids.get((label, seed), ()))
 

@@ -17,7 +17,18 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
 from sdpo_bench.analysis.paper import METHODS, final_values, load_curves, samples_to_reach, shows
 from sdpo_bench.analysis.statistics import Interval, paired_difference, stratified_bootstrap
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, cell_text, summary, values_text
+from sdpo_bench.analysis.tables.base import (
+    DASH,
+    MIN_RUNS,
+    Subject,
+    Table,
+    cell_text,
+    interval_columns,
+    interval_row,
+    step_header,
+    summary,
+    values_text,
+)
 
 SDPO, RIVALS = METHODS[0], METHODS[1:]
 
@@ -108,88 +119,94 @@ def _steps(curves: pd.DataFrame) -> list[int]:
 
 
 def _header(first: str, curves: pd.DataFrame) -> tuple[str, ...]:
-    return first, *(f"{k} step{'s' * (k > 1)}" for k in _steps(curves))
+    return step_header(first, _steps(curves))
+
+
+KINDS: tuple[tuple[str, Callable[[Group, pd.DataFrame], list[Claim]], str, str], ...] = (  # title, claims, sign, unit
+    ("difference of final values", order_claims, "+", ""),
+    ("ratio of samples to the rival's final value", sample_claims, "", "x"),
+)
+
+
+CLAIMS_NOTE = (
+    f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
+    "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
+    f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
+    "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
+    "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
+    f"claim nothing there. {SOURCE}"
+)
 
 
 def claims_table(group: Group) -> Table:
     """A verdict per claim and number of sampling steps."""
     curves = load_curves()
-    kinds: tuple[tuple[str, Callable[[Group, pd.DataFrame], list[Claim]], str, str], ...] = (
-        ("difference of final values", order_claims, "+", ""),
-        ("ratio of samples to the rival's final value", sample_claims, "", "x"),
-    )
-    blocks, long = [], []
-    for title, find, sign, unit in kinds:
+    found = [(title, find(group, curves), sign, unit) for title, find, sign, unit in KINDS]
+    blocks = []
+    for title, claims, sign, unit in found:
         rows: dict[str, list[str]] = {}
-        for claim in find(group, curves):
-            text = claim.verdict
-            if text != DASH:
-                ours = f"{cell_text(claim.values, 2, sign, claim.ours)}; " if claim.values else ""
-                text += f": {ours}paper {claim.paper:{sign}.2f}{unit}"
-            rows.setdefault(claim.text, []).append(text)
-            value, low, high, n = claim.ours or Interval(np.nan, np.nan, np.nan, 0)
-            few = n < MIN_RUNS
-            long.append(
-                {
-                    "claim": claim.text,
-                    "steps": claim.steps,
-                    "verdict": claim.verdict if claim.verdict != DASH else "",
-                    "paper": claim.paper,
-                    "n": n,
-                    "value": value,
-                    "low": np.nan if few else low,
-                    "high": np.nan if few else high,
-                    "runs": values_text(claim.values),
-                }
-            )
+        for claim in claims:
+            rows.setdefault(claim.text, []).append(_claim_text(claim, sign, unit))
         blocks.append((title, tuple((text, *cells) for text, cells in rows.items())))
-    note = (
-        f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
-        "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
-        f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
-        "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
-        "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
-        f"claim nothing there. {SOURCE}"
-    )
+    claims = [claim for _, own, _, _ in found for claim in own]
     return Table(
         f"claims{group.suffix}",
         f"The paper's claims, {group.title}",
-        note,
+        CLAIMS_NOTE,
         _header("claim", curves),
         tuple(blocks),
-        pd.DataFrame(long),
-        verdicts(group),
+        pd.DataFrame(map(_claim_row, claims)),
+        verdicts(claims),
         Subject.CLAIMS,
     )
+
+
+def _claim_text(claim: Claim, sign: str, unit: str) -> str:
+    """The verdict, our values and the paper's; a dash where the paper claims nothing."""
+    if claim.verdict == DASH:
+        return DASH
+    ours = f"{cell_text(claim.values, 2, sign, claim.ours)}; " if claim.values else ""
+    return f"{claim.verdict}: {ours}paper {claim.paper:{sign}.2f}{unit}"
+
+
+def _claim_row(claim: Claim) -> dict[str, object]:
+    """A row of the table's frame."""
+    ours = claim.ours or Interval(np.nan, np.nan, np.nan, 0)
+    return {
+        "claim": claim.text,
+        "steps": claim.steps,
+        "verdict": claim.verdict if claim.verdict != DASH else "",
+        "paper": claim.paper,
+        "n": ours.n,
+        "value": ours.value,
+        **interval_columns(ours),
+        "runs": values_text(claim.values),
+    }
 
 
 def beside_table(group: Group) -> Table:
     """Final values of our runs and of the paper's curves."""
     curves = load_curves()
-    final, split = final_values(curves).set_index(["steps", "method"]), shown_split(group.values)
+    final, split, steps = final_values(curves).set_index(["steps", "method"]), shown_split(group.values), _steps(curves)
     rows, long = [], []
     for label in dict.fromkeys((START, *METHODS, *group.labels)):
-        ours = {k: group.cell(label, group.reward, split, k) for k in _steps(curves)}
+        ours = {k: group.cell(label, group.reward, split, k) for k in steps}
         method, column = (SDPO, "start") if label == START else (label, "final")
-        paper = {k: float(final[column].get((k, method), np.nan)) for k in _steps(curves)}
-        rows.append((label, *(cell_text(ours[k], 2) for k in ours)))
+        paper = {k: float(final[column].get((k, method), np.nan)) for k in steps}
+        rows.append((label, *(cell_text(ours[k], 2) for k in steps)))
         if label in (START, *METHODS):
-            rows.append((f"{label}, paper", *(f"{paper[k]:.2f}" for k in paper)))
-        for k in ours:
-            value, low, high, n = summary(ours[k])
-            long.append(
-                {
-                    "label": label,
-                    "steps": k,
-                    "split": split,
-                    "n": n,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "runs": values_text(ours[k]),
-                    "paper": paper[k],
-                }
-            )
+            rows.append((f"{label}, paper", *(f"{paper[k]:.2f}" for k in steps)))
+        long += [
+            {
+                "label": label,
+                "steps": k,
+                "split": split,
+                **interval_row(summary(ours[k])),
+                "runs": values_text(ours[k]),
+                "paper": paper[k],
+            }
+            for k in steps
+        ]
     note = (
         f"Ours: {split} prompts at the last evaluation, interquartile mean over runs [95 % bootstrap interval] (n "
         "runs), with fewer than 5 runs their values by seed; a dash: no finished run. The paper's: first point, "
@@ -206,10 +223,9 @@ def beside_table(group: Group) -> Table:
     )
 
 
-def verdicts(group: Group) -> str:
+def verdicts(claims: list[Claim]) -> str:
     """How many of the paper's claims our runs decide, in a sentence."""
-    curves = load_curves()
-    found = Counter(claim.verdict for find in (order_claims, sample_claims) for claim in find(group, curves))
+    found = Counter(claim.verdict for claim in claims)
     known = [SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED]
     counts = ", ".join(f"{found[kind]} {kind}" for kind in known)
     return f"Of the paper's {sum(found[kind] for kind in known)} claims about this setting: {counts}."

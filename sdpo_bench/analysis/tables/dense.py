@@ -1,9 +1,9 @@
-"""How accurate predicted dense rewards are, by number of queries and by step."""
+"""The tables of the accuracy of predicted dense rewards, by number of queries and by step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ ANCHORED = {entry.name: entry.budget for entry in DENSE_REWARDS}[
 
 
 Probe = tuple[RunRecord, dict[str, Any]]  # a run and a row of its dense.jsonl
-
-
-# Predictions of dense rewards -----------------------------------------------------------------------------------
 
 
 def dense_rows(group: Group) -> list[Probe]:
@@ -65,8 +62,31 @@ MEASURED = (
 )
 
 
-def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
-    """(group, label, when, probes) of all groups, before training and after it."""
+class Stage(NamedTuple):
+    """The probes of a label of a group at one time of training."""
+
+    group: Group
+    label: str
+    trained: bool
+    when: str
+    probes: list[Probe]
+
+    @property
+    def title(self) -> str:
+        return f"{self.group.reward}, K = {self.group.steps}, {self.label}, {self.when}"
+
+    @property
+    def where(self) -> str:
+        return f"{self.group.reward}, K = {self.group.steps}"
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """First columns of its rows in a frame."""
+        return {**context(self.group), "label": self.label, "when": self.when}
+
+
+def _stages(groups: list[Group]) -> list[Stage]:
+    """The probes of all groups, before training and after it."""
     found = []
     for group in groups:
         rows = dense_rows(group)
@@ -76,11 +96,11 @@ def _probes(groups: list[Group]) -> list[tuple[Group, str, str, list[Probe]]]:
             before = [(run, row) for run, row in own if row["epoch"] == 0]
             after = [(run, row) for run, row in own if row["epoch"] == last[run.run_id] > 0]
             epochs = joined(sorted({row["epoch"] for _, row in after}))
-            found += [
-                (group, label, when, probes)
-                for when, probes in (("before training", before), (f"after {epochs} epochs", after))
-                if probes
-            ]
+            stages = (
+                Stage(group, label, False, "before training", before),
+                Stage(group, label, True, f"after {epochs} epochs", after),
+            )
+            found += [stage for stage in stages if stage.probes]
     return found
 
 
@@ -95,49 +115,35 @@ def _by_seed(probes: list[Probe], budget: str, steps: Iterable[int] | None = Non
     return found
 
 
+class Budget(NamedTuple):
+    """A budget's measures at one stage, by seed, and how much its error is above that of the anchored prediction."""
+
+    name: str
+    queries: float
+    measures: dict[str, Values]
+    more: Values
+
+
+def measure_budgets(stage: Stage) -> list[Budget]:
+    """The budgets that a stage probed with a defined error."""
+    measures = {name: _by_seed(stage.probes, name) for name in BUDGETS}
+    return [
+        Budget(
+            name,
+            float(np.mean([row["queries_per_sample"] for _, row in stage.probes if row["budget"] == name])),
+            found,
+            differences(found["error"], measures[ANCHORED]["error"]) if name != ANCHORED else {},
+        )
+        for name, found in measures.items()
+        if found["error"]
+    ]
+
+
 def dense_budgets_table(groups: list[Group]) -> Table | None:
     """How accurate is the prediction with each budget of reward queries? None without probes."""
-    blocks: list[Block] = []
-    long, texts = [], []
-    sides: dict[str, list[int]] = {}
-    for group, label, when, probes in _probes(groups):
-        measures = {budget: _by_seed(probes, budget) for budget in BUDGETS}
-        rows = []
-        for budget, found in measures.items():
-            if not found["error"]:
-                continue
-            queries = np.mean([row["queries_per_sample"] for _, row in probes if row["budget"] == budget])
-            more = differences(found["error"], measures[ANCHORED]["error"]) if budget != ANCHORED else {}
-            if more and when != "before training":
-                sides.setdefault(budget, []).append(clearly(more))
-            rows.append(
-                (
-                    budget,
-                    f"{queries:.3g}",
-                    mean_text(found["error"]),
-                    mean_text(more, sign="+") if more else "",
-                    *(mean_text(found[name]) for name in MEASURES if name != "error"),
-                )
-            )
-            for name, values in (*found.items(), ("error_minus_anchored", more)):
-                if values:
-                    long.append(
-                        {
-                            **context(group),
-                            "label": label,
-                            "when": when,
-                            "budget": budget,
-                            "queries_per_sample": queries,
-                            "measure": name,
-                            **summarised(values),
-                        }
-                    )
-        blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
-        if when != "before training" and measures[ANCHORED]["error"]:
-            texts.append(
-                f"{group.reward}, K = {group.steps}: {mean_text(measures[ANCHORED]['error'])}, correlation of "
-                f"returns {mean_text(measures[ANCHORED]['return_correlation'])}"
-            )
+    stages = [(stage, measure_budgets(stage)) for stage in _stages(groups)]
+    blocks: list[Block] = [(stage.title, tuple(map(_budget_row, budgets))) for stage, budgets in stages]
+    long = [row for stage, budgets in stages for budget in budgets for row in _budget_frame(stage, budget)]
     if not long:
         return None
     added = "".join(f"; {name}: {entry.title}" for name, entry in BUDGETS.items() if entry.row is None)
@@ -146,13 +152,6 @@ def dense_budgets_table(groups: list[Group]) -> Table | None:
         f"or an adaptive number of queries, and 3 joined by straight lines (linear3){added}. Minus 3's: difference "
         "of errors, paired by run."
     )
-    compared = [
-        f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
-        for budget, found in sides.items()
-    ]
-    answer = f"Error of the anchored prediction after training: {'; '.join(texts)}." if texts else ""
-    if compared:
-        answer += f" Error minus it, by an interval that leaves out 0: {'; '.join(compared)}."
     header = (
         "budget",
         "queries a sample",
@@ -161,17 +160,55 @@ def dense_budgets_table(groups: list[Group]) -> Table | None:
         *(text for name, text in MEASURES.items() if name != "error"),
     )
     first = groups[0]
-    title = f"Predictions of dense rewards by query budget, {first.model} on {first.device}"
     return Table(
         f"dense_budgets{file_suffix(first)}",
-        title,
+        f"Predictions of dense rewards by query budget, {first.model} on {first.device}",
         note_of(note, blocks, first.profile),
         header,
         tuple(blocks),
         pd.DataFrame(long),
-        answer,
+        _budgets_answer([(stage, budgets) for stage, budgets in stages if stage.trained]),
         Subject.DENSE_BUDGETS,
     )
+
+
+def _budget_row(budget: Budget) -> tuple[str, ...]:
+    return (
+        budget.name,
+        f"{budget.queries:.3g}",
+        mean_text(budget.measures["error"]),
+        mean_text(budget.more, sign="+") if budget.more else "",
+        *(mean_text(budget.measures[name]) for name in MEASURES if name != "error"),
+    )
+
+
+def _budget_frame(stage: Stage, budget: Budget) -> list[dict[str, object]]:
+    """Rows of the table's frame, one a measure that is defined."""
+    place = {**stage.columns, "budget": budget.name, "queries_per_sample": budget.queries}
+    measures = {**budget.measures, "error_minus_anchored": budget.more}
+    return [{**place, "measure": name, **summarised(values)} for name, values in measures.items() if values]
+
+
+def _budgets_answer(stages: list[tuple[Stage, list[Budget]]]) -> str:
+    """How large the anchored prediction's error is after training, and how often that of other budgets is smaller or
+    larger."""
+    texts = []
+    sides: dict[str, list[int]] = {}
+    for stage, budgets in stages:
+        for budget in budgets:
+            if budget.more:
+                sides.setdefault(budget.name, []).append(clearly(budget.more))
+            if budget.name == ANCHORED:
+                error, returns = (mean_text(budget.measures[name]) for name in ("error", "return_correlation"))
+                texts.append(f"{stage.where}: {error}, correlation of returns {returns}")
+    compared = [
+        f"{budget} smaller in {found.count(-1)}, larger in {found.count(1)} of {len(found)}"
+        for budget, found in sides.items()
+    ]
+    answer = f"Error of the anchored prediction after training: {'; '.join(texts)}." if texts else ""
+    if compared:
+        answer += f" Error minus it, by an interval that leaves out 0: {'; '.join(compared)}."
+    return answer
 
 
 def step_ranges(steps: int) -> dict[str, list[int]]:
@@ -183,44 +220,50 @@ def step_ranges(steps: int) -> dict[str, list[int]]:
 
 def dense_steps_table(groups: list[Group]) -> Table | None:
     """Where along the trajectory, and when in training, is the anchored prediction accurate? None without probes."""
-    blocks: list[Block] = []
-    long, texts = [], []
-    for group, label, when, probes in _probes(groups):
-        rows, errors = [], {}
-        for name, chosen in step_ranges(group.steps).items():
-            found = _by_seed(probes, ANCHORED, chosen)
-            rows.append((name, *(mean_text(found[measure]) if found[measure] else "" for measure in MEASURES)))
-            if found["error"]:
-                errors[name] = found["error"]
-            long += [
-                {
-                    **context(group),
-                    "label": label,
-                    "when": when,
-                    "steps": name,
-                    "measure": measure,
-                    **summarised(values),
-                }
-                for measure, values in found.items()
-                if values
-            ]
-        blocks.append((f"{group.reward}, K = {group.steps}, {label}, {when}", tuple(rows)))
-        if errors and when != "before training":
-            worst = max(errors, key=lambda name: float(np.mean(list(errors[name].values()))))
-            texts.append(f"{group.reward}, K = {group.steps}: {worst}, {mean_text(errors[worst])}")
+    stages = [
+        (stage, {name: _by_seed(stage.probes, ANCHORED, ks) for name, ks in step_ranges(stage.group.steps).items()})
+        for stage in _stages(groups)
+    ]
+    blocks: list[Block] = [
+        (
+            stage.title,
+            tuple(
+                (name, *(mean_text(measures[key]) if measures[key] else "" for key in MEASURES))
+                for name, measures in found.items()
+            ),
+        )
+        for stage, found in stages
+    ]
+    long = [
+        {**stage.columns, "steps": name, "measure": key, **summarised(values)}
+        for stage, found in stages
+        for name, measures in found.items()
+        for key, values in measures.items()
+        if values
+    ]
     if not long:
         return None
-    note = f"With three queries (the paper's). {MEASURED} An empty cell: not defined there."
-    answer = f"The anchored prediction's error after training is largest at: {'; '.join(texts)}." if texts else ""
     first = groups[0]
-    title = f"The anchored prediction by step, {first.model} on {first.device}"
     return Table(
         f"dense_steps{file_suffix(first)}",
-        title,
-        note_of(note, blocks, first.profile),
+        f"The anchored prediction by step, {first.model} on {first.device}",
+        note_of(
+            f"With three queries (the paper's). {MEASURED} An empty cell: not defined there.", blocks, first.profile
+        ),
         ("steps", *MEASURES.values()),
         tuple(blocks),
         pd.DataFrame(long),
-        answer,
+        _steps_answer([(stage, found) for stage, found in stages if stage.trained]),
         Subject.DENSE_STEPS,
     )
+
+
+def _steps_answer(stages: list[tuple[Stage, dict[str, dict[str, Values]]]]) -> str:
+    """Where the error is largest after training."""
+    texts = []
+    for stage, found in stages:
+        errors = {name: measures["error"] for name, measures in found.items() if measures["error"]}
+        if errors:
+            worst = max(errors, key=lambda name: float(np.mean(list(errors[name].values()))))
+            texts.append(f"{stage.where}: {worst}, {mean_text(errors[worst])}")
+    return f"The anchored prediction's error after training is largest at: {'; '.join(texts)}." if texts else ""

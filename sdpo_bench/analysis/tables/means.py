@@ -6,7 +6,7 @@ import numpy as np
 
 from sdpo_bench.analysis.comparisons import Values
 from sdpo_bench.analysis.statistics import Interval, mean_interval
-from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_columns, values_text
+from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_row, values_text
 
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
 
@@ -19,9 +19,7 @@ def summarised(values: Values) -> dict[str, object]:
     """Columns of a frame: mean over runs, its interval, the runs' values."""
     found = mean_interval(list(values.values())) if values else Interval(np.nan, np.nan, np.nan, 0)
     return {
-        "n": found.n,
-        "value": found.value,
-        **interval_columns(found),
+        **interval_row(found),
         "runs": values_text(values),
     }
 

@@ -123,9 +123,8 @@ def _answer(cases: list[Case], where: str) -> str:
     """How often each claim is supported and contradicted, by reward and K; where all of them are supported always."""
     claims: dict[str, dict[tuple[str, int], Counter[str]]] = {}
     for case in cases:
-        claims.setdefault(case.claim, {}).setdefault((case.group.reward, case.group.steps), Counter())[
-            case.verdict
-        ] += 1
+        counters = claims.setdefault(case.claim, {})
+        counters.setdefault((case.group.reward, case.group.steps), Counter())[case.verdict] += 1
     where += ", at these runs' learning rates and lengths (table protocol)"
     counts = [count for cells in claims.values() for count in cells.values()]
     if not any(count[SUPPORTED] or count[CONTRADICTED] for count in counts):

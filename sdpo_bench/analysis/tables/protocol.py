@@ -179,7 +179,8 @@ class RatedCase(NamedTuple):
     @property
     def order(self) -> list[str]:
         """Methods, best first."""
-        return sorted(self.cells, key=lambda name: -self.points[name])
+        points = self.points
+        return sorted(points, key=lambda name: -points[name])
 
     @property
     def first_above(self) -> bool:

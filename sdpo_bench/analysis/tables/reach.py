@@ -1,4 +1,4 @@
-"""What each method needs to reach DDPO's final reward: samples, queries, model evaluations, steps."""
+"""The table of what each method needs to reach DDPO's final reward: samples, queries, model evaluations, steps."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _costs_by_seed(group: Group, label: str, split: str, steps: int) -> dict[int
 
 
 def reach_table(group: Group) -> Table | None:
-    """What each method or ablation spends to reach the final reward of the DDPO run of the same seed; None without
+    """Spending of each method or ablation to reach the final reward of the DDPO run of the same seed; None without
     DDPO."""
     split = shown_split(group.values)
     trained = [label for label in group.labels if label != START]
@@ -132,7 +132,7 @@ def _at_steps_text(steps: int, row: tuple[str, ...] | None) -> list[str]:
 
 
 def _answer(group: Group, split: str, texts: list[str]) -> str:
-    """What SDPO needs, beside what the target's runs spent in all."""
+    """The cost of SDPO, beside what the target's runs spent in all."""
     if not texts:
         return ""
     last = [run.train[-1] for run in group.runs if run.label == TARGET and run.train]

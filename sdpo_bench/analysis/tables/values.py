@@ -1,9 +1,10 @@
-"""A value per method and number of sampling steps: at the end, at equal queries, and its cost."""
+"""The tables of values by method and number of sampling steps, at the end and at equal queries, and of their cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from sdpo_bench.analysis.tables.base import (
     cell_text,
     context,
     decimals_of,
+    interval_row,
     note_of,
     run_ids,
     step_header,
@@ -30,6 +32,7 @@ from sdpo_bench.analysis.tables.base import (
 )
 from sdpo_bench.analysis.tables.orders import leaders
 from sdpo_bench.records.frames import COUNTERS
+from sdpo_bench.records.reader import RunRecord
 
 CELLS = (
     "Interquartile mean over runs [95 % bootstrap interval] (n runs); with fewer than 5 runs their values "
@@ -55,26 +58,19 @@ def _value_table(
         rows = []
         for label in group.methods:
             cells = {k: group.cell(label, reward, split, k) for k in steps}
-            rows.append(
-                (label, *([extra.get(label, DASH)] if extra else []), *(cell_text(cells[k], decimals) for k in steps))
-            )
-            for k in steps:
-                value, low, high, n = summary(cells[k])
-                long.append(
-                    {
-                        **context(group),
-                        "reward": reward,
-                        "split": split,
-                        "label": label,
-                        "steps": k,
-                        "n": n,
-                        "value": value,
-                        "low": low,
-                        "high": high,
-                        "runs": values_text(cells[k]),
-                        "run_ids": run_ids(group, label, cells[k]),
-                    }
-                )
+            more = [extra.get(label, DASH)] if extra else []
+            rows.append((label, *more, *(cell_text(cells[k], decimals) for k in steps)))
+            place = {**context(group), "reward": reward, "split": split, "label": label}
+            long += [
+                {
+                    **place,
+                    "steps": k,
+                    **interval_row(summary(values)),
+                    "runs": values_text(values),
+                    "run_ids": run_ids(group, label, values),
+                }
+                for k, values in cells.items()
+            ]
         blocks.append((f"{split} prompts", tuple(rows)))
     return Table(
         name,
@@ -126,63 +122,83 @@ def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
     return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, Subject.EQUAL_QUERIES, used)
 
 
-def cost_table(group: Group) -> Table:
-    """What a run of each label cost: totals at its end, seconds per epoch as recorded on its device."""
-    header = (
-        "method",
-        "runs",
-        "epochs",
-        "samples",
-        "reward queries",
-        "optimiser steps",
-        "model evaluations",
-        "s/epoch: sampling",
-        "reward",
-        "training",
+COST_HEADER = (
+    "method",
+    "runs",
+    "epochs",
+    "samples",
+    "reward queries",
+    "optimiser steps",
+    "model evaluations",
+    "s/epoch: sampling",
+    "reward",
+    "training",
+)
+
+
+class Cost(NamedTuple):
+    """Cost of the runs of a label: counters at the end (mean over runs) and seconds of an epoch by phase (mean over
+    epochs)."""
+
+    runs: list[RunRecord]
+    totals: dict[str, float]
+    seconds: dict[str, float]
+
+
+def measure_cost(group: Group, label: str) -> Cost | None:
+    """The cost of a label's runs; None without one that was trained."""
+    runs = [run for run in group.runs if run.label == label and run.train]
+    if not runs:
+        return None
+    last = [run.train[-1] for run in runs]
+    epochs = [row for run in runs for row in run.train]
+    totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
+    seconds = {
+        key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs) for key in ("sample", "reward", "train")
+    }
+    return Cost(runs, totals, seconds)
+
+
+def _cost_row(cost: Cost) -> tuple[str, ...]:
+    return (
+        str(len(cost.runs)),
+        *(f"{value:,.0f}" for value in cost.totals.values()),
+        *(f"{value:.3g}" for value in cost.seconds.values()),
     )
+
+
+def cost_table(group: Group) -> Table:
+    """Cost of a run of each label: totals at its end, seconds per epoch as recorded on its device."""
     blocks, long = [], []
-    for ablations in (False, True):
+    for title, labels in (
+        ("", [label for label in group.labels if parent(label) is None]),
+        ("ablations", [label for label in group.labels if parent(label) is not None]),
+    ):
         rows: list[tuple[str, ...]] = []
-        for label in group.labels:
-            if (parent(label) is not None) != ablations:
+        for label in labels:
+            cost = measure_cost(group, label)
+            if cost is None:
+                rows.append((label, *(DASH if label in group.missing else "0" for _ in COST_HEADER[1:])))
                 continue
-            runs = [run for run in group.runs if run.label == label and run.train]
-            if not runs:
-                rows.append((label, *(DASH if label in group.missing else "0" for _ in header[1:])))
-                continue
-            last = [run.train[-1] for run in runs]
-            epochs = [row for run in runs for row in run.train]
-            totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
-            seconds = {
-                key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs)
-                for key in ("sample", "reward", "train")
-            }
-            rows.append(
-                (
-                    label,
-                    str(len(runs)),
-                    *(f"{value:,.0f}" for value in totals.values()),
-                    *(f"{value:.3g}" for value in seconds.values()),
-                )
-            )
+            rows.append((label, *_cost_row(cost)))
             long.append(
                 {
                     **context(group),
                     "label": label,
-                    "n": len(runs),
-                    **totals,
-                    **{f"seconds_{key}": value for key, value in seconds.items()},
-                    "run_ids": " ".join(run.run_id for run in runs),
+                    "n": len(cost.runs),
+                    **cost.totals,
+                    **{f"seconds_{key}": value for key, value in cost.seconds.items()},
+                    "run_ids": " ".join(run.run_id for run in cost.runs),
                 }
             )
         if rows:
-            blocks.append(("ablations" if ablations else "", tuple(rows)))
+            blocks.append((title, tuple(rows)))
     note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
     return Table(
         f"cost{group.suffix}",
         f"Cost, {group.title}",
         note_of(note, blocks, group.profile),
-        header,
+        COST_HEADER,
         tuple(blocks),
         pd.DataFrame(long),
         subject=Subject.COST,
