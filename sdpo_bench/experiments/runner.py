@@ -166,9 +166,7 @@ def reproduce(
         print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
         return interruption.exit_code(stop)
     if any(run.state == "done" for run in runs):
-<<<<<<< HEAD
-        write_all(folder)
-        echo(summarise(folder, profile, runs, time.monotonic() - begin))
+        echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
     return report_unfinished(folder, runs, again)
 
 
@@ -218,9 +216,6 @@ def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> N
 
 def report_unfinished(folder: Path, runs: Sequence[Run], again: str) -> int:
     """Names the runs that other processes hold and those that failed, and keeps the latter's logs; the exit code."""
-=======
-        echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
->>>>>>> analysis
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(
