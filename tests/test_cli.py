@@ -91,7 +91,10 @@ TINY_ARGUMENTS = [
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 or more"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
         (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
-        (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),
+        (
+            ["tables", "nothing"],
+            "nothing has no records, packed or in a raw/ folder; give a profile's folder",
+        ),
     ],
 )
 def test_bad_input(run, tmp_path, arguments, message):
@@ -358,8 +361,9 @@ def test_doctor_reads_the_records_of_one_profile(monkeypatch):
     from sdpo_bench.cli import installation
     from sdpo_bench.records import reader
 
-    read, original = [], reader.load_run
-    monkeypatch.setattr(reader, "load_run", lambda folder: read.append(folder.parts[-3]) or original(folder))
+    read, one, packed = [], reader.load_run, reader.read_packed
+    monkeypatch.setattr(reader, "load_run", lambda folder: read.append(folder.parts[-3]) or one(folder))
+    monkeypatch.setattr(reader, "read_packed", lambda folder: read.append(folder.name) or packed(folder))
     text = installation._results()
     assert set(read) == {"quick"}
     assert re.search(r"results/full \(\d{3,} runs\), .*results/quick \(15 runs\)", text)

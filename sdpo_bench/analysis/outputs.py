@@ -12,6 +12,7 @@ from pathlib import Path
 from sdpo_bench.analysis.paper import CURVES, paper_files
 from sdpo_bench.analysis.report import profile_files
 from sdpo_bench.records import generated
+from sdpo_bench.records.packed import MANIFEST, is_packed
 from sdpo_bench.records.provenance import repository
 
 
@@ -28,9 +29,11 @@ def shown(path: Path) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's raw records and plan, or the paper's curves. None for a folder
-    that holds none."""
-    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()]
+    """What a folder's tables are made from: a profile's records (raw or packed) and plan, or the paper's curves. None
+    for a folder that holds none."""
+    found = [path for path in (folder / "raw", folder / MANIFEST, folder / CURVES) if path.exists()]
+    if not found and is_packed(folder):  # a manifest that is lost is told by whoever reads it
+        found = [folder / MANIFEST]
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 

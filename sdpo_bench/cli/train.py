@@ -66,7 +66,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.distributed import join
     from sdpo_bench.experiments.progress import beginning, speed
-    from sdpo_bench.records.identity import find_run
+    from sdpo_bench.records.lookup import find_run
     from sdpo_bench.records.reader import load_run
     from sdpo_bench.training.loop import train as run
     from sdpo_bench.training.sinks import Tracker
@@ -134,7 +134,7 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
     other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
     from sdpo_bench.analysis.outputs import shown
-    from sdpo_bench.records.identity import fewer_epochs, nearest_run
+    from sdpo_bench.records.lookup import fewer_epochs, nearest_run
 
     if (nearest := nearest_run(raw, row)) is not None:
         folder, found = nearest

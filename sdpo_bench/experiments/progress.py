@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.experiments.workers import Worker
-from sdpo_bench.records.reader import load_run
+from sdpo_bench.records.reader import load_profile
 from sdpo_bench.terminal import echo, printable
 
 PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of an epoch, as records name them
@@ -117,12 +117,10 @@ def pace(folder: Path) -> str:
 def speed(folder: Path, names: set[str]) -> str:
     """Seconds per epoch of sampling, reward and training, by label and K, over the named finished runs."""
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for path in sorted(folder.glob("raw/*")):
-        if path.name in names and (path / "done.json").exists():
-            record = load_run(path)
-            assert record.done is not None
-            if record.config["epochs"]:
-                rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
+    for record in sorted(load_profile(folder, means=True, names=names), key=lambda record: record.run_id):
+        assert record.done is not None
+        if record.config["epochs"]:
+            rows.setdefault((record.label, record.config["steps"]), []).append(record.done["seconds_per_epoch"])
     heads = " ".join(f"{name:>9}" for name in (*PHASES, "all"))
     lines = [f"{'seconds per epoch':<19} {heads}"] if rows else []
     for (label, steps), found in rows.items():
