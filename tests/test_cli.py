@@ -299,6 +299,18 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     assert f"{record.parent.name}/eval.jsonl, line 1" in err
 
 
+def test_tables_are_latex_on_request(run, tmp_path):
+    profile = write_profile(tmp_path / "results" / "quick", 1, ("SDPO",))
+    assert run("tables", profile, "--latex")[0] == 0
+    tables = {kind: {path.stem for path in profile.glob(f"tables/*.{kind}")} for kind in ("md", "csv", "tex")}
+    assert tables["md"] == tables["csv"] == tables["tex"] != set()
+    assert run("tables", profile, "--check", "--latex")[0] == 0
+    code, out, _ = run("tables", profile, "--check")
+    assert (code, out.count(".tex: not from these records")) == (1, len(tables["tex"]))
+    assert run("tables", profile)[0] == 0
+    assert not list(profile.glob("tables/*.tex"))
+
+
 def test_dry_run_lists_without_writing(run, tmp_path):
     code, out, _ = run("reproduce", "--profile", "first-look", "--dry-run", "--seeds", "3", "--workers", "2")
     assert code == 0

@@ -37,14 +37,14 @@ def sources(folder: Path) -> list[Path]:
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """All that is generated in a folder, by name: tables, figures and pages."""
+def files(folder: Path, tex: bool = False) -> dict[str, bytes]:
+    """All that is generated in a folder, by name: tables (`tex`: as LaTeX too), figures and pages."""
     if (folder / CURVES).is_file():
-        return paper_files(folder)
-    return profile_files(folder)
+        return paper_files(folder, tex)
+    return profile_files(folder, tex)
 
 
-def write_all(folder: Path) -> list[Path]:
+def write_all(folder: Path, tex: bool = False) -> list[Path]:
     """Tables, figures and report of a profile's folder, or what results/paper has of them; the files
     written. Errors: those of `generated.write`, `RecordError` for unsound records."""
-    return generated.write(folder, partial(files, folder))
+    return generated.write(folder, partial(files, folder, tex))

@@ -21,6 +21,7 @@ class Tables:
       sdpo-bench tables             # all in results/: profiles, the paper's curves
       sdpo-bench tables runs/quick  # one
       sdpo-bench tables --check     # change nothing, list what would differ
+      sdpo-bench tables runs/quick --latex                # tables as LaTeX too
       sdpo-bench tables results/full --pack               # before committing: a few files in place of a folder per run
       sdpo-bench tables results/full --unpack runs/full   # packed runs as folders again
     """
@@ -33,6 +34,8 @@ class Tables:
     pack: bool = False
     """Pack the finished runs of the named folders into the form that is committed, and remove them from raw/; weights
     and checkpoints stay. Of pictures one run's a method is kept. Both forms are read alike (docs/records.md)."""
+    latex: bool = False
+    """Write the tables as LaTeX too, or compare them too; without it such files go."""
     unpack: Path | None = None
     """Write nothing else: give the named folder's packed runs folders again, in UNPACK/raw/."""
 
@@ -54,9 +57,9 @@ class Tables:
         if self.pack:
             self._pack()
         if self.check:
-            return check_tables(folders)
+            return check_tables(folders, self.latex)
         for folder in folders:
-            write_all(folder)
+            write_all(folder, self.latex)
             echo(f"{shown(folder)}: tables, figures and report written")
         return 0
 
@@ -79,7 +82,7 @@ class Tables:
         return 0
 
 
-def check_tables(folders: Sequence[Path]) -> int:
+def check_tables(folders: Sequence[Path], tex: bool = False) -> int:
     """Compares generated files byte by byte with what the records give now, and packed means with their values."""
     from sdpo_bench.analysis.outputs import files, shown
     from sdpo_bench.records.generated import differences
@@ -87,7 +90,7 @@ def check_tables(folders: Sequence[Path]) -> int:
     from sdpo_bench.records.packing import check_values
 
     wrong = [f"{shown(folder / name)}: {why}" for folder in folders
-             for name, why in differences(folder, files(folder)).items()]  # fmt: skip
+             for name, why in differences(folder, files(folder, tex)).items()]  # fmt: skip
     values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
     echo("\n".join([*wrong, *values]) or f"{len(folders)} folders: all files are what their records give")
     if wrong:
