@@ -16,7 +16,7 @@ from sdpo_bench.analysis.tables.base import DASH, Table, joined
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import slug
-from sdpo_bench.records.reader import RunRecord
+from sdpo_bench.records.reader import RunRecord, has_records
 
 MEASURING = ("eval_noises", "eval_seed", "eta", "guidance", "noise_level", "resolution", "sampler")  # of config.json
 
@@ -28,24 +28,24 @@ def compare(a: str, b: str, profile: Path) -> list[Table]:
     UserError: a label or folder that is not there, nothing to pair, or values that were not measured alike.
     """
     folders = [Path(name) for name in (a, b)]
-    if all((folder / "raw").is_dir() for folder in folders):
+    if all(map(has_records, folders)):
         return _folders(*folders)
     for name, folder in zip((a, b), folders, strict=True):
-        if (folder / "raw").is_dir() or folder.is_dir() or os.sep in name:
+        if folder.is_dir() or os.sep in name:
             raise UserError(
-                f"{name}: expected two folders of results, each with a raw/ folder of records (as "
+                f"{name}: expected two folders of results, each with records, packed or in a raw/ folder (as "
                 "results/quick), or two labels of one profile"
             )
     return _labels(a, b, profile)
 
 
 def _labels(a: str, b: str, profile: Path) -> list[Table]:
-    if not (profile / "raw").is_dir():
-        there = sorted(path.parent.name for path in profile.parent.glob("*/raw"))
+    if not has_records(profile):
+        there = sorted(path.name for path in profile.parent.glob("*") if has_records(path))
         raise UserError(
-            f"{profile} has no raw/ folder of records; --profile is one of: {joined(there)}"
+            f"{profile} has no records; --profile is one of: {joined(there)}"
             if there
-            else f"{profile} has no raw/ folder of records; say with --results where the profiles are"
+            else f"{profile} has no records; say with --results where the profiles are"
         )
     groups = load_groups(profile)
     known = sorted({run.label for group in groups for run in group.runs}, key=label_key)

@@ -13,6 +13,7 @@ from sdpo_bench.analysis.comparisons import Results, load_results
 from sdpo_bench.analysis.paper import CURVES, paper_files
 from sdpo_bench.analysis.report import profile_files
 from sdpo_bench.records import generated
+from sdpo_bench.records.packed import MANIFEST, is_packed
 from sdpo_bench.records.provenance import repository
 
 
@@ -29,17 +30,19 @@ def shown(path: Path) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """Sources of a folder's tables: a profile's raw records and plan, or the paper's curves. None for a folder
-    that holds none."""
-    found = [path for path in (folder / "raw", folder / CURVES) if path.exists()]
+    """What a folder's tables are made from: a profile's records (raw or packed) and plan, or the paper's curves. None
+    for a folder that holds none."""
+    found = [path for path in (folder / "raw", folder / MANIFEST, folder / CURVES) if path.exists()]
+    if not found and is_packed(folder):  # a manifest that is lost is told by whoever reads it
+        found = [folder / MANIFEST]
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """All that is generated in a folder, by name: tables, figures and pages."""
+def files(folder: Path, tex: bool = False) -> dict[str, bytes]:
+    """All that is generated in a folder, by name: tables (`tex`: as LaTeX too), figures and pages."""
     if (folder / CURVES).is_file():
-        return paper_files(folder)
-    return profile_files(load_results(folder))
+        return paper_files(folder, tex)
+    return profile_files(load_results(folder), tex)
 
 
 def write_profile(folder: Path) -> Results:
@@ -54,7 +57,7 @@ def write_profile(folder: Path) -> Results:
     return read[0]
 
 
-def write_all(folder: Path) -> list[Path]:
+def write_all(folder: Path, tex: bool = False) -> list[Path]:
     """Tables, figures and report of a profile's folder, or what results/paper has of them; the files
     written. Errors: those of `generated.write`, `RecordError` for unsound records."""
-    return generated.write(folder, partial(files, folder))
+    return generated.write(folder, partial(files, folder, tex))

@@ -197,6 +197,6 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
     return [first, second, third]
 
 
-def paper_files(folder: str | os.PathLike[str] = FOLDER) -> dict[str, bytes]:
-    """`tables/*.{md,csv,tex}` of `results/paper`, by name, as the curves give them."""
-    return table_files(build_tables(load_curves(folder)))
+def paper_files(folder: str | os.PathLike[str] = FOLDER, tex: bool = False) -> dict[str, bytes]:
+    """`tables/*` of `results/paper`, by name, as the curves give them."""
+    return table_files(build_tables(load_curves(folder)), tex)

@@ -113,11 +113,11 @@ def _numbers(text: str) -> bool:
         return False
 
 
-def table_files(tables: Iterable[Table]) -> dict[str, bytes]:
-    """`tables/*.{md,csv,tex}`, by name. RecordError where two tables would have the same name."""
+def table_files(tables: Iterable[Table], tex: bool = False) -> dict[str, bytes]:
+    """`tables/*.{md,csv}`, by name, with `tex` also `.tex`. RecordError where two tables would have the same name."""
     formats: dict[str, Callable[[Table], str]] = {
         ".md": lambda table: markdown(table) + "\n",
-        ".tex": lambda table: latex(table) + "\n",
+        **({".tex": lambda table: latex(table) + "\n"} if tex else {}),
         ".csv": lambda table: csv(table.frame),
     }
     files: dict[str, bytes] = {}

@@ -151,12 +151,17 @@ def _facts(results: Results, tables: list[Table], figures: list[Drawing]) -> dic
     }
 
 
+def in_files(figures: list[Drawing]) -> list[Drawing]:
+    """The figures that README.md and the documentation show; the page has all of them, and they are large."""
+    return [figure for figure in figures if figure.name.startswith("curves_samples")]
+
+
 def _readme(facts: dict[str, Any]) -> str:
     groups, figures = facts["groups"], facts["figures"]
     lines = [
         f"# Results: {escaped(facts['profile'])}",
         "",
-        "Generated from the raw records in `raw/`; do not edit. All tables, figures and pictures on one page: "
+        "Generated from the records in this folder; do not edit. All tables, figures and pictures on one page: "
         "[report.html](report.html).",
         "",
         "## Answers",
@@ -209,14 +214,12 @@ def _readme(facts: dict[str, Any]) -> str:
     for section in facts["sections"]:
         if section.tables:
             links = (
-                f"{escaped(table.title)} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv), "
-                f"[tex](tables/{table.name}.tex))"
+                f"{escaped(table.title)} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv))"
                 for table in section.tables
             )
             lines += [f"- {section.question}", *(f"  - {link}" for link in links)]
-    for heading in facts["headings"]:
-        links = (f"[{figure.name}](figures/{figure.name}.svg)" for figure in figures if figure.heading == heading)
-        lines.append(f"- {heading}: {', '.join(links)}")
+    drawn = [f"[{figure.name}](figures/{figure.name}.svg)" for figure in in_files(figures)]
+    lines += [f"- Figures, all of them in [report.html](report.html): {', '.join(drawn)}"] if drawn else []
     lines += ["", "## Where the numbers come from", "", "| | |", "|---|---|"]
     lines += [f"| {escaped(name)} | {escaped(', '.join(values))} |" for name, values in facts["provenance"]]
     commands = [
@@ -228,8 +231,8 @@ def _readme(facts: dict[str, Any]) -> str:
     fence = "`" * max(3, 1 + max(len(run) for command in commands for run in ["", *re.findall("`+", command)]))
     lines += [
         "",
-        "Raw records: `raw/<run id>/` holds a run's configuration, provenance, training log and every "
-        "evaluated value; the tables' CSV files name the runs behind each cell.",
+        "The records hold each run's configuration, provenance, training log and every evaluated value, packed or in "
+        "`raw/<run id>/` (docs/records.md); the tables' CSV files name the runs behind each cell.",
         "",
         "Commands:",
         "",
@@ -304,8 +307,9 @@ def _html(facts: dict[str, Any], drawn: dict[str, bytes]) -> str:
     return environment.get_template("report.html.j2").render({**facts, "figures": figures, "grids": grids}) + "\n"
 
 
-def profile_files(results: Results) -> dict[str, bytes]:
-    """All that is generated of a profile's results, by name: tables, figures, `README.md` and `report.html`.
+def profile_files(results: Results, tex: bool = False) -> dict[str, bytes]:
+    """All that is generated of a profile's results, by name: tables (`tex`: as LaTeX too), the figures of `in_files`,
+    `README.md` and `report.html`.
 
     Errors: `RecordError`, of a picture that cannot be read.
     """
@@ -313,8 +317,8 @@ def profile_files(results: Results) -> dict[str, bytes]:
     drawn = figure_files(figures)
     facts = _facts(results, tables, figures)
     return {
-        **table_files(tables),
-        **drawn,
+        **table_files(tables, tex),
+        **{name: drawn[name] for figure in in_files(figures) for name in (f"figures/{figure.name}.svg",)},
         "README.md": _readme(facts).encode(),
         "report.html": _html(facts, drawn).encode(),
     }

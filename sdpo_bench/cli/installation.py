@@ -54,13 +54,14 @@ def _results() -> str:
     from sdpo_bench.analysis.comparisons import load_groups
     from sdpo_bench.analysis.outputs import reference_results, shown
     from sdpo_bench.analysis.tables.build import build_tables
+    from sdpo_bench.records.reader import finished_runs, has_records
 
     # The tables of all take a minute: here only those that the first command is compared with.
     quick = reference_results() / "quick"
     if quick.is_dir():
         build_tables(load_groups(quick))
-    folders = sorted(path.parent for path in reference_results().glob("*/raw"))
-    found = [f"{shown(folder)} ({len([*folder.glob('raw/*/done.json')])} runs)" for folder in folders]
+    folders = sorted(path for path in reference_results().glob("*") if has_records(path))
+    found = [f"{shown(folder)} ({len(finished_runs(folder))} runs)" for folder in folders]
     return f"{', '.join(found) or 'none committed'}; `sdpo-bench tables --check` compares every file with its records"
 
 

@@ -15,25 +15,32 @@ from sdpo_bench.terminal import echo
 
 @dataclass(frozen=True)
 class Tables:
-    """Make tables, figures and report anew from raw records; the same records give the same bytes.
+    """Make tables, figures and report anew from records; the same records give the same bytes.
 
     examples:
       sdpo-bench tables             # all in results/: profiles, the paper's curves
       sdpo-bench tables runs/quick  # one
       sdpo-bench tables --check     # change nothing, list what would differ
-      sdpo-bench tables results/full --pack  # before committing: evaluations take a third of the space
+      sdpo-bench tables runs/quick --latex                # tables as LaTeX too
+      sdpo-bench tables results/full --pack               # before committing: a few files in place of a folder per run
+      sdpo-bench tables results/full --unpack runs/full   # packed runs as folders again
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Profiles' folders, as results/quick; default: all in results/."""
     check: bool = False
-    """Write nothing; exit with code 1 where a committed file is not what the records give."""
+    """Write nothing; exit with code 1 where a committed file is not what the records give, or a packed mean is not that
+    of its values (needs pyarrow)."""
     pack: bool = False
-    """Compress the finished runs' eval.jsonl of the named folders to eval.jsonl.gz; both are read alike."""
+    """Pack the finished runs of the named folders into the form that is committed, and remove them from raw/; weights
+    and checkpoints stay. Of pictures one run's a method is kept. Both forms are read alike (docs/records.md)."""
+    latex: bool = False
+    """Write the tables as LaTeX too, or compare them too; without it such files go."""
+    unpack: Path | None = None
+    """Write nothing else: give the named folder's packed runs folders again, in UNPACK/raw/."""
 
     def __call__(self) -> int:
         from sdpo_bench.analysis.outputs import reference_results, shown, sources, write_all
-        from sdpo_bench.records.reader import pack
 
         results = reference_results()
         folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
@@ -41,33 +48,59 @@ class Tables:
             raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
         for folder in folders:
             if not sources(folder):
-                raise UserError(f"{folder} has no raw/ folder of records; give a profile's folder, as results/quick "
-                                "(a device's benchmarks: python -m benchmarks.kernel_results)")  # fmt: skip
+                raise UserError(
+                    f"{folder} has no records, packed or in a raw/ folder; give a profile's folder, as results/quick "
+                    "(a device's benchmarks: python -m benchmarks.kernel_results)"
+                )
+        if self.unpack is not None:
+            return self._unpack(self.unpack)
         if self.pack:
-            if self.check or not self.folders:
-                raise UserError("--pack changes records: name their folders, and leave out --check")
-            for folder in folders:
-                echo(f"{shown(folder)}: {pack(folder)} compressed")
+            self._pack()
         if self.check:
-            return check_tables(folders)
+            return check_tables(folders, self.latex)
         for folder in folders:
-            write_all(folder)
+            write_all(folder, self.latex)
             echo(f"{shown(folder)}: tables, figures and report written")
         return 0
 
+    def _pack(self) -> None:
+        from sdpo_bench.analysis.outputs import shown
+        from sdpo_bench.records.packing import pack_profile
 
-def check_tables(folders: Sequence[Path]) -> int:
-    """Compares generated files byte by byte with what the records give now."""
+        if self.check or not self.folders:
+            raise UserError("--pack changes records: name their folders, and leave out --check")
+        for folder in self.folders:
+            echo(f"{shown(folder)}: {pack_profile(folder)} runs packed")
+
+    def _unpack(self, out: Path) -> int:
+        from sdpo_bench.analysis.outputs import shown
+        from sdpo_bench.records.packing import unpack_profile
+
+        if self.check or self.pack or len(self.folders) != 1:
+            raise UserError("--unpack is of one folder: name it, and leave out --check and --pack")
+        echo(f"{shown(out / 'raw')}: {unpack_profile(self.folders[0], out)} runs unpacked")
+        return 0
+
+
+def check_tables(folders: Sequence[Path], tex: bool = False) -> int:
+    """Compares generated files byte by byte with what the records give now, and packed means with their values."""
     from sdpo_bench.analysis.outputs import files, shown
     from sdpo_bench.records.generated import differences
+    from sdpo_bench.records.packed import is_packed
+    from sdpo_bench.records.packing import check_values
 
     wrong = [f"{shown(folder / name)}: {why}" for folder in folders
-             for name, why in differences(folder, files(folder)).items()]  # fmt: skip
-    echo("\n".join(wrong) if wrong else f"{len(folders)} folders: all files are what their records give")
+             for name, why in differences(folder, files(folder, tex)).items()]  # fmt: skip
+    values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
+    echo("\n".join([*wrong, *values]) or f"{len(folders)} folders: all files are what their records give")
     if wrong:
         print(
             "error: the files above differ; `sdpo-bench tables` writes them anew. (Pictures are the same to the byte "
             "only with the versions in constraints.txt.)",
             file=sys.stderr,
         )
-    return 1 if wrong else 0
+    if values:
+        print(
+            "error: packed means are not those of the values: restore the files from version control", file=sys.stderr
+        )
+    return 1 if wrong or values else 0

@@ -91,7 +91,7 @@ rewards with published weights, which docs/rewards.md says how to get: {", ".joi
 def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
     """One run, with a progress bar; says what it made. Of several processes the first one does."""
     from sdpo_bench.distributed import join
-    from sdpo_bench.records.identity import find_run
+    from sdpo_bench.records.lookup import find_run
     from sdpo_bench.training.loop import train as run
     from sdpo_bench.training.sinks import Tracker
 
@@ -183,7 +183,7 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
     """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
     other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
     from sdpo_bench.analysis.outputs import shown
-    from sdpo_bench.records.identity import fewer_epochs, nearest_run
+    from sdpo_bench.records.lookup import fewer_epochs, nearest_run
 
     if (nearest := nearest_run(raw, row)) is not None:
         folder, found = nearest

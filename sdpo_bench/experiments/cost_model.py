@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdpo_bench.config import EMBEDDED, RunConfig, file_name
 from sdpo_bench.dense_rewards import most_queries
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.profiles import config_from_json
 from sdpo_bench.methods import build_method
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.reader import packed_only
 
 # Time and space -------------------------------------------------------------------------------------------------
 
@@ -137,6 +142,20 @@ def work(config: RunConfig) -> dict[str, float]:
     }
 
 
+def _parsed(paths: Iterable[Path]) -> list[Any]:
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _finished(profile: Path) -> Iterator[Callable[[], Iterable[Any]]]:
+    """What reads done.json, config.json and provenance.json of each finished run in a profile's folder, or packed."""
+    with contextlib.suppress(RecordError):
+        for run in packed_only(profile).values():
+            yield functools.partial(list, (run.done, run.config, run.provenance))
+    for done in sorted(profile.glob("raw/*/done.json")):
+        paths = (done, done.parent / "config.json", done.parent / "provenance.json")
+        yield functools.partial(_parsed, paths)
+
+
 def calibrate(
     results: Iterable[Path], device: str = "cpu", model: str = EMBEDDED, otherwise: Cost | GPUCost | None = None
 ) -> Cost | GPUCost:
@@ -149,11 +168,10 @@ def calibrate(
     units = dict.fromkeys(seconds, 0.0)
     runs = 0
     for profile in results:
-        for done in sorted(profile.glob("raw/*/done.json")):
+        for read in _finished(profile):
             try:
-                spent = json.loads(done.read_text())["seconds"]
-                config = config_from_json(json.loads((done.parent / "config.json").read_text()))
-                found = json.loads((done.parent / "provenance.json").read_text())["device"]
+                done, settings, provenance = read()
+                spent, config, found = done["seconds"], config_from_json(settings), provenance["device"]
                 amounts = work(config)
             except (OSError, ValueError, KeyError, TypeError, UserError):
                 continue

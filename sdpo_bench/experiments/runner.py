@@ -20,10 +20,10 @@ from sdpo_bench.experiments.progress import clock
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.summary import RESULTS, list_runs, resume_command, summarise
 from sdpo_bench.experiments.workers import gpus, physical_cores
-from sdpo_bench.records.identity import fewer_epochs, nearest_run, recorded_weights
+from sdpo_bench.records.lookup import fewer_epochs, nearest_run, recorded_weights, stored_run
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
-from sdpo_bench.records.reader import load_run
+from sdpo_bench.records.reader import load_profile, run_ids
 from sdpo_bench.rewards import find_weights
 from sdpo_bench.terminal import echo
 
@@ -32,18 +32,17 @@ CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precis
 
 def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
     """Refuses to add to results that are there unless told to; checks those that are to be kept."""
-    present = [path for path in folder.glob("raw/*") if path.is_dir() and not path.name.startswith(".")]
+    present = run_ids(folder)
     if present and not resume:
         raise UserError(
             f"{folder} already holds {len(present)} run{'s' * (len(present) > 1)}: add --resume to keep the finished "
             f"ones and go on with the others, or --results OTHER to start anew elsewhere"
         )
     ours, foreign, finished = code_version(), 0, {}
-    for path in sorted(present):
-        if (path / "done.json").exists():
-            record = load_run(path)  # names a record that is corrupt, now rather than after hours
-            finished[path.name] = record.config["epochs"]
-            foreign += any(record.provenance.get(key) != ours.get(key) for key in ("commit", "source"))
+    # All are read, which names a record that is corrupt now rather than after hours.
+    for record in load_profile(folder, means=True) if present else ():
+        finished[record.run_id] = record.config["epochs"]
+        foreign += any(record.provenance.get(key) != ours.get(key) for key in ("commit", "source"))
     if foreign:
         print(
             f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit "
@@ -65,7 +64,7 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
     found: dict[str, int] = {}
     others: list[Path] = []
     for run in runs:
-        if (run.folder / "config.json").exists():
+        if stored_run(run.folder) is not None:
             if why := fewer_epochs(run.folder, run.config.to_json()):
                 raise UserError(f"--resume: {why}, with --results OTHER")
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.experiments import cost_model
-from sdpo_bench.records.identity import find_run
+from sdpo_bench.records.lookup import find_run
 
 
 @dataclass

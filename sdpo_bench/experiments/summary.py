@@ -11,9 +11,17 @@ from sdpo_bench.analysis.outputs import reference_results, shown
 from sdpo_bench.experiments import cost_model
 from sdpo_bench.experiments.progress import clock, speed
 from sdpo_bench.experiments.runs import Run
+from sdpo_bench.records.lookup import stored_run
 from sdpo_bench.records.provenance import repository
+from sdpo_bench.records.reader import finished_runs
 
 RESULTS = Path("runs")  # not results/, which holds the committed reference
+
+
+def finished(run: Run) -> bool:
+    """Whether it is there and finished, in a folder of its own or packed."""
+    stored = stored_run(run.folder)
+    return stored is not None and stored.finished
 
 
 def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
@@ -21,9 +29,9 @@ def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False)
     width = max(len(run.name) for run in runs)
     lines = [f"{'run':<{width}}  epochs   estimate  state"]
     for run in runs:
-        state = "done" if (run.folder / "done.json").exists() else "begun" if run.folder.exists() else "to do"
+        state = "done" if finished(run) else "begun" if run.folder.exists() else "to do"
         lines.append(f"{run.name:<{width}}  {run.config.epochs:>6}  {clock(run.estimate):>9}  {state}")
-    left = sum(run.estimate for run in runs if not (run.folder / "done.json").exists())
+    left = sum(run.estimate for run in runs if not finished(run))
     lines.append(
         f"{len(runs)} runs, about {clock(left / workers)} left with {workers} worker{'s' * (workers > 1)} "
         f"(estimated from {source})"
@@ -54,7 +62,7 @@ def summarise(results: Results, profile: str, runs: Sequence[Run], seconds: floa
     parts = [render_terminal(results), speed(record for record in results.runs if record.run_id in names)]
     reference = reference_results() / profile
     if reference.resolve() != folder.resolve():
-        if any(reference.glob("raw/*/done.json")):
+        if finished_runs(reference):
             title = f"Comparison with the committed results ({shown(reference)}):"
             parts.append(f"{title}\n\n{compare_with_reference(results.groups, load_groups(reference))}")
         else:

@@ -55,9 +55,9 @@ def read_manifest(folder: Path) -> dict[str, set[str]]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process writes generated files into this folder, and keeps them waiting."""
-    path = folder / ".generated.lock"
+def alone(folder: Path, name: str = ".generated.lock") -> Iterator[None]:
+    """Waits until no other process holds the lock file of this name in the folder, and keeps them waiting."""
+    path = folder / name
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,8 +69,10 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
+        try:
+            path.unlink(missing_ok=True)
+        finally:  # whatever comes of that, nobody need wait for a lock of ours
+            os.close(lock)
 
 
 def _check_place(folder: Path, contents: Contents, known: Mapping[str, set[str]]) -> None:
@@ -110,7 +112,7 @@ def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list
     folder = Path(folder)
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; give a profile's results, for example results/quick")
-    with _alone(folder):
+    with alone(folder):
         contents = build()
         known = read_manifest(folder)
         _check_place(folder, contents, known)

@@ -1,37 +1,14 @@
-"""Which run a configuration is: its id, the settings that may change later, and where its folder lies."""
+"""Which run a configuration is: its id, and the settings that may change later."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpo_bench.records import schema
-from sdpo_bench.records.files import (
-    CHECKPOINT,
-    RecordError,
-    bad_record,
-    read_object,
-    read_rows,
-    slug,
-    to_json,
-)
-
-
-def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """What to do where `config` asks for fewer epochs than the run in `folder` has; None where it does not."""
-    epochs = read_object(folder / "config.json")["epochs"]
-    if config["epochs"] >= epochs:
-        return None
-    finished = (folder / "done.json").exists()
-    has = f"has {epochs} epochs finished" if finished else f"was begun with {epochs} epochs"
-    remedy = "evaluate its saved weights with `sdpo-bench evaluate`" if finished else f"give --epochs {epochs} or more"
-    return (
-        f"{folder}: the run {has}, fewer (--epochs {config['epochs']}) can't be asked of it; {remedy}, or make "
-        "another run in another folder"
-    )
-
+from sdpo_bench.records.files import RecordError, bad_record, read_object, slug, to_json
 
 SCHEMA = 1
 
@@ -76,10 +53,11 @@ def run_id(config: Mapping[str, Any]) -> str:
         }
     )
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{_stem(config)}-{digest}"
+    return f"{stem(config)}-{digest}"
 
 
-def _stem(config: Mapping[str, Any]) -> str:
+def stem(config: Mapping[str, Any]) -> str:
+    """A run's id without the digits."""
     return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}"
 
 
@@ -101,7 +79,7 @@ def _differences(stored: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} (stored {stored!r}, new {new!r})"
 
 
-def _identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+def identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run this run and no other. Files are compared by their names, which is what configurations hold; an
     earlier version's have paths."""
     kept = {key: value for key, value in config.items() if key not in (*CHANGEABLE, "run_id", "begun")}
@@ -115,7 +93,7 @@ def _identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, A
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any], extended: bool = True) -> list[str]:
     """In words, each setting of `new` with which the run of the configuration `stored` can't go on. `extended`: it can
     with more epochs."""
-    found = list(_differences(_identity(stored, new), _identity(new, stored)))
+    found = list(_differences(identity(stored, new), identity(new, stored)))
     if new["epochs"] < stored["epochs"] or (new["epochs"] > stored["epochs"] and not extended):
         found.append(f"epochs (stored {stored['epochs']}, new {new['epochs']})")
     return found
@@ -129,73 +107,6 @@ def continued(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     config = {key: value for key, value in stored.items() if key not in (*CHANGEABLE, "begun")}
     config |= {key: new[key] for key in CHANGEABLE if key in new}
     return config | ({"begun": begun} if begun else {})
-
-
-def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with which the run in `folder` goes on under `config`: see `continued`. RecordError where the
-    folder holds another run, or a run of more epochs."""
-    path = folder / "config.json"
-    stored = read_object(path)
-    if found := first_difference(_identity(stored, config), _identity(config, stored)):
-        raise RecordError(
-            f"{path} belongs to another configuration: they differ first at {found}; "
-            "use another results folder, or delete this run's"
-        )
-    check_config(stored, path)
-    if refused := fewer_epochs(folder, config):
-        raise RecordError(refused)
-    return continued(stored, config)
-
-
-def recorded_epoch(folder: Path) -> int:
-    """The last epoch in train.jsonl; 0 if there is none."""
-    return max((row["epoch"] for row in read_rows(folder / "train.jsonl", torn_ok=True)), default=0)
-
-
-def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
-    """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
-    recorded none."""
-    path = folder / "provenance.json"
-    found = read_object(path).get("weights", {}) if path.exists() else {}
-    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
-        raise bad_record(path, "'weights' is not an object of objects")
-    return found
-
-
-def _may_be_extended(folder: Path) -> bool:
-    return (folder / CHECKPOINT).exists() or not (folder / "done.json").exists()
-
-
-def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
-    """The folder in `raw` of the run of this configuration: the one that holds it, perhaps begun with other
-    `CHANGEABLE` settings and so named after them, or else a new one."""
-    own = raw / run_id(config)
-    if (own / "config.json").exists():
-        return own
-    found = [path for path, stored in _alike(raw, config) if not differences(stored, config, _may_be_extended(path))]
-    # Of several (each of an earlier version, or begun without --resume) the one that has come furthest.
-    return max(found, key=lambda path: len(read_rows(path / "train.jsonl", torn_ok=True)), default=own)
-
-
-def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[Path, list[str]] | None:
-    """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
-    what; None where there is none. Runs whose names are in `besides` are passed over."""
-    found = [
-        (path, differences(stored, config, _may_be_extended(path)))
-        for path, stored in _alike(raw, config)
-        if path.name not in besides
-    ]
-    return min(found, key=lambda entry: len(entry[1]), default=None)
-
-
-def _alike(raw: Path, config: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Folders and configurations of the runs in `raw` with the same label, reward, K and seed."""
-    paths = sorted(raw.glob(f"{_stem(config)}-{'[0-9a-f]' * 8}/config.json"))
-    found = [(path.parent, read_object(path)) for path in paths]
-    for folder, stored in found:
-        check_config(stored, folder / "config.json")
-    keys = ("label", "reward", "steps", "seed")
-    return [(folder, stored) for folder, stored in found if all(stored[key] == config[key] for key in keys)]
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:

@@ -23,8 +23,9 @@ from sdpo_bench.records.files import (
     to_json,
     write_atomic,
 )
-from sdpo_bench.records.identity import check_config, first_difference, resumed
-from sdpo_bench.records.reader import check_evaluation, evaluation_key, load_run, row_digests
+from sdpo_bench.records.identity import check_config, first_difference
+from sdpo_bench.records.lookup import resumed, stored_run
+from sdpo_bench.records.run_folder import check_evaluation, evaluation_key, load_run, row_digests
 
 
 class RunWriter:
@@ -71,9 +72,11 @@ class RunWriter:
     def close(self) -> None:
         """Releases the folder."""
         if self._lock is not None:
-            self._lock_path.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+            lock, self._lock = self._lock, None
+            try:
+                self._lock_path.unlink(missing_ok=True)
+            finally:
+                os.close(lock)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -96,6 +99,11 @@ class RunWriter:
             if read_object(path) == new:
                 return
             self._path("done.json").unlink(missing_ok=True)
+        elif stored_run(self.folder) is not None:
+            raise RecordError(
+                f"{self.folder}: the run is finished and packed; `sdpo-bench tables {self.folder.parents[1]} --unpack "
+                "OUT` gives its folder back"
+            )
         write_atomic(path, (to_json(new, indent=1) + "\n").encode())
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:

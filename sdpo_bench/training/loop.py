@@ -16,7 +16,8 @@ from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.records.files import CHECKPOINT
-from sdpo_bench.records.identity import recorded_epoch, recorded_weights, resumed, run_id
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward

@@ -13,7 +13,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.loading import INDEX, is_local_adapter, source_of
 from sdpo_bench.policies.networks import weight_files
-from sdpo_bench.records.identity import recorded_weights
+from sdpo_bench.records.lookup import recorded_weights
 
 
 def other_weights(folder: Path, words: list[str]) -> UserError:

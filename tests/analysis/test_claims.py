@@ -165,7 +165,7 @@ def test_the_report_counts_the_verdicts(profile, group):
     assert f"- {sentence}" in readme
     assert "(tables/claims_aesthetic_k50.md)" in readme
     assert "(tables/paper_aesthetic_k50.csv)" in readme
-    assert "(figures/published.svg)" in readme
+    assert "Published, SD-Turbo, Aesthetic Score" in (profile / "report.html").read_text()
 
 
 @pytest.mark.parametrize("changes", [{"model": "embedded"}, {"steps": 4}, {"reward": "hpsv2"}, {"model": "/x/other"}])

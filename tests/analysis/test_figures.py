@@ -17,7 +17,7 @@ from support.synthetic_records import STEPS, reported_profile
 
 from sdpo_bench.analysis.comparisons import load_groups
 from sdpo_bench.analysis.figures import dense, style
-from sdpo_bench.analysis.figures.build import drawings, pictures
+from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
 from sdpo_bench.analysis.figures.curves import paper_curves, reward_by_steps, reward_curves
 from sdpo_bench.analysis.figures.dense import dense_errors
 from sdpo_bench.analysis.figures.forest import forest
@@ -230,15 +230,19 @@ def test_the_texts_say_what_the_records_show(study):
 
 
 def test_files(group):
-    folder = reported_profile() / "figures"
+    """Of all figures, which the page has; README.md's lie beside it."""
+    found = figure_files(drawings(load_groups(reported_profile())))
     expected = {
         f"{stem}_alignment_k{k}.svg"
         for k in (4, 20)
         for stem in ("curves_samples", "curves_reward_queries", "curves_optimiser_steps", "steps", "hacking")
     }
-    assert {path.name for path in folder.iterdir()} == expected | {"published.svg"}
-    for path in folder.iterdir():
-        data = path.read_bytes()
+    assert {*found} == {f"figures/{name}" for name in expected | {"published.svg"}}
+    for path in (reported_profile() / "figures").iterdir():
+        assert path.read_bytes() == found[f"figures/{path.name}"]
+        assert path.name.startswith("curves_samples")
+    assert len([*(reported_profile() / "figures").iterdir()]) == 2
+    for data in found.values():
         assert not any(word in data for word in (b"Matplotlib v", b"dc:date", b"Software"))
         assert ElementTree.fromstring(data).tag.endswith("svg")
         assert len(data) < 110_000

@@ -14,6 +14,8 @@ import pytest
 from support.synthetic_records import make_config, write_run
 
 from sdpo_bench.analysis import render
+from sdpo_bench.analysis.comparisons import load_groups
+from sdpo_bench.analysis.figures.build import drawings, figure_files
 from sdpo_bench.analysis.render import escaped, latex, markdown
 from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.cli import main
@@ -44,7 +46,7 @@ def hostile(tmp_path_factory) -> Path:
         pictures=False,
         rewards=("<b>`r`</b> | \\", "=1+1"),
     )
-    assert main.main(["tables", str(folder)]) == 0
+    assert main.main(["tables", str(folder), "--latex"]) == 0
     return folder
 
 
@@ -84,8 +86,8 @@ def test_the_report_runs_and_loads_nothing(hostile):
 def test_figures_are_sound_and_show_labels_as_they_are(hostile):
     from xml.etree import ElementTree
 
-    for path in hostile.glob("figures/*.svg"):
-        root = ElementTree.parse(path).getroot()
+    for svg in figure_files(drawings(load_groups(hostile))).values():
+        root = ElementTree.fromstring(svg)
         assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
     text = "".join(ElementTree.parse(hostile / "figures" / "curves_samples_alignment_k4.svg").getroot().itertext())
     for label in LABELS:
@@ -111,7 +113,9 @@ def test_numbers_of_a_csv_stay_numbers():
 
 
 def test_latex_of_any_label_is_balanced(hostile):
-    for path in hostile.glob("tables/*.tex"):
+    paths = [*hostile.glob("tables/*.tex")]
+    assert len(paths) == len([*hostile.glob("tables/*.md")])
+    for path in paths:
         text = path.read_text()
         plain = re.sub(r"\\[{}\\]", "", text)
         assert plain.count("{") == plain.count("}"), path

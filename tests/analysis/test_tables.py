@@ -327,8 +327,9 @@ def test_another_reward_has_its_table(profile):
     assert "No run here was trained on alignment_heldout" in text
 
 
-def test_latex_is_escaped_and_balanced(profile):
-    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.tex").read_text()
+def test_latex_is_escaped_and_balanced(profile, tmp_path):
+    write_all(shutil.copytree(profile, tmp_path / "quick"), tex=True)
+    text = (tmp_path / "quick" / "tables" / "other_alignment_k4_alignment-heldout.tex").read_text()
     assert r"alignment\_heldout" in text
     assert r"95 \%" in text
     assert text.count("{") == text.count("}")

@@ -91,7 +91,10 @@ TINY_ARGUMENTS = [
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 to 2^64 - 1"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
         (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
-        (["tables", "nothing"], "nothing has no raw/ folder of records; give a profile's folder, as results/quick"),
+        (
+            ["tables", "nothing"],
+            "nothing has no records, packed or in a raw/ folder; give a profile's folder",
+        ),
     ],
 )
 def test_bad_input(run, tmp_path, arguments, message):
@@ -307,6 +310,18 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
     assert f"{record.parent.name}/eval.jsonl, line 1" in err
 
 
+def test_tables_are_latex_on_request(run, tmp_path):
+    profile = write_profile(tmp_path / "results" / "quick", 1, ("SDPO",))
+    assert run("tables", profile, "--latex")[0] == 0
+    tables = {kind: {path.stem for path in profile.glob(f"tables/*.{kind}")} for kind in ("md", "csv", "tex")}
+    assert tables["md"] == tables["csv"] == tables["tex"] != set()
+    assert run("tables", profile, "--check", "--latex")[0] == 0
+    code, out, _ = run("tables", profile, "--check")
+    assert (code, out.count(".tex: not from these records")) == (1, len(tables["tex"]))
+    assert run("tables", profile)[0] == 0
+    assert not list(profile.glob("tables/*.tex"))
+
+
 def test_dry_run_lists_without_writing(run, tmp_path):
     code, out, _ = run("reproduce", "--profile", "first-look", "--dry-run", "--seeds", "3", "--workers", "2")
     assert code == 0
@@ -369,8 +384,9 @@ def test_doctor_reads_the_records_of_one_profile(monkeypatch):
     from sdpo_bench.cli import installation
     from sdpo_bench.records import reader
 
-    read, original = [], reader.load_run
-    monkeypatch.setattr(reader, "load_run", lambda folder: read.append(folder.parts[-3]) or original(folder))
+    read, one, packed = [], reader.load_run, reader.read_packed
+    monkeypatch.setattr(reader, "load_run", lambda folder: read.append(folder.parts[-3]) or one(folder))
+    monkeypatch.setattr(reader, "read_packed", lambda folder: read.append(folder.name) or packed(folder))
     text = installation._results()
     assert set(read) == {"quick"}
     assert re.search(r"results/full \(\d{3,} runs\), .*results/quick \(15 runs\)", text)

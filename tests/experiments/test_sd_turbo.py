@@ -26,6 +26,7 @@ from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.workers import Worker
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.packing import unpack_profile
 from sdpo_bench.records.reader import load_profile
 from sdpo_bench.rewards import PRETRAINED
 from sdpo_bench.rewards._clip import VIT_L
@@ -129,9 +130,10 @@ def test_hours_by_hand():
             GPUCost(**changes)
 
 
-def test_records_take_the_space_that_is_expected():
-    """Held against committed runs, of the embedded model with a prompt list of the same kind."""
-    for record in load_profile(ROOT / "results" / "quick")[:2]:
+def test_records_take_the_space_that_is_expected(tmp_path):
+    """Held against the folders of committed runs, of the embedded model with a prompt list of the same kind."""
+    unpack_profile(ROOT / "results" / "quick", tmp_path)
+    for record in load_profile(tmp_path)[:2]:
         config = profiles.config_from_json(record.config)
         names = ("config.json", "provenance.json", "done.json", "train.jsonl", "eval.jsonl")
         real = sum((record.folder / name).stat().st_size for name in names if (record.folder / name).exists())
@@ -355,7 +357,8 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
     assert "paper +0.73" in (folder / "tables" / "claims_aesthetic_k5.md").read_text()
     assert (folder / "figures" / "curves_samples_aesthetic_k5.svg").is_file()
     readme = (folder / "README.md").read_text()
-    assert (folder / "figures" / "published.svg").exists()  # the paper's curves, on axes of their own
+    page = (folder / "report.html").read_text()
+    assert "Published, SD-Turbo, Aesthetic Score" in page  # the paper's curves, on axes of their own
     assert "| reward aesthetic | " in readme
     assert check_tables([folder]) == 0
     assert "all files are what their records give" in capsys.readouterr().out

@@ -15,13 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import study_records
-from support.synthetic_records import EPOCHS, eval_row, make_config, provenance, train_row, write_profile, write_run
+from support.synthetic_records import (
+    EPOCHS,
+    compress,
+    eval_row,
+    make_config,
+    provenance,
+    train_row,
+    write_profile,
+    write_run,
+)
 
 from sdpo_bench.records.files import RecordError, RunLocked
 from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, eval_frame, mean_frame
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.plan import PLAN_KEYS, unfinished_runs, write_plan
-from sdpo_bench.records.reader import load_profile, load_run, pack
+from sdpo_bench.records.reader import load_profile, load_run
 from sdpo_bench.records.writer import RunWriter
 
 
@@ -80,13 +89,13 @@ def test_what_is_written_is_read(begun):
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "eval.jsonl", "dense.jsonl"])
-@pytest.mark.parametrize("change", ["lost", "gained", "packed", "older"])
+@pytest.mark.parametrize("change", ["lost", "gained", "compressed", "older"])
 def test_rows_of_a_finished_run_are_those_with_which_it_ended(tmp_path, name, change):
     folder = write_run(tmp_path / "profile", make_config())
     path, done = folder / name, folder / "done.json"
     rows = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if change == "packed":
-        assert pack(tmp_path / "profile") == 1
+    if change == "compressed":
+        compress(folder)
         assert load_run(folder).done
         return
     if change == "older":  # without digests it is read as before
@@ -114,7 +123,8 @@ def test_a_flipped_bit_in_the_rows_of_a_finished_run_is_reported_by_name(tmp_pat
     profile = study_records.write_study(tmp_path, ("SDPO",), seeds=1)
     (folder,) = profile.glob("raw/sdpo-*")
     if name.endswith(".gz"):
-        pack(profile)
+        for run in profile.glob("raw/*"):
+            compress(run)
     whole, before = (folder / name).read_bytes(), load_run(folder)
     places = [*range(12), *range(12, len(whole), len(whole) // 150 + 1), *range(len(whole) - 10, len(whole))]
     by_digest = 0
@@ -392,14 +402,12 @@ def test_a_corrupt_record_is_named_with_its_line_and_a_remedy(begun, name, chang
     assert any(word in str(caught.value) for word in ("--resume", "use the version"))
 
 
-def test_packed_evaluations_are_the_same_records(begun):
+def test_compressed_evaluations_are_the_same_records(begun):
     folder, _ = begun
     finish(folder)
     before = load_run(folder)
-    assert pack(folder.parents[1]) == 1
-    assert not (folder / "eval.jsonl").exists()
+    compress(folder)
     assert load_run(folder) == before
-    assert pack(folder.parents[1]) == 0
     packed = folder / "eval.jsonl.gz"
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(RecordError, match=r"eval\.jsonl\.gz: not gzip"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gzip
 import json
 import shutil
 import tempfile
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdpo_bench.records import reader
 from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.run_folder import row_digests
 from sdpo_bench.records.writer import RunWriter
 
 DEVICE = "cpu: Test Processor"
@@ -138,10 +139,17 @@ def write_run(
     return folder
 
 
+def compress(folder: Path) -> None:
+    """Leaves of a run's eval.jsonl its .gz alone, as earlier versions committed it."""
+    path = folder / "eval.jsonl"
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    path.unlink()
+
+
 def seal(folder: Path) -> None:
     """Gives a finished run the digests of rows that a test has changed, as if it had ended with them."""
     path = folder / "done.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"records_sha256": reader.row_digests(folder)}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"records_sha256": row_digests(folder)}))
 
 
 def write_profile(

@@ -10,6 +10,7 @@ import sdpo_kernels
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from support.synthetic_records import compress
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,8 +21,9 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records.files import RecordError
-from sdpo_bench.records.identity import find_run, run_id
-from sdpo_bench.records.reader import load_run, pack
+from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.lookup import find_run
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, load_reward
 from sdpo_bench.training.advantages import PerPromptNormalizer
@@ -444,7 +446,7 @@ def test_a_run_goes_on_with_more_epochs(config, tmp_path, finished):
     train(longer, whole)
     if finished:
         train(config, parts, keep=True)
-        assert pack(parts.parent.parent) == 1
+        compress(parts)
         assert (parts / "checkpoint.pt").exists()
     else:
         with pytest.raises(Stop):

@@ -29,7 +29,8 @@ from sdpo_bench.analysis.figures.hacking import hacking, hacking_alt, other_quan
 from sdpo_bench.analysis.figures.style import COUNTS, TEXT, Drawing, Style, at_steps, styles, svg
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.tables.base import MIN_RUNS
-from sdpo_bench.records.files import RERUN, RecordError
+from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.pictures import grid
 
 REWARD, EFFICIENCY = "Reward against samples", "Sample efficiency: reward queries and optimiser steps"  # headings
 
@@ -161,8 +162,8 @@ def pictures(group: Group) -> list[Picture]:
         run = min((run for run in group.runs if run.label == label), key=lambda run: run.config["seed"])
         rows = run.config.get("eval_steps")
         for when in ("before", "after"):
-            path = run.folder / f"grid_{when}.png"
-            if not path.exists() or (data := path.read_bytes()) in before:
+            data = grid(run, when)
+            if data is None or data in before:
                 continue
             title = f"{label}, seed {run.config['seed']}"
             if when == "before":
@@ -171,13 +172,8 @@ def pictures(group: Group) -> list[Picture]:
             alt = f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt" + (
                 f", rows from above: {at_steps(rows)}" if rows else ""
             )
-            try:
-                with Image.open(io.BytesIO(data)) as image:
-                    buffer = io.BytesIO()
-                    image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
-                    found.append(Picture(title, alt, image.size, buffer.getvalue()))
-            except Exception as error:  # of damaged pictures Pillow raises much more than OSError
-                raise RecordError(f"{path}: not a picture ({error}); {RERUN}") from error
+            with Image.open(io.BytesIO(data)) as image:
+                found.append(Picture(title, alt, image.size, data))
     return found
 
 

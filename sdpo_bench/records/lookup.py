@@ -1,0 +1,141 @@
+"""Finds the run of a configuration among those that a results folder holds, in folders of their own or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.records.files import CHECKPOINT, RecordError, bad_record, read_object, read_rows
+from sdpo_bench.records.identity import (
+    check_config,
+    continued,
+    differences,
+    first_difference,
+    identity,
+    run_id,
+    stem,
+)
+from sdpo_bench.records.packed import index
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is recorded of a run: `folder` is its own, which a packed run lacks. `extensible`: it can go on with more
+    epochs."""
+
+    folder: Path
+    config: dict[str, Any]
+    finished: bool
+    extensible: bool
+    packed: bool
+
+
+def stored_run(folder: Path) -> Stored | None:
+    """The run of a folder `<profile>/raw/<run id>`, or the packed one of that id; None where there is neither."""
+    path = folder / "config.json"
+    if path.exists():
+        finished = (folder / "done.json").exists()
+        extensible = not finished or (folder / CHECKPOINT).exists()
+        return Stored(folder, read_object(path), finished, extensible, False)
+    if folder.parent.name == "raw" and (run := index(folder.parents[1]).get(folder.name)) is not None:
+        return Stored(folder, run.config, True, False, True)
+    return None
+
+
+def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """What to do where `config` asks for fewer epochs than the run in `folder` has; None where it does not."""
+    stored = stored_run(folder)
+    if stored is None or config["epochs"] >= stored.config["epochs"]:
+        return None
+    epochs = stored.config["epochs"]
+    has = f"has {epochs} epochs finished" if stored.finished else f"was begun with {epochs} epochs"
+    remedy = (
+        "evaluate its saved weights with `sdpo-bench evaluate`"
+        if stored.finished
+        else f"give --epochs {epochs} or more"
+    )
+    return (
+        f"{folder}: the run {has}, fewer (--epochs {config['epochs']}) can't be asked of it; {remedy}, or make "
+        "another run in another folder"
+    )
+
+
+def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with which the run in `folder` goes on under `config`: see `continued`. RecordError where the
+    folder holds another run, or a run of more epochs."""
+    path = folder / "config.json"
+    stored = read_object(path)
+    if found := first_difference(identity(stored, config), identity(config, stored)):
+        raise RecordError(
+            f"{path} belongs to another configuration: they differ first at {found}; "
+            "use another results folder, or delete this run's"
+        )
+    check_config(stored, path)
+    if refused := fewer_epochs(folder, config):
+        raise RecordError(refused)
+    return continued(stored, config)
+
+
+def recorded_epoch(folder: Path) -> int:
+    """The last epoch in train.jsonl; 0 if there is none."""
+    return max((row["epoch"] for row in read_rows(folder / "train.jsonl", torn_ok=True)), default=0)
+
+
+def _recorded_epochs(stored: Stored) -> int:
+    """How many epochs are recorded."""
+    if stored.packed:
+        return len(index(stored.folder.parents[1])[stored.folder.name].train)
+    return len(read_rows(stored.folder / "train.jsonl", torn_ok=True))
+
+
+def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
+    """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
+    recorded none."""
+    path = folder / "provenance.json"
+    if path.exists():
+        provenance = read_object(path)
+    elif (stored := stored_run(folder)) is not None and stored.packed:
+        provenance = index(folder.parents[1])[folder.name].provenance
+    else:
+        return {}
+    found = provenance.get("weights", {})
+    if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
+        raise bad_record(path, "'weights' is not an object of objects")
+    return found
+
+
+def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
+    """The folder in `raw` of the run of this configuration: the one that holds it, perhaps begun with other
+    `CHANGEABLE` settings and so named after them, or else a new one. Of a packed run it is where the folder was."""
+    own = raw / run_id(config)
+    if stored_run(own) is not None:
+        return own
+    found = [run for run in _alike(raw, config) if not differences(run.config, config, run.extensible)]
+    # Of several (each of an earlier version, or begun without --resume) the one that has come furthest.
+    furthest = max(found, key=_recorded_epochs, default=None)
+    return own if furthest is None else furthest.folder
+
+
+def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[Path, list[str]] | None:
+    """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
+    what; None where there is none. Runs whose names are in `besides` are passed over."""
+    found = [
+        (run.folder, differences(run.config, config, run.extensible))
+        for run in _alike(raw, config)
+        if run.folder.name not in besides
+    ]
+    return min(found, key=lambda entry: len(entry[1]), default=None)
+
+
+def _alike(raw: Path, config: Mapping[str, Any]) -> list[Stored]:
+    """The runs in `raw`, or packed beside it, with the same label, reward, K and seed."""
+    pattern = f"{stem(config)}-{'[0-9a-f]' * 8}"
+    folders = {path.parent for path in raw.glob(f"{pattern}/config.json")}
+    folders |= {raw / name for name in index(raw.parent) if name.startswith(f"{stem(config)}-")}
+    found = [stored for folder in sorted(folders) if (stored := stored_run(folder)) is not None]
+    for stored in found:
+        check_config(stored.config, stored.folder / "config.json")
+    keys = ("label", "reward", "steps", "seed")
+    return [stored for stored in found if all(stored.config[key] == config[key] for key in keys)]

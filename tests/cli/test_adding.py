@@ -1,0 +1,95 @@
+"""The examples of docs/adding.md: in a copy of the package, with nothing else edited, they train and are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "adding.md").read_text()
+FILES = dict(re.findall(r"`(sdpo_bench/\S+\.py)`[^\n]*\n(?:[^`\n][^\n]*\n)?\n```python\n(.*?)^```", PAGE, re.M | re.S))
+TINY = ["--eval-rewards", "colourfulness", "--eval-steps", "1", "2", "--eval-noises", "1", "--steps", "3",
+        "--epochs", "2", "--pairs", "4", "--pairs-per-update", "2", "--device", "cpu", "--reward", "brightness",
+        "--no-train-last-step"]  # fmt: skip
+CODE = """
+import json, sys
+from sdpo_bench.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        assert main(arguments) == 0, arguments
+    except SystemExit as end:  # --help
+        assert not end.code
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with a copy of the package that has the page's files, and a model of the new kind."""
+    folder = tmp_path_factory.mktemp("added")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "sdpo_bench", folder / "sdpo_bench", copy_function=os.symlink, ignore=ignored)
+    for path, text in FILES.items():
+        assert not (folder / path).exists()
+        (folder / path).write_text(text)
+    index = write_tiny_model(folder / "model") / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LatentConsistencyModelPipeline"}))
+    return folder
+
+
+def run(folder: Path, *commands: list[str]) -> str:
+    """What the copy's commands print, in one process."""
+    path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], cwd=folder, text=True,
+                          capture_output=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_page_has_a_file_of_each_kind():
+    folders = ["dense_rewards", "methods", "policies", "rewards"]
+    assert sorted(Path(path).parent.name for path in FILES) == folders
+
+
+def test_the_examples_train_and_are_shown(written):
+    both = ["--model", "model", "--out", "runs/all", *TINY]
+    out = run(
+        written,
+        ["train", "--help"],
+        ["train", "--method", "reinforce", "--options", "weight", "0.5", *both],
+        ["train", "--method", "sdpo", "--dense", "ends", "--probe-every", "1", *both],
+        ["tables", "runs/all"],
+        ["reproduce", "--methods", "reinforce", "--dry-run"],
+    )
+    assert "reinforce: REINFORCE (weight 1.0)" in out
+    assert "ends: the first and the last, joined by a straight line" in out
+    assert re.search(r"rewards: .*\bbrightness\b", out)
+    runs = {}
+    for path in (written / "runs" / "all" / "raw").glob("*/config.json"):
+        runs[json.loads(path.read_text())["label"]] = path
+    assert runs.keys() == {"REINFORCE", "SDPO"}
+    assert json.loads(runs["REINFORCE"].read_text())["method"] == {"name": "reinforce", "weight": 0.5}
+    for path in runs.values():
+        rows = [json.loads(line) for line in (path.parent / "eval.jsonl").read_text().splitlines()]
+        assert {row["reward"] for row in rows} == {"brightness", "colourfulness"}
+        for row in rows:
+            values = [value for prompts in row["values"].values() for noises in prompts.values() for value in noises]
+            assert row["reward"] != "brightness" or (values and all(0 < value < 1 for value in values))
+    probes = [json.loads(line) for line in (runs["SDPO"].parent / "dense.jsonl").read_text().splitlines()]
+    ends = [row for row in probes if row["budget"] == "ends"]
+    # Of a pair's two samples, which share their first picture, 3 pictures are queried.
+    assert ends
+    assert all(row["queries_per_sample"] == 1.5 and row["mae"][0] == row["mae"][-1] == 0 for row in ends)
+    assert ends[-1]["mae"][1] > 0
+    tables, figures = (written / "runs" / "all" / name for name in ("tables", "figures"))
+    main = next(tables.glob("main_*.md")).read_text()
+    assert main.index("| SDPO") < main.index("| REINFORCE")  # the study's methods come first
+    assert "; ends: first and last, linear. Minus 3's" in next(tables.glob("dense_budgets*.md")).read_text()
+    assert "first and last, linear" in next(figures.glob("dense*.svg")).read_text()
