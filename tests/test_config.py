@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench import config
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
 from sdpo_bench.cli import main
 from sdpo_bench.cli.doctor import Doctor
 from sdpo_bench.cli.evaluate import Evaluate
 from sdpo_bench.cli.train import train_command
-from sdpo_bench.config import RunConfig, flag, flat
+from sdpo_bench.config import LATER, RunConfig, flag, flat
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.identity import run_id
 
@@ -73,19 +72,50 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
     assert all(f"  {name}: " in out for name in (*SAMPLERS, *(entry.name for entry in DENSE_REWARDS)))
 
 
-@pytest.mark.parametrize("name", [name for name, f in FIELDS.items() if "valid" in f.metadata])
-def test_a_value_out_of_range_is_refused(name):
-    f, expected = FIELDS[name], FIELDS[name].metadata["expected"]
-    values = [(-1,), (3, 0)] if isinstance(f.default, tuple) else [-1, math.nan, math.inf]
-    values += [0] * (not isinstance(f.default, tuple) and not f.metadata["valid"](0))
-    values += [1.5] if name == "eta" else [0.5] if name == "guidance" else []
-    for value in values:
+RANGES = {  # the lowest valid values, or what is above the bound; then words
+    "at least 1": (1, "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
+                      "prompt_stats_min_count reward_batch"),
+    "0 or more": (0, "checkpoint_every epochs noise_level probe_every rows weight_decay"),
+    "a number > 0": (1e-9, "advantage_clip clip_range learning_rate lora_alpha max_grad_norm resolution"),
+    "0 to 2^64 - 1 (18446744073709551615)": (0, "eval_seed seed"),
+    "0 (DDIM) to 1 (DDPM)": (0, "eta"),
+    "1 (none) or more": (1, "guidance"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [(n, words) for words, (_, names) in RANGES.items() for n in names.split()]
+)
+def test_ranges(name, expected):
+    lowest = RANGES[expected][0]
+    others = {
+        "pairs": {"pairs_per_update": 1},
+        "pairs_per_update": {},
+        "prompt_stats_buffer": {"prompt_stats_min_count": 1},
+    }
+    assert getattr(RunConfig(**others.get(name, {}) | {name: lowest}), name) == lowest
+    for value in (lowest - 1, -math.inf, math.inf, math.nan, *([0] if lowest == 1e-9 else [])):
         with pytest.raises(UserError) as caught:
             RunConfig(**{name: value})
         assert str(caught.value) == f"{flag(name)} is {value}; expected {expected}"
 
 
-@pytest.mark.parametrize("name", [name for group in GROUPS for name in config.choices(group)])
+def test_every_range_is_tested():
+    tested = {name for _, names in RANGES.values() for name in names.split()} | {"eval_steps", "eval_last_steps"}
+    assert {name for name, f in FIELDS.items() if "valid" in f.metadata} == tested
+    with pytest.raises(UserError, match=r"--eta is 1\.5"):
+        RunConfig(eta=1.5)
+    for name in ("eval_steps", "eval_last_steps"):
+        with pytest.raises(
+            UserError, match=rf"{flag(name)} is \(3, 0\); expected numbers of sampling steps, each at least 1"
+        ):
+            RunConfig(**{name: (3, 0)})
+
+
+CHOICES = ["dense", "device", "dtype", "finetune", "reward_dtype", "sampler", "train_split", "updates"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_a_value_that_is_no_choice_is_refused(name):
     with pytest.raises(UserError, match=f"unknown {name.replace('_', ' ')} 'none'; choose one of: "):
         RunConfig(**{name: "none"})
@@ -111,3 +141,17 @@ def test_a_value_that_is_no_choice_is_refused(name):
 def test_fields_that_do_not_fit(changes, message):
     with pytest.raises(UserError, match=message):
         RunConfig(**changes)
+
+
+def test_defaults_that_config_json_leaves_out_stay():
+    """Another default would give old runs' ids to runs with other settings."""
+    left_out = {
+        "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
+        "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "guidance": 1.0,
+        "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
+        "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32, "reward_dtype": "float32",
+        "sampler": "auto", "step_shuffle": True, "vae_slicing": False,
+    }  # fmt: skip
+    config = RunConfig()
+    assert {name: getattr(config, name) for name in LATER} == left_out
+    assert not config.to_json().keys() & {*left_out, "device"}
