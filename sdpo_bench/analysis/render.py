@@ -41,26 +41,28 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", note])
 
 
-TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"$\sim$",
-    "^": r"\^{}",
-    "–": "--",
-    ">": "$>$",
-    "<": "$<$",
-    "|": "$|$",
-}
+TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"$\sim$",
+        "^": r"\^{}",
+        "–": "--",
+        ">": "$>$",
+        "<": "$<$",
+        "|": "$|$",
+    }
+)
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in printable(text))
+    return printable(text).translate(TEX)
 
 
 def _tex_row(row: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from support.study_records import BUDGETS, EPOCHS, EVAL_STEPS, LAST_STEPS, QUANT
 from support.synthetic_records import STEPS, reported_profile
 
 from sdpo_bench.analysis.comparisons import load_groups
-from sdpo_bench.analysis.figures import dense, style
+from sdpo_bench.analysis.figures import curves, dense, style
 from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
 from sdpo_bench.analysis.figures.curves import paper_curves, reward_by_steps, reward_curves
 from sdpo_bench.analysis.figures.dense import dense_errors
@@ -187,7 +187,7 @@ def test_without_the_papers_curves_there_is_no_such_figure(group, monkeypatch):
         raise RecordError("not there")
 
     assert "published" in [drawing.name for drawing in drawings([group])]
-    monkeypatch.setattr(style, "load_curves", missing)
+    monkeypatch.setattr(curves, "load_curves", missing)
     assert "published" not in [drawing.name for drawing in drawings([group])]
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import matplotlib
 from PIL import Image
 
-from sdpo_bench.analysis.comparisons import START, Group, collector_paused, shown_split
+from sdpo_bench.analysis.comparisons import START, Group, collector_paused
 from sdpo_bench.analysis.figures.curves import (
     band_words,
     highest_words,
@@ -61,7 +61,7 @@ def drawings(groups: list[Group]) -> list[Drawing]:
 
 def _curves(group: Group, counter: str, heading: str, style: Style) -> Drawing:
     """Reward against a counter of `COUNTS`."""
-    split, steps = shown_split(group.values), group.steps_evaluated
+    split, steps = group.shown_split, group.steps_evaluated
     return Drawing(
         f"curves_{counter}{group.suffix}",
         heading,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from sdpo_bench.analysis.comparisons import START, Group, shown_split
+from sdpo_bench.analysis.comparisons import START, Group
 from sdpo_bench.analysis.figures.style import (
     COUNTS,
     WIDTH,
@@ -144,7 +144,7 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
 
     Step counts evaluated only before and after training are shown against samples alone, and say so.
     """
-    split = shown_split(group.values)
+    split = group.shown_split
     steps = [
         k for k in group.steps_evaluated if counter == "samples" or not group.ends_only(k)
     ] or group.steps_evaluated
@@ -222,7 +222,7 @@ def paper_alt() -> str:
 
 
 def steps_alt(group: Group) -> str:
-    split, steps = shown_split(group.values), group.steps_evaluated
+    split, steps = group.shown_split, group.steps_evaluated
     start = [
         f"{next(iter(cell.values())):.3f} at {at_steps([k])}"
         for k in (steps[0], steps[-1])

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sdpo_bench.analysis.comparisons import Group, label_key, parent, shown_split
+from sdpo_bench.analysis.comparisons import Group, label_key, parent
 from sdpo_bench.analysis.figures.curves import draw_panels
 from sdpo_bench.analysis.figures.style import Style, at_steps, figure_columns
 from sdpo_bench.analysis.statistics import paired_difference
@@ -15,7 +15,7 @@ from sdpo_bench.analysis.tables.base import MIN_RUNS, joined
 
 def ablations_drawn(group: Group) -> list[tuple[str, str]]:
     """(ablation, its parent) with a pair of runs of one seed."""
-    split, steps = shown_split(group.values), group.steps_evaluated
+    split, steps = group.shown_split, group.steps_evaluated
     return [
         (label, method)
         for label in group.labels
@@ -30,7 +30,7 @@ def ablations_drawn(group: Group) -> list[tuple[str, str]]:
 def forest(group: Group, style: Style) -> Figure:
     """Ablations minus their parents, paired by seed, a panel per number of sampling steps: the mean with its 95 %
     interval, or with fewer than 5 pairs the differences themselves."""
-    rows, split, steps = ablations_drawn(group), shown_split(group.values), group.steps_evaluated
+    rows, split, steps = ablations_drawn(group), group.shown_split, group.steps_evaluated
     parents = sorted({method for _, method in rows}, key=label_key)
     handles = [
         Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""}) for method in parents
@@ -62,7 +62,7 @@ def forest(group: Group, style: Style) -> Figure:
 
 
 def forest_alt(group: Group) -> str:
-    split, sure = shown_split(group.values), []
+    split, sure = group.shown_split, []
     for label, method in ablations_drawn(group):
         for k in group.steps_evaluated:
             ours, theirs = (group.cell(name, group.reward, split, k) for name in (label, method))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sdpo_bench.analysis.comparisons import Group, parent, shown_split
+from sdpo_bench.analysis.comparisons import Group, parent
 from sdpo_bench.analysis.tables.base import DASH, Subject, Table
 from sdpo_bench.analysis.tables.pairs import ALL, Pair, paired_table
 
@@ -43,7 +43,7 @@ def ablation_table(group: Group) -> Table | None:
 def _ablation_answer(group: Group, table: Table) -> str:
     """The differences of the table's last column, those with an interval above 0 first, the largest first; of those
     that are not decided the names."""
-    split = shown_split(group.values)
+    split = group.shown_split
     cells = {row[0]: row[-1] for row in dict(table.blocks)[f"{split} prompts: difference"] if row[-1] != DASH}
     frame = table.frame[table.frame["split"] == split].drop_duplicates(["label", "baseline"], keep="last")
     parts: dict[str, list[str]] = {"above 0": [], "below 0": [], "not decided": []}

@@ -73,7 +73,7 @@ def order_claims(group: Group, curves: pd.DataFrame) -> list[Claim]:
     claims = []
     for better, worse in pairwise(METHODS):
         for steps in _steps(curves):
-            x, y = (group.cell(label, group.reward, shown_split(group.values), steps) for label in (better, worse))
+            x, y = (group.cell(label, group.reward, group.shown_split, steps) for label in (better, worse))
             values = {seed: x[seed] - y[seed] for seed in x if seed in y}
             ours = paired_difference(x, y) if values else None
             paper = float(final[steps, better] - final[steps, worse])
@@ -187,7 +187,7 @@ def _claim_row(claim: Claim) -> dict[str, object]:
 def beside_table(group: Group) -> Table:
     """Final values of our runs and of the paper's curves."""
     curves = load_curves()
-    final, split, steps = final_values(curves).set_index(["steps", "method"]), shown_split(group.values), _steps(curves)
+    final, split, steps = final_values(curves).set_index(["steps", "method"]), group.shown_split, _steps(curves)
     rows, long = [], []
     for label in dict.fromkeys((START, *METHODS, *group.labels)):
         ours = {k: group.cell(label, group.reward, split, k) for k in steps}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
+from sdpo_bench.analysis.comparisons import START, Group, Values
 from sdpo_bench.analysis.tables.base import (
     MIN_RUNS,
     Block,
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 def measure(group: Group, label: str, steps: int, rewards: Iterable[str]) -> Case:
     """A case's changes, and what they establish."""
-    split = shown_split(group.values)
+    split = group.shown_split
     changes = {}
     for name in rewards:
         before = group.cell(START, name, split, steps)
@@ -57,7 +57,7 @@ def measure(group: Group, label: str, steps: int, rewards: Iterable[str]) -> Cas
 def hacking_table(group: Group) -> Table | None:
     """Change from the start, in the trained reward and in all that was not trained on, of methods, then ablations; None
     without start or others. The answer counts methods."""
-    split = shown_split(group.values)
+    split = group.shown_split
     others = sorted(set(group.values["reward"]) - {group.reward})
     trained = [label for label in group.labels if label != START]
     rewards = [
@@ -98,7 +98,7 @@ def _frame_rows(group: Group, case: Case) -> list[dict[str, object]]:
     return [
         {
             **context(group),
-            "split": shown_split(group.values),
+            "split": group.shown_split,
             "steps": case.steps,
             "label": case.label,
             "reward": name,
@@ -117,7 +117,7 @@ def _answer(group: Group, cases: list[Case]) -> str:
     fell = Counter(name for case in cases for name in case.fell)
     counts = "; ".join(f"{name} fell in {fell[name]}" for name in cases[0].changes if name != group.reward)
     return (
-        f"K = {group.steps}, trained on {group.reward}, {shown_split(group.values)} prompts: it rose in "
+        f"K = {group.steps}, trained on {group.reward}, {group.shown_split} prompts: it rose in "
         f"{sum(case.rose for case in cases)} of {len(cases)} cases "
         f"(a method at a number of steps) by an interval above 0, and of these, by an interval below 0, "
         f"{counts}."

@@ -10,7 +10,6 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import (
     Group,
     label_key,
-    shown_split,
 )
 from sdpo_bench.analysis.statistics import (
     iqm,
@@ -41,7 +40,7 @@ def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
 
 def leaders(group: Group) -> str:
     """Who is highest at each number of sampling steps, and by how much over the next, in a sentence."""
-    split = shown_split(group.values)
+    split = group.shown_split
     decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
     leads = []
     for steps in group.steps_evaluated:

@@ -13,7 +13,6 @@ from sdpo_bench.analysis.comparisons import (
     START,
     Group,
     Values,
-    shown_split,
 )
 from sdpo_bench.analysis.statistics import (
     paired_difference,
@@ -104,7 +103,7 @@ def paired_table(name: str, title: str, note: str, first: str, pairs: list[Pair]
             for row in _frame_rows(pair, own)
         ]
         known = [f"{row[0]} {row[-1]}" for row in shown if row[-1] != DASH]
-        if known and split == shown_split(group.values):
+        if known and split == group.shown_split:
             answer = f"{split.capitalize()} prompts, mean over {joined(steps)} steps: {'; '.join(known)}."
     return Table(
         name,

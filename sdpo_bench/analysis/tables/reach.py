@@ -7,7 +7,7 @@ from bisect import bisect_right
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
+from sdpo_bench.analysis.comparisons import START, Group, Values
 from sdpo_bench.analysis.tables.base import BASELINE, DASH, Block, Subject, Table, at_steps, context, note_of, run_ids
 from sdpo_bench.analysis.tables.means import MEANS, mean_text, summarised
 from sdpo_bench.records.frames import COUNTERS
@@ -83,7 +83,7 @@ def _costs_by_seed(group: Group, label: str, split: str, steps: int) -> dict[int
 def reach_table(group: Group) -> Table | None:
     """Spending of each method or ablation to reach the final reward of the DDPO run of the same seed; None without
     DDPO."""
-    split = shown_split(group.values)
+    split = group.shown_split
     trained = [label for label in group.labels if label != START]
     if TARGET not in trained or len(trained) < 2:
         return None
