@@ -15,6 +15,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.experiments.learning_rates import SWEEP, learning_rate
 from sdpo_bench.experiments.variants import ABLATIONS, METHOD_NAMES, PAPER_METHODS, STUDIED, VARIANTS, Options
+from sdpo_bench.methods import METHODS
 
 
 def canonical(profile: str) -> str:
@@ -73,7 +74,19 @@ def run(name: str, seed: int, **changes: Any) -> RunConfig:
     settings: Options = COMMON | {"label": variant.label, "epochs": EPOCHS.get(steps, 50)}
     if "learning_rate" not in changes:
         settings["learning_rate"] = learning_rate(name, steps, changes.get("reward", "alignment"))
-    return RunConfig(method=variant.method, seed=seed, **settings | changes | variant.changes)
+    return RunConfig(
+        method=variant.method, seed=seed, **in_groups(variant.method, settings | changes | variant.changes)
+    )
+
+
+def in_groups(method: str, settings: Options) -> Options:
+    """The settings with as many samples an epoch and an update as pairs would have, in groups of the method's size."""
+    size = settings.get("group_size") or METHODS[method].group_size
+    counts = {name: settings.get(name, getattr(RunConfig, name)) for name in ("pairs", "pairs_per_update")}
+    for name, count in counts.items():
+        if 2 * count % size:
+            raise UserError(f"{2 * count} samples ({name} {count}) are no groups of {size}, as {method} has them")
+    return settings | {name: 2 * count // size for name, count in counts.items()} if size != 2 else settings
 
 
 def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -272,7 +285,7 @@ def sd_turbo(
             label=VARIANTS[name].label,
             seed=seed,
             reward=reward,
-            **SD_TURBO_REWARDS[reward] | settings | VARIANTS[name].changes,
+            **in_groups(VARIANTS[name].method, SD_TURBO_REWARDS[reward] | settings | VARIANTS[name].changes),
         )
         for seed in seeds
         for reward in names

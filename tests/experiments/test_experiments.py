@@ -229,3 +229,20 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile):
     for label, (_, rate) in best.items():
         rates = learning_rates.REWARD_RATES.get(reward, learning_rates.LEARNING_RATES)
         assert rates[labels[label]][steps] == rate, label
+
+
+def test_methods_with_larger_groups_have_as_many_samples():
+    """Pairs of the others and groups of GRPO: the same samples an epoch and an update, so the same cost."""
+    for name in ("paper_k4", "sweep", "sd_turbo"):
+        configs = [config for config in profiles.build(name, ["ddpo", "grpo"], [0]) if config.epochs]
+        found = {
+            (config.method, config.reward): tuple(
+                config.samples_per_group * count for count in (config.pairs, config.pairs_per_update)
+            )
+            for config in configs
+        }
+        for method, reward in found:
+            assert found[method, reward] == found["ddpo", reward], name
+        assert {config.samples_per_group for config in configs} == {2, 8}
+    with pytest.raises(UserError, match=r"6 samples .* are no groups of 8"):
+        profiles.in_groups("grpo", {"pairs": 3})
