@@ -87,11 +87,11 @@ def test_every_method_trains(config, name, finetune):
     before = weights(trainer.policy)
     row = trainer.train_epoch(1).to_row()
     assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
-    method = build_method(name)
-    assert row["samples"] == 8
-    assert row["reward_queries"] == (4 * 5 if method.dense else 8)
+    method, G = build_method(name), config.samples_per_group
+    assert row["samples"] == 4 * G
+    assert row["reward_queries"] == (4 * 5 if method.dense else 4 * G)
     assert row["optimiser_steps"] == (2 * 3 if method.updates == "step" else 2)
-    forward = 4 * (1 + 2 * 2)  # a pair's first step is evaluated once
+    forward = 4 * (1 + G * 2)  # a group's first step is evaluated once
     assert row["model_evaluations"] == forward * (2 + method.reference + method.whole_trajectory)
     assert row["log_ratio_max"] > 0
     assert all(value >= 0 for value in row["seconds"].values())
