@@ -144,18 +144,19 @@ def test_a_compiled_model_is_not_trained_on_a_cpu(config):
 def test_accumulation_gives_the_gradient_of_the_batch(config, name):
     """One pair at a time, or all at once; whole-trajectory methods too, whose loss is no sum over steps."""
     gradients = []
-    for rows in (64, 2):
+    G = dataclasses.replace(config, method=name, label="").samples_per_group
+    for rows in (12 * G, G):
         c = dataclasses.replace(
             config, method=name, label="", rows=rows, pad_rows=1, pairs_per_update=4, updates="trajectory"
         )
         trainer = trainer_of(c)
         trainer.optimiser.step = lambda: None
         trajectory = trainer.sample(trainer.plan(1))
-        advantages = sdpo_kernels.normal(torch.arange(4), (2, 1)).expand(4, 2, 3)
+        advantages = sdpo_kernels.normal(torch.arange(4), (G, 1)).expand(4, G, 3)
         reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
         (group,) = trainer.optimizer_batches(trainer.plan(1))
         # 4 pairs at 3 steps: micro-batches may hold several steps, and never more latents than --rows.
-        assert [len(steps) for _, steps in group] == ([12] if rows == 64 else [1] * 12)
+        assert [len(steps) for _, steps in group] == ([12] if rows > G else [1] * 12)
         assert len({tuple(entry) for part in group for entry in torch.stack(part, 1).tolist()}) == 12
         trainer.update(group, trajectory, advantages, reference)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters]))
@@ -325,7 +326,8 @@ def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, metho
 
 
 def test_pairs_share_their_start_and_nothing_else(config):
-    trajectory = trainer_of(config).sample(1)
+    trainer = trainer_of(config)
+    trajectory = trainer.sample(trainer.plan(1))
     latents = trajectory.latents
     assert torch.equal(latents[:, 0, 0], latents[:, 1, 0])
     assert torch.equal(trajectory.predicted_clean[:, 0, 0], trajectory.predicted_clean[:, 1, 0])
