@@ -135,7 +135,7 @@ def test_full_finetuning_saves_a_pipeline(config, tmp_path, name):
     policy = load_policy(c)
     trainer = Trainer(c, policy, load_reward(c.reward))
     assert trainer.check_on_policy(1) == 0.0
-    trainer.epoch(1)
+    trainer.train_epoch(1).to_row()
     policy.noise_level = 0.0
     policy.save(tmp_path)
     after, start = our_pictures(policy, 2)
@@ -166,11 +166,11 @@ def test_options_train_on_policy(config, name, changes):
     assert any(last) == ("channels_last" in changes)
     trainer = Trainer(c, policy, load_reward(c.reward))
     assert trainer.check_on_policy(1) == 0.0
-    row = trainer.epoch(1)
+    row = trainer.train_epoch(1).to_row()
     assert row["log_ratio_max"] > 0
     assert row["model_evaluations"] == policy.branches * 4 * (1 + 2 * 2 + (1 + 2 * (c.trained_steps - 1)))
     plain = Trainer(config(name), load_policy(config(name)), load_reward(c.reward))
-    expected = plain.epoch(1)
+    expected = plain.train_epoch(1).to_row()
     same = changes.keys().isdisjoint({"guidance", "sampler", "resolution"})
     difference = abs(row["loss"] / expected["loss"] - 1)
     assert difference < 1e-2 if same else difference > 1e-2
@@ -305,14 +305,14 @@ def test_half_precision(config, name, dtype):
     assert frozen == {getattr(torch, dtype)}
     assert policy.pipeline.vae.dtype == (torch.float32 if (name, dtype) == ("sdxl", "float16") else frozen.pop())
     trainer = Trainer(c, policy, load_reward(c.reward))
-    trajectory = trainer.sample(1)
+    trajectory = trainer.sample(trainer.plan(1))
     assert trajectory.latents.dtype == (torch.float16 if dtype == "float16" else torch.float32)
     assert trajectory.log_prob.dtype == trainer.predict(trajectory, *(torch.arange(1),) * 2).dtype == torch.float32
     assert trainer.check_on_policy(1) == 0.0
-    row = trainer.epoch(1)
+    row = trainer.train_epoch(1).to_row()
     assert row["log_ratio_max"] > 0
     full = Trainer(config(name), load_policy(config(name)), load_reward(c.reward))
-    assert row["reward_mean"] == pytest.approx(full.epoch(1)["reward_mean"], rel=0.1)
+    assert row["reward_mean"] == pytest.approx(full.train_epoch(1).to_row()["reward_mean"], rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])

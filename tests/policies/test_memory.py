@@ -111,7 +111,7 @@ def test_counts_are_those_of_real_tensors(config, name, changes):
 def test_pictures_of_an_epoch_are_the_trainers(config, method, dense, steps):
     c = config("sd", method=method, dense=dense, steps=steps)
     trainer = Trainer(c, load_policy(c), load_reward(c.reward))
-    assert trainer.epoch(1)["reward_queries"] == pictures_of_an_epoch(c)
+    assert trainer.train_epoch(1).to_row()["reward_queries"] == pictures_of_an_epoch(c)
 
 
 COSTS = Costs("", {"unet": (10, 1000)}, 7, 500, 30, 64, 48, (10, 100), (20, 40), (30, 60), 1)
