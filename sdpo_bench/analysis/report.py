@@ -235,8 +235,8 @@ def _readme(facts: dict[str, Any]) -> str:
                 for table in section.tables
             )
             lines += [f"- {section.question}", *(f"  - {link}" for link in links)]
-    links = [f"[{figure.name}](figures/{figure.name}.svg)" for figure in in_files(figures)]
-    lines += [f"- Figures, all of them in [report.html](report.html): {', '.join(links)}"] if links else []
+    shown = [f"[{figure.name}](figures/{figure.name}.svg)" for figure in in_files(figures)]
+    lines += [f"- Figures, all of them in [report.html](report.html): {', '.join(shown)}"] if shown else []
     lines += ["", "## Where the numbers come from", "", "| | |", "|---|---|"]
     lines += [f"| {escaped(name)} | {escaped(', '.join(values))} |" for name, values in facts["provenance"]]
     commands = [
