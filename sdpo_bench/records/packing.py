@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -470,6 +471,10 @@ def unpack_profile(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
         if not (raw / name / "config.json").exists() or _difference(runs[name], load_run(raw / name)):
             raise UserError(f"{raw / name} is in the way, with other records; give another folder. Nothing was written")
     raw.mkdir(parents=True, exist_ok=True)
+    for path in raw.glob(".*.tmp"):  # what an interrupted call left
+        found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name)
+        if found and found[1] in runs and path.is_dir():
+            shutil.rmtree(path)
     for name, run in runs.items():
         if name not in there:
             _write_folder(raw / name, _Files.of(run).contents)
