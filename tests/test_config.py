@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from sdpo_bench.cli.train import train_command
 from sdpo_bench.config import LATER, RunConfig, flag, flat
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.reader import load_profile
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
@@ -34,13 +34,14 @@ def given(stored):
 
 
 def test_run_ids_of_all_committed_runs_stay():
-    folders = [path.parent for path in ROOT.glob("results/*/raw/*/config.json")]
-    assert len(folders) > 600
-    for folder in folders:
-        stored = json.loads((folder / "config.json").read_text())
+    profiles = [path.parent for path in ROOT.glob("results/*/packed.json")]
+    runs = [run for profile in profiles for run in load_profile(profile, means=True)]
+    assert len(runs) > 600
+    for run in runs:
+        stored = run.config
         row = RunConfig(**given(stored)).to_json()
         assert row == {key: value for key, value in stored.items() if key not in ("run_id", "begun")}
-        assert run_id(row | ({"begun": stored["begun"]} if "begun" in stored else {})) == folder.name
+        assert run_id(row | ({"begun": stored["begun"]} if "begun" in stored else {})) == run.run_id
 
 
 def test_every_field_belongs_to_one_group():
@@ -75,6 +76,7 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
 RANGES = {  # the lowest valid values, or what is above the bound; then words
     "at least 1": (1, "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
                       "prompt_stats_min_count reward_batch"),
+    "at least 2": (2, "group_size"),
     "0 or more": (0, "checkpoint_every epochs noise_level probe_every rows weight_decay"),
     "a number > 0": (1e-9, "advantage_clip clip_range learning_rate lora_alpha max_grad_norm resolution"),
     "0 to 2^64 - 1 (18446744073709551615)": (0, "eval_seed seed"),
@@ -91,6 +93,7 @@ def test_ranges(name, expected):
     others = {
         "pairs": {"pairs_per_update": 1},
         "pairs_per_update": {},
+        "group_size": {"method": "ddpo"},
         "prompt_stats_buffer": {"prompt_stats_min_count": 1},
     }
     assert getattr(RunConfig(**others.get(name, {}) | {name: lowest}), name) == lowest
@@ -147,8 +150,8 @@ def test_defaults_that_config_json_leaves_out_stay():
     """Another default would give old runs' ids to runs with other settings."""
     left_out = {
         "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
-        "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "guidance": 1.0,
-        "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
+        "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
+        "guidance": 1.0, "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
         "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32, "reward_dtype": "float32",
         "sampler": "auto", "step_shuffle": True, "vae_slicing": False,
     }  # fmt: skip

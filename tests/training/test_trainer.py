@@ -814,7 +814,7 @@ class NoWaiting(TorchDispatchMode):
 def test_updates_read_nothing_from_the_device(config, name):
     trainer = trainer_of(dataclasses.replace(config, method=name, label=""))
     trajectory = trainer.sample(trainer.plan(1))
-    advantages = sdpo_kernels.normal(torch.arange(4), (2, 3))
+    advantages = sdpo_kernels.normal(torch.arange(4), (trainer.config.samples_per_group, 3))
     reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
     trainer.optimiser.step = lambda: None  # its count of steps lies on the host
     groups = trainer.optimizer_batches(trainer.plan(1))
