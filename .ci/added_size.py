@@ -15,8 +15,6 @@ import sys
 from pathlib import PurePosixPath
 
 PACKED = 1_000_000
-
-
 FILE = 500_000
 
 

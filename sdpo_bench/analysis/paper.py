@@ -30,8 +30,6 @@ METHODS = ("SDPO", "DDPO", "REBEL", "D3PO")
 
 
 LAST = 10  # epochs behind a "final" value: single epochs scatter by some 0.05
-
-
 SMOOTH = 5  # epochs, centred, of SDPO's curve where it is compared with a final value
 
 

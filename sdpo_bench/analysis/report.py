@@ -43,17 +43,9 @@ QUESTIONS = {  # the subjects of its tables, in their order on the page
 
 
 FURTHER = "Further tables"
-
-
 UNMEASURED = "Not measured by these runs."
-
-
 UNANSWERED = "Too few runs for an answer; the tables show what there is."
-
-
 SHOWN = 4  # answers to a question; further ones, of single rewards and K, are folded
-
-
 LONG = 60  # rows: a table of more is folded, its answer stands above all the same
 
 

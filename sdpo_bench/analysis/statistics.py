@@ -16,8 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats has the same quantiles, and takes seconds to import
 
 REPS = 5000  # rliable: 2,000 for probabilities, 50,000 for scores; here the third digit no longer moves
-
-
 CONFIDENCE = 0.95
 
 

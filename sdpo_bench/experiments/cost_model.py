@@ -19,8 +19,6 @@ from sdpo_bench.methods import build_method
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.reader import packed_only
 
-# Time and space -------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -106,8 +104,6 @@ def interim_noises(config: RunConfig) -> int:
 
 
 LORA_WEIGHTS = 207_488  # of SD-Turbo's UNet at rank 1, counted: 829,952 at rank 4
-
-
 PIXELS = 512
 
 

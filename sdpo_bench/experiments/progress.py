@@ -29,9 +29,6 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-# Progress -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Progress:
     """Bars on a terminal (one for all runs, one for each worker); elsewhere a line now and then."""

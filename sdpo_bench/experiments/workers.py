@@ -35,9 +35,6 @@ def gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
-# Workers --------------------------------------------------------------------------------------------------------
-
-
 class Worker:
     """A process that makes one run after another. Its reports go to `events` as (worker, report)."""
 

@@ -20,8 +20,6 @@ ROWS = ("train.jsonl", "eval.jsonl", "dense.jsonl")
 
 
 CHECKPOINT = "checkpoint.pt"
-
-
 RERUN = "restore it from version control, or delete the run's folder and run the profile with --resume"
 
 

@@ -48,11 +48,7 @@ Found = TypeVar("Found")
 
 
 MANIFEST = "packed.json"
-
-
 SCHEMA = 1
-
-
 NEW = ".new"  # ends the name of a file that packed.json lists already and that has not replaced the earlier one yet
 
 

@@ -36,11 +36,7 @@ from sdpo_bench.records.run_folder import RunRecord, evaluation_means, load_run
 from sdpo_bench.records.writer import RunWriter
 
 LOCK = ".packed.lock"
-
-
 LARGE = 100_000  # bytes of runs.jsonl from which on it is compressed
-
-
 PICTURES = 400_000  # bytes of pictures in a file, about
 
 

@@ -76,11 +76,11 @@ class GroupNormalizer:
     def __call__(self, prompts: list[str], returns: Tensor, known: Tensor | None = None) -> Tensor:
         """Advantages float64 [B, G, K] of `returns` [B, G, K]: (G - mean) / (std + 1e-6) of each group and step, std
         with ddof 0. Equal returns have an advantage of exactly 0."""
-        statistics = [Statistics.of(group) for group in returns.double().cpu()]
-        centred = [
-            s.centred(group) / (s.std + EPSILON) for s, group in zip(statistics, returns.double().cpu(), strict=True)
-        ]
-        return torch.stack(centred)
+        if known is not None:
+            raise NotImplementedError("a group's statistics with a control variate: no method has both")
+        groups = returns.double().cpu()
+        statistics = [Statistics.of(group) for group in groups]
+        return torch.stack([s.centred(group) / (s.std + EPSILON) for s, group in zip(statistics, groups, strict=True)])
 
 
 def controlled(returns: Tensor, known: Tensor) -> Tensor:

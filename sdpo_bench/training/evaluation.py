@@ -28,8 +28,6 @@ from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.scoring import score
 
 EVALUATION = 0x5EED  # keeps evaluation's seeds apart from training's
-
-
 GRID_PROMPTS = 8
 
 

@@ -31,8 +31,6 @@ from sdpo_bench.rewards import network_bytes
 from sdpo_bench.training.evaluation import evaluated_prompts
 
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
-
-
 SHARE = 0.9
 """Of a device's memory that a run may take: the rest is for the CUDA context (0.5 GiB), the libraries' workspaces and
 what the allocator's blocks leave unused."""

@@ -20,8 +20,6 @@ T = TypeVar("T")
 
 
 PAIR = 2  # latents of the smallest micro-batch
-
-
 SHARE = 0.9  # of the memory that is free: rewards' networks and an allocator's gaps need some too
 
 

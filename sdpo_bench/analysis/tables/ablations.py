@@ -22,9 +22,6 @@ CROSSED = (
 )
 
 
-# Ablations ------------------------------------------------------------------------------------------------------
-
-
 def ablation_table(group: Group) -> Table | None:
     """Each ablation minus the method that it changes, then comparisons across methods; None without an ablation."""
     labels = group.labels

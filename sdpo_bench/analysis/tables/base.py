@@ -26,11 +26,7 @@ def file_suffix(group: Group) -> str:
 
 
 BASELINE = "SDPO"
-
-
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
-
-
 DASH = "–"
 
 
