@@ -41,7 +41,8 @@ LATER = (
     "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
     "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "noise_level", "offload_trajectories",
     "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
-    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
+    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "train_share", "train_window", "train_window_epochs",
+    "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
@@ -173,7 +174,7 @@ class SamplerConfig(Group):
 class RolloutConfig(Group):
     """An epoch's samples and their rewards."""
 
-    steps: int = 4
+    steps: int = at_least(1, 4)
     """K, the number of denoising steps in training. [SD-Turbo is made for 1 to 4.]"""
     pairs: int = at_least(1, 32)
     """Pairs (groups) of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
@@ -187,13 +188,6 @@ class RolloutConfig(Group):
     probe_every: int = at_least(0, 0)
     """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
     on (docs/records.md, dense.jsonl); 0: none."""
-
-    def check(self) -> None:
-        if self.steps < 2:
-            raise UserError(
-                f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
-                f"after one step both show the same picture and no reward difference is left to learn from"
-            )
 
 
 @dataclass(frozen=True)
@@ -230,6 +224,13 @@ class OptimizerConfig(Group):
     """Each pair trains its steps in an order of its own [official], or all from the noisiest to the last."""
     train_last_step: bool = True
     """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
+    train_window: int | None = at_least(1, None)
+    """Train only so many neighbouring steps at a time; while training samples are made the others draw no noise
+    (MixGRPO, arXiv 2507.21802). Default: all steps."""
+    train_window_epochs: int = at_least(1, 25)
+    """Epochs after which that window moves on by a step. [MixGRPO: 25]"""
+    train_share: float = ranged(1.0, "above 0, to 1", lambda value: 0 < value <= 1)
+    """Of these steps each pair trains a share, drawn anew every epoch. [DanceGRPO, arXiv 2505.07818: 0.6]"""
 
     def check(self) -> None:
         check_part(self, "prompt_stats_min_count", "prompt_stats_buffer")
@@ -354,6 +355,7 @@ class RunConfig(
                 f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"
             )
         self.check_group()
+        self.check_method()
         if not self.label:
             object.__setattr__(self, "label", self.method_class.title if self.epochs else "start")
 
@@ -367,6 +369,30 @@ class RunConfig(
                 f"--group-size is {size}; {method.title} takes advantages by the statistics of a group, and of two "
                 f"samples one would always have 1 and the other -1; expected at least 4"
             )
+
+    def check_method(self) -> None:
+        """UserError for settings that the method can't take."""
+        method = self.method_class
+        if self.steps < 2 and method.shared_noise:
+            raise UserError(
+                f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
+                f"after one step both show the same picture and no reward difference is left to learn from"
+            )
+        if self.train_window is not None or self.train_share < 1:
+            given = "--train-share" if self.train_window is None else "--train-window"
+            if method.learns_from not in ("step", "noised"):
+                raise UserError(f"{given}: {method.title} learns from whole trajectories; leave it out")
+            if self.train_window is not None and method.learns_from != "step":
+                raise UserError(f"{given}: {method.title} takes no log-probs of steps; --train-share is for all methods "
+                                f"that learn from single steps")  # fmt: skip
+            if (self.train_window or 0) > self.trained_steps:
+                raise UserError(f"{given} is {self.train_window}; expected at most {self.trained_steps}, the steps that "
+                                f"are trained (--steps, --no-train-last-step)")  # fmt: skip
+        if self.epochs and (term := build_method(self.method, self.options).reward_gradient(self.steps)) is not None:
+            if lacking := not_differentiable(self.reward):
+                raise UserError(...)
+            if self.resolved_updates == "step" and method.learns_from == "reward":
+                raise UserError(...)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as config.json holds it: with schema, the method's options resolved, and of files and
@@ -413,7 +439,20 @@ class RunConfig(
     @property
     def trained_steps(self) -> int:
         """How many of the K steps are trained: all, or all but the last."""
-        return self.steps if self.train_last_step else self.steps - 1
+        return len(self.trained)
+
+    @property
+    def trained(self) -> range:
+        """The steps that are trained, of 0 to K - 1. A method that learns from the reward's gradient alone has one
+        entry for a sample, which stands at the last step."""
+        if self.method_class.learns_from == "reward":
+            return range(self.steps - 1, self.steps)
+        return range(self.steps if self.train_last_step else self.steps - 1)
+
+    @property
+    def steps_each(self) -> int:
+        """How many steps of a sample are trained in an epoch."""
+        return max(1, round(self.train_share * (self.train_window or self.trained_steps)))
 
 
 def file_name(path: str | None) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import sdpo_kernels
@@ -37,6 +37,16 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+class Passes(NamedTuple):
+    """Latents that have passed a denoiser, padding left out; `backward`: those of them whose gradient passes it too."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, earlier: Passes) -> Passes:
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward)
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -89,7 +99,7 @@ class Policy:
         self.rows = max(1, (config.rows or RunConfig.rows) // self.branches)
         # Padding is for CPU libraries only, and never beyond what the user allows.
         self.pad_rows = min(config.pad_rows, self.rows) if self.device.type == "cpu" else 1
-        self.evaluations = 0  # forward rows of the denoiser, padding left out
+        self.passes = Passes()
         self.storage = torch.device("cpu") if config.offload_trajectories else self.device
         self._conditions: dict[str, Conditions] = {}
         self._reference: torch.nn.Module | None = None
@@ -222,7 +232,9 @@ class Policy:
         """Latents' height and width are multiples of this: a UNet halves them at every level but the last."""
         return 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
-    def schedule(self, steps: int, *, eta: float, trained_steps: int = 0) -> Schedule:
+    def schedule(
+        self, steps: int, *, eta: float, trained_steps: int = 0, noisy_steps: Collection[int] | None = None
+    ) -> Schedule:
         """Timesteps [K], coefficients float32 [K, 5] and input scales float32 [K] on the device; refuses sigma = 0
         where trained."""
         try:
@@ -265,7 +277,8 @@ class Policy:
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The model's output [N, C, H, W] for latents [N, C, H, W], timesteps [N] and N rows of conditions; float32, so
         that a loss's gradient is. With guidance g it is null + g (conditioned - null), both from one forward pass."""
-        self.evaluations += self.branches * len(latents)
+        rows = self.branches * len(latents)
+        self.passes = Passes(self.passes.forward + rows, self.passes.backward + rows * torch.is_grad_enabled())
 
         def output(x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
             x = x.to(self.dtype)

@@ -230,7 +230,7 @@ class TrainingRun:
             metrics = self.trainer.train_epoch(epoch)
             self.kept, self.whole_steps = None, self.trainer.counts.optimiser_steps
         row = metrics.to_row()
-        if epoch == 1:
+        if epoch == 1 and self.on_policy is not None:
             row["on_policy_log_ratio"] = self.on_policy
         self.ranks.run_on_main(lambda: self.writer.append_train(row))
         if self.tracker is not None:
@@ -256,9 +256,9 @@ class TrainingRun:
             self.ranks.run_on_main(lambda: save_checkpoint(self.checkpoint, state))
 
     def evaluate(self, epoch: int) -> None:
-        start, evaluations = time.perf_counter(), self.policy.evaluations
+        start, passes = time.perf_counter(), self.policy.passes
         results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
-        self.policy.evaluations = evaluations  # evaluation enters no count
+        self.policy.passes = passes  # evaluation enters no count
         counts = dataclasses.asdict(self.trainer.counts)
 
         def append() -> None:

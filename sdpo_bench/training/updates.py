@@ -1,9 +1,11 @@
-"""The optimiser's side of training: log-probs along stored trajectories, losses, gradients, optimiser steps."""
+"""The optimiser's side of training: the model's output at samples, losses, gradients, optimiser steps."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -14,12 +16,17 @@ from torch import Tensor
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup, full_tensor, to_local
 from sdpo_bench.methods import build_method
+from sdpo_bench.methods.base import RewardGradient
 from sdpo_bench.policies import Policy
+from sdpo_bench.rewards import Reward
+from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.epoch_plan import MicroBatch
+from sdpo_bench.training.old_weights import OldWeights
 from sdpo_bench.training.oom import retry_on_oom
-from sdpo_bench.types import Counts, StepBatch, Trajectory, TrajectoryBatch
+from sdpo_bench.types import Counts, NoisedBatch, StepBatch, Trajectory, TrajectoryBatch
 
 CLIP_RANGE, CLIP_DIMENSIONS = 1e-4, 16_384  # [official], on latents of 4 x 64 x 64
+NOISED = 1 << 21  # from here on step indices are those of fresh noise on finished samples
 
 T = TypeVar("T")
 
@@ -39,7 +46,10 @@ class UpdateStats(NamedTuple):
 
 
 class BackwardPass(NamedTuple):
-    """loss [P], clipped bool [P] and log-ratios [P, G] or [P, G, S] of the entries whose gradients were summed."""
+    """loss [P], clipped bool [P] and log-ratios [P, G] or [P, G, S] of the entries whose gradients were summed.
+
+    Of noised samples the log-ratio is how much less their error is than the old model's, or the pretrained one's.
+    """
 
     loss: Tensor
     clipped: Tensor
@@ -60,9 +70,11 @@ class Updater:
     Gradients of micro-batches are summed in each process, and then over the processes, before a step.
     """
 
-    def __init__(self, config: RunConfig, policy: Policy, ranks: ProcessGroup = SINGLE_PROCESS) -> None:
-        self.config, self.policy, self.ranks = config, policy, ranks
+    def __init__(self, config: RunConfig, policy: Policy, reward: Reward, ranks: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.config, self.policy, self.reward, self.ranks = config, policy, reward, ranks
         self.method = build_method(config.method, config.options)
+        self.reward_gradient = self.method.reward_gradient(config.steps)
+        self.old_weights = OldWeights(policy) if self.method.keeps_old_weights else None
         self.optimiser = torch.optim.AdamW(
             policy.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8, fused=True
         )
@@ -100,9 +112,15 @@ class Updater:
 
         Returns [P, G, C, H, W], or [P, C, H, W] with `sample`.
         """
-        stored = trajectory.latents  # on the policy's device, or with --offload-trajectories on the host
+        return self.stored(trajectory.latents, pairs, steps, sample)
+
+    def stored(
+        self, values: Tensor, pairs: Tensor, steps: Tensor, sample: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Entries of `values` [B, G, steps, C, H, W] as `latents` gives them."""
+        # They are on the policy's device, or with --offload-trajectories on the host.
         where = (pairs, sample, steps)
-        found = stored[tuple(self.index(x, stored.device) if isinstance(x, Tensor) else x for x in where)]
+        found = values[tuple(self.index(x, values.device) if isinstance(x, Tensor) else x for x in where)]
         return found.to(self.policy.device)
 
     def predict(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor:
@@ -110,7 +128,8 @@ class Updater:
         # Of G P rows (pair 0's samples, pair 1's samples, ...) the model sees all but the later samples at step 0,
         # which would be the first sample's once more.
         G = self.config.samples_per_group
-        needed = torch.stack([torch.ones_like(steps, dtype=torch.bool), *[steps > 0] * (G - 1)], 1).flatten()
+        own = steps > 0 if trajectory.shared_noise else steps >= 0
+        needed = torch.stack([torch.ones_like(own), *[own] * (G - 1)], 1).flatten()
         rows = needed.nonzero()[:, 0]
         row_pairs, row_steps = (x.repeat_interleave(G)[rows] for x in (pairs, steps))
         latents = self.latents(trajectory, row_pairs, row_steps, rows % G)
@@ -145,12 +164,43 @@ class Updater:
         return torch.stack(parts, -1)
 
     @torch.no_grad()
-    def reference_output(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> Tensor | None:
-        """The pretrained model's output [P, G, C, H, W], where the method takes it."""
+    def reference_output(self, predict: Callable[[], Tensor]) -> Tensor | None:
+        """What `predict` gives with the pretrained model, where the method takes it."""
         if not self.method.reference_output:
             return None
         with self.policy.reference():
-            return self.predict(trajectory, pairs, steps)
+            return predict()
+
+    @torch.no_grad()
+    def old_output(self, predict: Callable[[], Tensor]) -> Tensor | None:
+        """What `predict` gives with the weights that sampled, where the method takes it."""
+        if not self.method.old_output:
+            return None
+        with self.sampling_weights():
+            return predict()
+
+    @contextlib.contextmanager
+    def sampling_weights(self) -> Iterator[None]:
+        """Within this context the policy has the weights that training samples are made with."""
+        with self.old_weights.applied() if self.old_weights is not None else contextlib.nullcontext():
+            yield
+
+    def noised(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Finished samples [P, G, C, H, W], and these with fresh noise of the given steps' levels.
+
+        The noise derives from a sample's own seed and the step, as a sampler's does; its step index has no other use.
+        """
+        G = self.config.samples_per_group
+        clean = self.latents(trajectory, pairs, torch.full_like(pairs, trajectory.latents.shape[2] - 1))
+        seeds = self.index(trajectory.step_seeds[pairs]).flatten()
+        noise = torch.empty_like(clean.flatten(0, 1), dtype=torch.float32)
+        rows = steps.repeat_interleave(G)
+        for k in steps.unique().tolist():  # a kernel call draws the noise of one step index
+            which = self.index((rows == k).nonzero()[:, 0])
+            noise[which] = sdpo_kernels.normal(seeds[which], clean.shape[2:], NOISED + k)
+        where = self.index(steps)
+        signal, level = (x[where].reshape(-1, 1, 1, 1, 1) for x in (trajectory.signal_scale, trajectory.noise_scale))
+        return clean, (signal * clean + level * noise.view_as(clean)).to(clean.dtype)
 
     # Optimiser steps
 
@@ -166,13 +216,21 @@ class Updater:
         advantages: float32 [B, G, K], on the policy's device
         reference_log_prob: [B, G, S], for methods that take it
         """
-        backward = self.trajectory_backward if self.method.whole_trajectory else self.step_backward
+        backward = {
+            "step": self.step_backward,
+            "trajectory": self.trajectory_backward,
+            "noised": self.noised_backward,
+            "reward": None,
+        }[self.method.learns_from]
 
         def attempt() -> BackwardPass:
             self.optimiser.zero_grad(set_to_none=True)
             # By now passes may have to be smaller than when the batch was made.
             parts = [part for micro_batch in batch for part in micro_batch.split(self.max_pairs)]
-            return backward(parts, trajectory, advantages, reference_log_prob)
+            done = [] if backward is None else [backward(parts, trajectory, advantages, reference_log_prob)]
+            if self.reward_gradient is not None:
+                done.append(self.reward_backward(self.reward_gradient, parts, trajectory))
+            return done[0] if len(done) == 1 else done[0]._replace(loss=done[0].loss.mean() + done[1].loss)
 
         done = self.retry_on_oom(attempt)
         self.sum_gradients()
@@ -209,8 +267,9 @@ class Updater:
         parts = []
         for pairs, steps in batch:
             output = self.predict(trajectory, pairs, steps)
-            reference_output = self.reference_output(trajectory, pairs, steps)
+            reference_output = self.reference_output(functools.partial(self.predict, trajectory, pairs, steps))
             sample, following = (self.latents(trajectory, pairs, k) for k in (steps, steps + 1))
+            old_output = None if trajectory.outputs is None else self.stored(trajectory.outputs, pairs, steps)
             pairs, steps = self.index(pairs), self.index(steps)
             step_batch = StepBatch(
                 step=steps,
@@ -221,11 +280,74 @@ class Updater:
                 advantages=advantages[pairs, :, steps],
                 reference_log_prob=None if reference_log_prob is None else reference_log_prob[pairs, :, steps],
                 reference_output=reference_output,
+                old_output=old_output,
             )
             result, grad = self.method.loss_and_grad(output.detach(), step_batch, grad_scale=1 / entries, **self.clips)
             output.backward(grad)
             parts.append(BackwardPass(result.loss, result.clipped, result.log_prob - step_batch.old_log_prob))
         return BackwardPass(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+    def noised_backward(
+        self,
+        batch: Sequence[MicroBatch],
+        trajectory: Trajectory,
+        advantages: Tensor,
+        reference_log_prob: Tensor | None,
+    ) -> BackwardPass:
+        """Gradients of a loss that is a mean over finished samples with fresh noise, at the noise levels of steps."""
+        levels_each = sum(len(pairs) for pairs, _ in batch) // count_pairs(batch)
+        entries = self.config.pairs_per_update * levels_each  # of all processes
+        parts = []
+        for pairs, steps in batch:
+            clean, sample = self.noised(trajectory, pairs, steps)
+            pairs, steps = self.index(pairs), self.index(steps)
+            predict = functools.partial(self.predict_at, trajectory, sample, pairs, steps)
+            # Before the graph of the trained weights: the others are put in their place for a while.
+            old_output, reference_output = self.old_output(predict), self.reference_output(predict)
+            noised_batch = NoisedBatch(
+                step=steps,
+                clean=clean,
+                sample=sample,
+                coefficients=trajectory.coefficients[steps],
+                advantages=advantages[pairs, :, steps],
+                reference_output=reference_output,
+                old_output=old_output,
+            )
+            output = predict()
+            result, grad = self.method.loss_and_grad(
+                output.detach(), noised_batch, grad_scale=1 / entries, **self.clips
+            )
+            output.backward(grad)
+            compared = old_output if old_output is not None else reference_output
+            before = result.log_prob if compared is None else -noised_batch.error(compared)
+            parts.append(BackwardPass(result.loss, result.clipped, result.log_prob - before))
+        return BackwardPass(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+    def predict_at(self, trajectory: Trajectory, sample: Tensor, pairs: Tensor, steps: Tensor) -> Tensor:
+        """The model's output [P, G, C, H, W] at latents [P, G, C, H, W] of given steps; indices on the device."""
+        G = sample.shape[1]
+        output = self.policy.predict(
+            (trajectory.input_scale[steps].reshape(-1, 1, 1, 1, 1) * sample).flatten(0, 1),
+            trajectory.timesteps[steps].repeat_interleave(G),
+            tuple(c[pairs].repeat_interleave(G, 0) for c in trajectory.conditions),
+        )
+        return output.view_as(sample)
+
+    def reward_backward(
+        self, term: RewardGradient, batch: Sequence[MicroBatch], trajectory: Trajectory
+    ) -> BackwardPass:
+        """Gradients of -weight * reward, a mean over samples, back through the picture and the last steps."""
+        members = torch.cat([pairs for pairs, _ in batch]).unique()
+        G, losses = self.config.samples_per_group, []
+        for pairs in members.split(self.max_pairs):
+            rewards = reward_gradient.rewards_of_last_steps(
+                self.policy, self.reward, trajectory, pairs, term.last_steps, term.noisings
+            )
+            loss = -term.weight * rewards.mean(1)
+            (loss.sum() / self.config.pairs_per_update).backward()
+            losses.append(loss.detach())
+        loss = torch.cat(losses)
+        return BackwardPass(loss, torch.zeros_like(loss, dtype=torch.bool), loss.new_zeros(len(loss), G))
 
     def trajectory_backward(
         self,

@@ -54,7 +54,7 @@ class Pairs:
 
     def batches(self, method, m):
         """What the method's loss takes: whole trajectories at once, or one step after the other."""
-        if method.whole_trajectory:
+        if method.learns_from == "trajectory":
             return [(self.log_prob(m), TrajectoryBatch(self.old, self.advantages[..., -1], self.reference))]
         latents = [(m[:, :, k], self.x[:, :, k].contiguous(), self.y[:, :, k].contiguous()) for k in range(self.steps)]
         rows = [[x[:, :, k] for x in (self.old, self.advantages, self.reference)] for k in range(self.steps)]

@@ -185,7 +185,7 @@ def test_rows_count_both_branches(config):
     policy._denoise = lambda x, *rest: seen.append(len(x)) or original(x, *rest)
     our_pictures(policy, 1)
     assert seen == [4]  # two latents, and as many for the null prompt
-    assert policy.evaluations == 4
+    assert policy.passes == (4, 0)
 
 
 @pytest.mark.parametrize(("sampler", "kind"), [

@@ -83,7 +83,7 @@ def test_every_method_trains(config, name, finetune):
     config = dataclasses.replace(config, method=name, finetune=finetune, label="", learning_rate=1e-4)
     trainer = trainer_of(config)
     assert trainer.check_on_policy(1) == 0.0  # the unchanged policy's log-ratio
-    assert trainer.policy.evaluations == 0
+    assert trainer.policy.passes == (0, 0)
     before = weights(trainer.policy)
     row = trainer.train_epoch(1).to_row()
     assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
@@ -92,7 +92,7 @@ def test_every_method_trains(config, name, finetune):
     assert row["reward_queries"] == (4 * 5 if method.dense else 4 * G)
     assert row["optimiser_steps"] == (2 * 3 if method.updates == "step" else 2)
     forward = 4 * (1 + G * 2)  # a group's first step is evaluated once
-    assert row["model_evaluations"] == forward * (2 + method.reference + method.whole_trajectory)
+    assert row["model_evaluations"] == forward * (2 + method.reference + (method.learns_from == "trajectory"))
     assert row["log_ratio_max"] > 0
     assert all(value >= 0 for value in row["seconds"].values())
 
@@ -210,7 +210,7 @@ def test_step_gradient_is_the_graphs(config):
     assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.whole_trajectory])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if (method.learns_from == "trajectory")])
 def test_updates_per_step_keep_the_last_visit_of_the_other_steps(config, name):
     c = dataclasses.replace(config, method=name, label="", updates="step", pairs_per_update=4)
     trainer = trainer_of(c)
