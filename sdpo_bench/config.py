@@ -355,7 +355,8 @@ class RunConfig(
                 f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"
             )
         self.check_group()
-        self.check_method()
+        self.check_trained_steps()
+        self.check_reward_gradient()
         if not self.label:
             object.__setattr__(self, "label", self.method_class.title if self.epochs else "start")
 
@@ -370,29 +371,42 @@ class RunConfig(
                 f"samples one would always have 1 and the other -1; expected at least 4"
             )
 
-    def check_method(self) -> None:
-        """UserError for settings that the method can't take."""
+    def check_trained_steps(self) -> None:
+        """UserError for steps that the method can't train."""
         method = self.method_class
         if self.steps < 2 and method.shared_noise:
             raise UserError(
                 f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
                 f"after one step both show the same picture and no reward difference is left to learn from"
             )
-        if self.train_window is not None or self.train_share < 1:
-            given = "--train-share" if self.train_window is None else "--train-window"
-            if method.learns_from not in ("step", "noised"):
-                raise UserError(f"{given}: {method.title} learns from whole trajectories; leave it out")
-            if self.train_window is not None and method.learns_from != "step":
-                raise UserError(f"{given}: {method.title} takes no log-probs of steps; --train-share is for all methods "
-                                f"that learn from single steps")  # fmt: skip
-            if (self.train_window or 0) > self.trained_steps:
-                raise UserError(f"{given} is {self.train_window}; expected at most {self.trained_steps}, the steps that "
-                                f"are trained (--steps, --no-train-last-step)")  # fmt: skip
-        if self.epochs and (term := build_method(self.method, self.options).reward_gradient(self.steps)) is not None:
-            if lacking := not_differentiable(self.reward):
-                raise UserError(...)
-            if self.resolved_updates == "step" and method.learns_from == "reward":
-                raise UserError(...)
+        if self.trained_steps < 1:
+            raise UserError("--no-train-last-step leaves nothing to train with --steps 1; leave it out")
+        if self.train_share < 1 and method.learns_from not in ("step", "noised"):
+            raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
+        if self.train_window is not None:
+            if method.learns_from != "step":
+                raise UserError(f"--train-window: {method.title} takes no log-probs of single steps; leave it out")
+            if self.train_window > self.trained_steps:
+                raise UserError(
+                    f"--train-window is {self.train_window}; expected at most {self.trained_steps}, the steps that are "
+                    f"trained (--steps, --no-train-last-step)"
+                )
+
+    def check_reward_gradient(self) -> None:
+        """UserError where the method needs the reward's gradient, and can't have it."""
+        from sdpo_bench.methods import build_method
+        from sdpo_bench.rewards import differentiable, not_differentiable
+
+        method = build_method(self.method, self.options)
+        if not self.epochs or method.reward_gradient(self.steps) is None:
+            return
+        if lacking := not_differentiable(self.reward):
+            raise UserError(
+                f"--reward {self.reward}: {' and '.join(lacking)} has no gradient, which {method.title} learns from; "
+                f"choose one of: {', '.join(differentiable())}"
+            )
+        if method.learns_from == "reward" and self.resolved_updates == "step":
+            raise UserError(f"--updates step: {method.title} has one update for a whole sample; leave it out")
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as config.json holds it: with schema, the method's options resolved, and of files and

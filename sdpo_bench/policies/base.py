@@ -209,6 +209,13 @@ class Policy:
             scheduler = kind.from_config(scheduler.config)
         return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
 
+    def _build_deterministic(self, steps: int) -> Schedule:
+        """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
+        if self.sampler != "ddim":
+            raise UserError(f"--sampler {self.sampler} has no steps without noise, which this run samples with; "
+                            f"choose ddim")  # fmt: skip
+        return self._build_schedule(steps, 0.0, 0)
+
     # What the trainer uses
 
     @property
@@ -239,6 +246,10 @@ class Policy:
         where trained."""
         try:
             schedule = self._build_schedule(steps, eta, trained_steps)
+            if noisy_steps is not None:
+                quiet = self._build_deterministic(steps)
+                rows = [(schedule if k in noisy_steps else quiet).table[k] for k in range(steps)]
+                schedule = schedule._replace(table=torch.stack(rows))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
         timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()

@@ -56,9 +56,7 @@ class SampleDraw(NamedTuple):
         return SampleDraw([self.prompts[i] for i in pairs], self.initial_seeds[pairs], self.step_seeds[pairs])
 
 
-def draw_samples(
-    prompts: Sequence[str], count: int, group: int, *path: int, shared_noise: bool = True
-) -> SampleDraw:
+def draw_samples(prompts: Sequence[str], count: int, group: int, *path: int, shared_noise: bool = True) -> SampleDraw:
     """`count` groups of `group` samples: random prompts, and seeds, all from the seed path (run seed, epoch, ...)."""
     choice = np.random.default_rng((*path, PROMPTS)).integers(len(prompts), size=count)
     each = (count,) if shared_noise else (count, group)

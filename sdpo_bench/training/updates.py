@@ -114,9 +114,7 @@ class Updater:
         """
         return self.stored(trajectory.latents, pairs, steps, sample)
 
-    def stored(
-        self, values: Tensor, pairs: Tensor, steps: Tensor, sample: Tensor | slice = slice(None)
-    ) -> Tensor:
+    def stored(self, values: Tensor, pairs: Tensor, steps: Tensor, sample: Tensor | slice = slice(None)) -> Tensor:
         """Entries of `values` [B, G, steps, C, H, W] as `latents` gives them."""
         # They are on the policy's device, or with --offload-trajectories on the host.
         where = (pairs, sample, steps)
