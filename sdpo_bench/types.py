@@ -111,7 +111,7 @@ class NoisedBatch:
 
     def predicted_clean(self, output: Tensor) -> Tensor:
         """The clean latents [P, G, C, H, W] that a model with this output predicts, float32 at least."""
-        c, d = (self.coefficients[:, i].reshape(-1, 1, 1, 1, 1) for i in (2, 3))
+        c, d = (self.coefficients[:, i].reshape(-1, *[1] * (self.sample.ndim - 1)) for i in (2, 3))
         return c * self.sample + d * output
 
     def error(self, output: Tensor) -> Tensor:

@@ -75,11 +75,12 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
 
 RANGES = {  # the lowest valid values, or what is above the bound; then words
     "at least 1": (1, "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
-                      "prompt_stats_min_count reward_batch"),
+                      "prompt_stats_min_count reward_batch steps train_window train_window_epochs"),
     "at least 2": (2, "group_size"),
     "0 or more": (0, "checkpoint_every epochs noise_level probe_every rows weight_decay"),
     "a number > 0": (1e-9, "advantage_clip clip_range learning_rate lora_alpha max_grad_norm resolution"),
     "0 to 2^64 - 1 (18446744073709551615)": (0, "eval_seed seed"),
+    "above 0, to 1": (1e-9, "train_share"),
     "0 (DDIM) to 1 (DDPM)": (0, "eta"),
     "1 (none) or more": (1, "guidance"),
 }  # fmt: skip
@@ -94,6 +95,7 @@ def test_ranges(name, expected):
         "pairs": {"pairs_per_update": 1},
         "pairs_per_update": {},
         "group_size": {"method": "ddpo"},
+        "steps": {"method": "diffusion_nft"},
         "prompt_stats_buffer": {"prompt_stats_min_count": 1},
     }
     assert getattr(RunConfig(**others.get(name, {}) | {name: lowest}), name) == lowest
@@ -153,7 +155,8 @@ def test_defaults_that_config_json_leaves_out_stay():
         "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
         "guidance": 1.0, "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
         "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32, "reward_dtype": "float32",
-        "sampler": "auto", "step_shuffle": True, "vae_slicing": False,
+        "sampler": "auto", "step_shuffle": True, "train_share": 1.0, "train_window": None,
+        "train_window_epochs": 25, "vae_slicing": False,
     }  # fmt: skip
     config = RunConfig()
     assert {name: getattr(config, name) for name in LATER} == left_out

@@ -18,6 +18,7 @@ from sdpo_bench.experiments.profiles import config_from_json
 from sdpo_bench.methods import build_method
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.reader import packed_only
+from sdpo_bench.training.epoch_plan import trained_steps
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,30 @@ class GPUCost:
 
 def passes(config: RunConfig) -> dict[str, int]:
     """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
-    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A group
-    shares its first step."""
+    (the reference's, old weights'; a loss over whole trajectories needs them before its gradient), and to train. A
+    group that shares its initial noise shares its first step."""
     method = build_method(config.method, config.options)
-    pairs, G = config.pairs * config.epochs, config.samples_per_group
-    trained = pairs * (G * config.trained_steps - (G - 1))
+    samples = config.pairs * config.epochs * config.samples_per_group
+    repeated = (samples - config.pairs * config.epochs) * method.shared_noise  # first steps that are another sample's
+    trained = samples * config.steps_each
+    if method.learns_from in ("step", "trajectory"):
+        trained -= round(repeated * trained_first_steps(config))
+    if method.learns_from == "reward":
+        trained = 0
+    without = {"noised": method.old_output, "trajectory": True}.get(method.learns_from, False)
+    term = method.reward_gradient(config.steps)
     return {
-        "sample": pairs * (G * config.steps - (G - 1)),
-        "log_prob": trained * (method.reference + method.reference_output + method.whole_trajectory),
-        "train": trained,
+        "sample": samples * config.steps - repeated,
+        "log_prob": trained * (method.reference + method.reference_output + without),
+        "train": trained + (samples * (term.noisings or term.last_steps) if term is not None else 0),
     }
+
+
+def trained_first_steps(config: RunConfig) -> float:
+    """How often a sample's first step is trained, a mean over the epochs."""
+    drawn = config.steps_each / (config.train_window or config.trained_steps)
+    first = [trained_steps(config, epoch)[0] == 0 for epoch in range(1, config.epochs + 1)]
+    return drawn * sum(first) / max(len(first), 1)
 
 
 def evaluated_images(config: RunConfig) -> int:
@@ -129,10 +144,13 @@ def work(config: RunConfig) -> dict[str, float]:
     method = build_method(config.method, config.options)
     pictures = config.samples_per_group * config.pairs * config.epochs
     queries = most_queries(config.dense if method.dense else "terminal", config.steps, config.samples_per_group)
+    again = (method.reference or method.reference_output) + (method.learns_from == "noised" and method.old_output)
+    term = method.reward_gradient(config.steps)
+    through = 0 if term is None else term.noisings or term.last_steps
     return {
-        "sample": pictures * config.steps * (2 if method.reference or method.reference_output else 1),
+        "sample": pictures * config.steps * (1 + again),
         "reward": config.pairs * config.epochs * queries,
-        "train": pictures * config.trained_steps,
+        "train": pictures * ((config.steps_each if method.learns_from != "reward" else 0) + through),
         "evaluate": evaluated_images(config) * sum(config.eval_steps)
         + images_each(config) * sum(config.eval_last_steps),
     }

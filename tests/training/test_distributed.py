@@ -404,7 +404,14 @@ def test_the_cost_model(config, name, dense, steps, last):
     method, row = METHODS[name], trainer.train_epoch(1).to_row()
     used = dense if method.dense else "terminal"
     costs = page["costs"](
-        6, steps, given.trained_steps, 3, given.resolved_updates, used, method.reference, method.learns_from == "trajectory"
+        6,
+        steps,
+        given.trained_steps,
+        3,
+        given.resolved_updates,
+        used,
+        method.reference,
+        method.learns_from == "trajectory",
     )
     assert costs == {name: row[name] for name in costs}
     trajectory = trainer.sample(trainer.plan(1))
