@@ -19,6 +19,7 @@ from sdpo_bench.records.files import CHECKPOINT
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
+from sdpo_bench.records.schema import COUNTS
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training.checkpoint import copied, load_checkpoint, save_checkpoint
@@ -259,7 +260,7 @@ class TrainingRun:
         start, passes = time.perf_counter(), self.policy.passes
         results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
         self.policy.passes = passes  # evaluation enters no count
-        counts = dataclasses.asdict(self.trainer.counts)
+        counts = {name: getattr(self.trainer.counts, name) for name in COUNTS}  # train.jsonl has the others
 
         def append() -> None:
             for result in results:
