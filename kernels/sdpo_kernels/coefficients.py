@@ -9,7 +9,7 @@ on; everything after them is float64. docs/samplers.md compares the samplers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,13 +24,16 @@ class Schedule(NamedTuple):
 
     timesteps [K], int64, or float64 where the schedule has fractions (Euler ancestral's "linspace", flow); table
     float64 [K, 5]; input_scale float64 [K]: the model sees input_scale[k] * x; initial_scale: the first latent is
-    initial_scale * z. Both scales are 1 but for Euler ancestral.
+    initial_scale * z. Both scales are 1 but for Euler ancestral. signal_scale and noise_scale, float64 [K]: the latent
+    that step k takes is distributed as signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
     """
 
     timesteps: Tensor
     table: Tensor
     input_scale: Tensor
     initial_scale: float
+    signal_scale: Tensor
+    noise_scale: Tensor
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
@@ -42,8 +45,8 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
     return (train_steps + torch.arange(steps, dtype=torch.float64) * increment).round().long() - 1
 
 
-def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int | None = None) -> tuple[Tensor, Tensor]:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16): timesteps int64 [K] and coefficients float64 [K, 5].
+def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int | None = None) -> Schedule:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16), from any scheduler with `alphas_cumprod`.
 
     A step's previous timestep is the next one of the schedule, and 0 for the last step. The first
     `stochastic_steps` of the steps (default: all) need sigma > 0, since their log-prob is wanted.
@@ -68,7 +71,7 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
     table = torch.stack([*mean, *_predicted_clean(prediction, A, S), sigma], 1)
     stochastic = steps if stochastic_steps is None else stochastic_steps
     _refuse_unusable(timesteps, table, stochastic, prediction, "choose fewer steps, eta > 0, or ")
-    return timesteps, table
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
 
 
 def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -104,7 +107,7 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
     # What init_noise_sigma is after set_timesteps.
     first = float(sigma_t[0])
     initial = math.hypot(first, 1) if scheduler.config.timestep_spacing == "leading" else first
-    return Schedule(timesteps, table, scale, initial)
+    return Schedule(timesteps, table, scale, initial, torch.ones_like(scale), sigma_t)
 
 
 def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -140,7 +143,7 @@ def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     c, d = _predicted_clean(prediction, A, S)
     table = torch.stack([Ap * (c_out * c + c_skip), Ap * c_out * d, c, d, (1 - abar_prev).sqrt()], 1)
     _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
-    return Schedule(timesteps, table, torch.ones_like(A), 1.0)
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
 
 
 def flow_sde(
@@ -184,7 +187,7 @@ def flow_sde(
     table = torch.stack([1 + half * dt, (1 + half * (1 - sigma_t)) * dt, one, -sigma_t, noise], 1)
     stochastic = steps if stochastic_steps is None else stochastic_steps
     _refuse_unusable(timesteps, table, stochastic, "velocity", "choose level > 0, or ")
-    return Schedule(timesteps, table, one, 1.0)
+    return Schedule(timesteps, table, one, 1.0, 1 - sigma_t, sigma_t)
 
 
 def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
@@ -192,10 +195,8 @@ def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
 
     Raises TypeError for a scheduler that has no stochastic step here, and what the builder raises.
     """
-    if _is(scheduler, "DDIMScheduler"):
-        timesteps, table = ddim(scheduler, steps, **options)
-        return Schedule(timesteps, table, torch.ones(steps, dtype=torch.float64), 1.0)
-    builders = {
+    builders: dict[str, Callable[..., Schedule]] = {
+        "DDIMScheduler": ddim,
         "EulerAncestralDiscreteScheduler": euler_ancestral,
         "LCMScheduler": lcm,
         "FlowMatchEulerDiscreteScheduler": flow_sde,
@@ -204,7 +205,7 @@ def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
         if _is(scheduler, name):
             return build(scheduler, steps, **options)
     raise TypeError(
-        f"the scheduler is a {type(scheduler).__name__}; expected one of DDIMScheduler, {', '.join(builders)}: "
+        f"the scheduler is a {type(scheduler).__name__}; expected one of {', '.join(builders)}: "
         f"make one with its from_config(scheduler.config)"
     )
 

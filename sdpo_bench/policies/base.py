@@ -192,8 +192,7 @@ class Policy:
         if not hasattr(scheduler, "alphas_cumprod"):
             raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
         if self.sampler == "ddim":
-            timesteps, table = sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
-            return Schedule(timesteps, table, torch.ones(steps), 1.0)
+            return sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
         kind = getattr(diffusers, SCHEDULERS[self.sampler])
         if not isinstance(scheduler, kind):
             scheduler = kind.from_config(scheduler.config)
@@ -223,15 +222,21 @@ class Policy:
         return 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
     def schedule(self, steps: int, *, eta: float, trained_steps: int = 0) -> Schedule:
-        """Timesteps [K], coefficients float32 [K, 5] and input scales float32 [K] on the device; refuses sigma = 0
-        where trained."""
+        """The sampler's `Schedule` of K steps, in float32 (timesteps that are whole numbers in int64) on the device;
+        refuses sigma = 0 where trained."""
         try:
             schedule = self._build_schedule(steps, eta, trained_steps)
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
         timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
-        table, scale = schedule.table.float().to(self.device), schedule.input_scale.float().to(self.device)
-        return Schedule(timesteps.to(self.device), table, scale, schedule.initial_scale)
+        return Schedule(
+            timesteps.to(self.device),
+            schedule.table.float().to(self.device),
+            schedule.input_scale.float().to(self.device),
+            schedule.initial_scale,
+            schedule.signal_scale.float().to(self.device),
+            schedule.noise_scale.float().to(self.device),
+        )
 
     def too_long(self, prompts: Iterable[str]) -> str:
         """What is cut off of prompts that are longer than the text encoders take, in words; "" for none."""

@@ -40,12 +40,12 @@ def sample(
     So at the first step a group has one model output, computed once. With keep=False only the last predicted clean
     latent is kept (evaluation): `latents` and `log_prob` are empty.
     """
-    timesteps, table, scale, initial_scale = policy.schedule(steps, eta=eta, trained_steps=trained_steps)
-    scale = scale.to(policy.latent_dtype)
+    schedule = policy.schedule(steps, eta=eta, trained_steps=trained_steps)
+    timesteps, table, scale = schedule.timesteps, schedule.table, schedule.input_scale.to(policy.latent_dtype)
     conditions = policy.encode(prompts)
     device, (B, G) = policy.device, step_seeds.shape
     noise = sdpo_kernels.normal(initial_seeds.to(device), policy.latent_shape, INITIAL_NOISE)
-    start = (initial_scale * noise).to(policy.latent_dtype)
+    start = (schedule.initial_scale * noise).to(policy.latent_dtype)
     x = start.repeat_interleave(G, 0)
     each = tuple(c.repeat_interleave(G, 0) for c in conditions)
     seeds = step_seeds.flatten().to(device)
