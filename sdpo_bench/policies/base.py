@@ -241,8 +241,11 @@ class Policy:
     def schedule(
         self, steps: int, *, eta: float, trained_steps: int = 0, noisy_steps: Collection[int] | None = None
     ) -> Schedule:
-        """Timesteps [K], coefficients float32 [K, 5] and input scales float32 [K] on the device; refuses sigma = 0
-        where trained."""
+        """The sampler's `Schedule` of K steps, in float32 (timesteps that are whole numbers in int64) on the device.
+
+        trained_steps: so many of the first steps are trained, which sigma = 0 is refused for
+        noisy_steps: the steps that draw noise; default: all that the sampler has noise for
+        """
         try:
             schedule = self._build_schedule(steps, eta, trained_steps)
             if noisy_steps is not None:

@@ -62,7 +62,7 @@ def test_step_is_diffusers_ddim_step(prediction, steps):
     """Where 1000 / K is whole, diffusers' previous timestep is the schedule's next one, but for the last step."""
     scheduler = DDIMScheduler(**DDIM, prediction_type=prediction)
     scheduler.set_timesteps(steps)
-    timesteps, table = coefficients.ddim(scheduler, steps)
+    timesteps, table, *_ = coefficients.ddim(scheduler, steps)
     generator = torch.Generator().manual_seed(steps)
     for k in range(steps - 1):
         x, m, z = (torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -77,7 +77,7 @@ def test_step_is_diffusers_ddim_step(prediction, steps):
 def test_step_is_the_papers_equation(prediction, steps, eta):
     """DDIM's equations 12 and 16 written out by hand, the last step's previous timestep being 0."""
     scheduler = EulerDiscreteScheduler(**SCHEDULE, prediction_type=prediction)
-    timesteps, table = coefficients.ddim(scheduler, steps, eta=eta)
+    timesteps, table, *_ = coefficients.ddim(scheduler, steps, eta=eta)
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     times = [*timesteps.tolist(), 0]
     for k in range(steps):
@@ -126,7 +126,7 @@ def test_zero_signal_and_unknown_prediction_are_refused():
 @pytest.mark.parametrize("steps", STEPS)
 def test_step_is_diffusers_euler_ancestral_step(prediction, spacing, steps):
     scheduler = euler_ancestral(prediction, spacing, steps_offset=1)
-    timesteps, table, input_scale, initial_scale = coefficients.euler_ancestral(scheduler, steps)
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.euler_ancestral(scheduler, steps)
     scheduler.set_timesteps(steps)
     assert torch.allclose(timesteps.double(), scheduler.timesteps.double(), rtol=1e-6)
     assert timesteps.dtype == (torch.float64 if spacing == "linspace" else torch.int64)
@@ -148,7 +148,7 @@ def test_step_is_diffusers_euler_ancestral_step(prediction, spacing, steps):
 def test_step_is_the_papers_ancestral_step(prediction, steps):
     """Equation 47 of arXiv 2011.13456, the score being (x0 - x) / sigma^2."""
     scheduler = euler_ancestral(prediction)
-    timesteps, table, _, _ = coefficients.euler_ancestral(scheduler, steps)
+    timesteps, table, *_ = coefficients.euler_ancestral(scheduler, steps)
     abar = scheduler.alphas_cumprod.double()[timesteps]
     variance = [*((1 - abar) / abar).tolist(), 0.0]
     for k in range(steps):
@@ -166,7 +166,7 @@ def test_step_is_the_papers_ancestral_step(prediction, steps):
 def test_euler_ancestral_is_ddim_in_other_coordinates(prediction):
     """With x = sqrt(abar) x_euler, steps are DDIM's with eta = 1, but for the last one, which goes on to sigma = 0."""
     euler = coefficients.euler_ancestral(euler_ancestral(prediction), 20)
-    timesteps, table = coefficients.ddim(euler_ancestral(prediction), 20)
+    timesteps, table, *_ = coefficients.ddim(euler_ancestral(prediction), 20)
     assert torch.equal(euler.timesteps, timesteps)
     scale, a, b, c, d, sigma = euler.input_scale, *euler.table.T
     following = scale.roll(-1)  # nothing to the last step
@@ -190,7 +190,7 @@ def test_lcm_timesteps_are_diffusers(steps):
 def test_step_is_diffusers_lcm_step(prediction, scaling, steps):
     """A timestep_scaling of 0.003 makes c_skip large enough to be seen."""
     scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=scaling)
-    timesteps, table, input_scale, initial_scale = coefficients.lcm(scheduler, steps)
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.lcm(scheduler, steps)
     scheduler.set_timesteps(steps)
     assert timesteps.tolist() == scheduler.timesteps.tolist()
     assert initial_scale == scheduler.init_noise_sigma
@@ -210,7 +210,7 @@ def test_step_is_diffusers_lcm_step(prediction, scaling, steps):
 def test_step_is_the_papers_lcm_step(prediction):
     """Multistep latent consistency sampling written out by hand, sigma_data being 0.5."""
     scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=0.003)
-    timesteps, table, _, _ = coefficients.lcm(scheduler, 4)
+    timesteps, table, *_ = coefficients.lcm(scheduler, 4)
     assert timesteps.tolist() == [999, 759, 499, 259]
     for k, t in enumerate(timesteps.tolist()):
         at = scheduler.alphas_cumprod.double()[t]
@@ -241,7 +241,7 @@ def test_without_noise_the_flow_step_is_diffusers(name, steps, custom):
         with pytest.raises(ValueError, match="from sigma nan"):
             coefficients.flow_sde(scheduler, steps, **options)
         return
-    timesteps, table, input_scale, initial_scale = coefficients.flow_sde(
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.flow_sde(
         scheduler, steps, level=0.0, stochastic_steps=0, **options
     )
     scheduler.set_timesteps(steps, **options)
@@ -273,7 +273,7 @@ def test_flow_step_is_the_papers_equation(name, steps, level):
     """Equation 9 of Flow-GRPO, and its code's g at sigma = 1, on diffusers' own sigmas."""
     config, options = FLOWS[name]
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    _, table, _, _ = coefficients.flow_sde(scheduler, steps, level=level, **options)
+    table = coefficients.flow_sde(scheduler, steps, level=level, **options).table
     scheduler.set_timesteps(steps, **options)
     sigmas = scheduler.sigmas.double()
     assert sigmas[0] == 1
@@ -303,7 +303,7 @@ def test_flow_sde_keeps_the_marginals(name, level):
 
     def largest_errors(steps):
         config, options = FLOWS[name]
-        timesteps, table, _, _ = coefficients.flow_sde(
+        timesteps, table, *_ = coefficients.flow_sde(
             FlowMatchEulerDiscreteScheduler(**config), steps, level=level, stochastic_steps=0, **options
         )
         mean, variance = moments(1.0)
@@ -387,6 +387,61 @@ def test_sampling_is_diffusers_sampling(name, steps):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [2, 4, 20])
+def test_levels_are_diffusers_noising(name, steps):
+    """signal_scale x0 + noise_scale z is what the scheduler's own add_noise or scale_noise makes at each timestep."""
+    make, options, _ = SAMPLERS[name]
+    schedule = coefficients.for_scheduler(make(), steps, **options)
+    assert schedule.signal_scale.shape == schedule.noise_scale.shape == (steps,)
+    assert schedule.signal_scale.dtype == schedule.noise_scale.dtype == torch.float64
+    scheduler = make()
+    scheduler.set_timesteps(steps)
+    noised = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
+    # diffusers' DDIM loop has other timesteps where 1000 / K is no whole number; its add_noise takes ours.
+    timesteps = schedule.timesteps if name == "ddim" else scheduler.timesteps
+    for k, t in enumerate(timesteps):
+        clean, z = random_latents(2, seed=k)
+        arguments = (clean.float(), t[None], z.float()) if name == "flow" else (clean.float(), z.float(), t[None])
+        assert close(schedule.signal_scale[k] * clean + schedule.noise_scale[k] * z, noised(*arguments))
+
+
+def exact_outputs(prediction, clean, z, signal, noise):
+    """What a model that knows x0 and z puts out, by the definition of its prediction type, in DDIM's coordinates."""
+    return {
+        "epsilon": z,
+        "sample": clean,
+        "v_prediction": (signal * z - noise * clean) / math.hypot(signal, noise),
+        "velocity": z - clean,
+    }[prediction]
+
+
+@pytest.mark.parametrize(
+    ("make", "predictions"),
+    [
+        (lambda p: DDIMScheduler(**DDIM, prediction_type=p), coefficients.PREDICTION_TYPES),
+        (lambda p: LCMScheduler(prediction_type=p), coefficients.PREDICTION_TYPES),
+        (euler_ancestral, ("epsilon", "v_prediction")),
+        (lambda p: euler_ancestral(p, "leading", steps_offset=1), ("epsilon", "v_prediction")),
+        (lambda p: euler_ancestral(p, "linspace"), ("epsilon", "v_prediction")),
+        (lambda p: FlowMatchEulerDiscreteScheduler(shift=3.0), ("velocity",)),
+    ],
+    ids=["ddim", "lcm", "euler ancestral", "leading", "linspace", "flow"],
+)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_the_exact_output_for_a_noised_latent_predicts_the_clean_one(make, predictions, steps):
+    """And it is the only one: it is also (x0 - c x) / d."""
+    for prediction in predictions:
+        schedule = coefficients.for_scheduler(make(prediction), steps)
+        for k, (_, _, c, d, _) in enumerate(schedule.table):
+            signal, noise = schedule.signal_scale[k], schedule.noise_scale[k]
+            clean, z = random_latents(2, seed=k)
+            x = signal * clean + noise * z
+            m = exact_outputs(prediction, clean, z, signal, noise)
+            assert torch.allclose(c * x + d * m, clean, rtol=0, atol=1e-12)
+            assert torch.allclose((clean - c * x) / d, m, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_log_prob_of_every_sampler(name):
     make, options, _ = SAMPLERS[name]
     options = {k: v for k, v in options.items() if k != "level"} | {"stochastic_steps": 3}
@@ -422,7 +477,7 @@ def test_dispatch():
         pass
 
     assert torch.equal(coefficients.for_scheduler(Derived(), 4).table, coefficients.lcm(LCMScheduler(), 4).table)
-    timesteps, table = coefficients.ddim(DDIMScheduler(**DDIM), 4, eta=0.5)
+    timesteps, table, *_ = coefficients.ddim(DDIMScheduler(**DDIM), 4, eta=0.5)
     schedule = coefficients.for_scheduler(DDIMScheduler(**DDIM), 4, eta=0.5)
     assert torch.equal(schedule.table, table)
     assert torch.equal(schedule.timesteps, timesteps)

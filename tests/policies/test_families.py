@@ -214,6 +214,20 @@ def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
         assert (policy.schedule(4, eta=1.0).input_scale < 1).all()
 
 
+@pytest.mark.parametrize(("name", "sampler"), [
+    ("sd", "ddim"), ("sd", "euler_ancestral"), ("sd", "lcm"), ("sd3", "flow_sde"),
+])  # fmt: skip
+def test_schedules_are_float32_and_hold_the_levels(config, name, sampler):
+    schedule = load_policy(config(name, sampler=sampler)).schedule(4, eta=1.0)
+    for field in ("table", "input_scale", "signal_scale", "noise_scale"):
+        assert getattr(schedule, field).dtype == torch.float32
+    assert schedule.timesteps.dtype == (torch.float32 if sampler == "flow_sde" else torch.int64)
+    signal, noise = schedule.signal_scale, schedule.noise_scale
+    total = {"euler_ancestral": signal, "flow_sde": signal + noise}.get(sampler, signal**2 + noise**2)
+    assert torch.allclose(total, torch.ones(4))
+    assert (noise.diff() < 0).all()
+
+
 @pytest.mark.parametrize("option", ["clip_sample", "thresholding"])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "lcm"])
 def test_a_file_that_asks_to_clip_is_refused_with_every_sampler(config, sampler, option):
