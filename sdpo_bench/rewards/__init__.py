@@ -124,11 +124,3 @@ def _check(term: Term) -> None:
 __all__ = [
     "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards", "network_bytes",
 ]  # fmt: skip
-
-
-def not_differentiable(spec: str) -> list[str]:
-    return []
-
-
-def differentiable() -> list[str]:
-    return []

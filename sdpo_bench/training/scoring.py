@@ -50,7 +50,3 @@ def numbers(reward: Reward, found: object, count: int) -> Tensor:
         f"reward {reward.name} returned {what} for {count} pictures; expected a float tensor of shape [{count}], a "
         f"value for each picture"
     )
-
-
-def score_with_gradient(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    raise NotImplementedError
