@@ -380,7 +380,9 @@ class RunConfig(
                 f"after one step both show the same picture and no reward difference is left to learn from"
             )
         if self.trained_steps < 1:
-            raise UserError("--no-train-last-step leaves nothing to train with --steps 1; leave it out")
+            raise UserError(
+                "--steps is 1, and the last step is left out of training, so nothing is left; give more steps"
+            )
         if self.train_share < 1 and method.learns_from not in ("step", "noised"):
             raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
         if self.train_window is not None:
@@ -461,7 +463,7 @@ class RunConfig(
         entry for a sample, which stands at the last step."""
         if self.method_class.learns_from == "reward":
             return range(self.steps - 1, self.steps)
-        return range(self.steps if self.train_last_step else self.steps - 1)
+        return range(self.steps if self.train_last_step and self.method_class.trains_last_step else self.steps - 1)
 
     @property
     def steps_each(self) -> int:

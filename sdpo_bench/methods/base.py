@@ -72,6 +72,8 @@ class Method:
     """Whether the loss compares the two samples of a pair; other methods take groups of any size."""
     group_size: ClassVar[int] = 2
     """Samples of a prompt in a group, where --group-size does not say otherwise."""
+    trains_last_step: ClassVar[bool] = True
+    """False: its loss leaves the last step out, whatever --train-last-step says."""
     shared_noise: ClassVar[bool] = True
     """Whether the samples of a group share their initial noise."""
     stochastic: ClassVar[bool] = True
