@@ -190,3 +190,33 @@ def test_pairs_are_not_named_in_a_runs_identity():
         row = RunConfig(method=name).to_json()
         assert row.get("group_size") == (None if method.group_size == 2 else method.group_size), name
     assert "group_size" not in RunConfig(method="ddpo", group_size=2).to_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_window": 5, "steps": 4}, "--train-window is 5; expected at most 4"),
+        ({"train_window": 4, "steps": 4, "train_last_step": False}, "--train-window is 4; expected at most 3"),
+        (
+            {"train_window": 2, "method": "rebel", "group_size": None},
+            "--train-window: REBEL takes no log-probs of single",
+        ),
+        ({"train_share": 0.5, "method": "prdp", "group_size": None}, "--train-share: PRDP does not learn from single"),
+    ],
+)
+def test_steps_that_a_method_can_not_train(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, label="", **settings)
+
+
+def test_a_window_trains_its_steps_and_the_others_draw_no_noise(config):
+    config = dataclasses.replace(config, steps=4, train_window=1, train_window_epochs=1, epochs=3)
+    trainer = trainer_of(config)
+    trajectory = trainer.sample(trainer.plan(3))
+    assert (trajectory.coefficients[:, 4] > 0).tolist() == [False, False, True, False]
+    # Until the window's step the samples of a group are the same.
+    assert len(trajectory.latents[0, :, 2].flatten(1).unique(dim=0)) == 1
+    assert len(trajectory.latents[0, :, 3].flatten(1).unique(dim=0)) == 4
+    rows = [trainer.train_epoch(epoch).to_row() for epoch in (1, 2, 3)]
+    assert rows[-1]["model_evaluations"] == sum(cost_model.passes(config).values())
+    assert all(row["log_ratio_max"] > 0 for row in rows)

@@ -137,6 +137,36 @@ def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
                 assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
 
 
+OTHER_KINDS = ("diffusion_nft", "draft", "rtdmd_lite")  # noised samples with old weights, the reward's gradient, both
+
+
+def one_epoch_of_each(ranks: ProcessGroup, config: RunConfig, folder: Path) -> None:
+    found = {}
+    for method in OTHER_KINDS:
+        changes = {"method": method, "label": "", "finetune": "full", "learning_rate": 1e-5, "group_size": 4}
+        given = dataclasses.replace(config, **changes)
+        trainer = Trainer(given, load_policy(given), load_reward(given.reward), ranks)
+        row = trainer.train_epoch(1).to_row()
+        counts = {name: row[name] for name in ("samples", "model_evaluations", "backward_passes", "reward_gradients")}
+        found[method] = counts, {name: value.clone() for name, value in trainer.policy.state_dict().items()}
+    torch.save(found, folder / f"{ranks.size}-{ranks.rank}")
+
+
+def test_the_same_epoch_of_other_kinds(config, tmp_path):
+    one_epoch_of_each(SINGLE_PROCESS, config, tmp_path)
+    one = torch.load(tmp_path / "1-0", weights_only=False)
+    start = load_policy(dataclasses.replace(config, finetune="full")).state_dict()
+    for size in (2, 3):
+        assert processes.run(size, one_epoch_of_each, config, tmp_path) == [0] * size
+        for rank in range(size):
+            for method, (counts, weights) in torch.load(tmp_path / f"{size}-{rank}", weights_only=False).items():
+                assert counts == one[method][0]
+                for name, weight in weights.items():
+                    assert (weight - one[method][1][name]).abs().max() < 1e-6, (method, name)
+    for _, weights in one.values():  # they move by far more
+        assert max((weight - start[name]).abs().max() for name, weight in weights.items()) > 5e-6
+
+
 def test_the_runs_differ_by_kind_and_train(runs, config):
     """What makes the test above one that can fail: weights move by far more than its tolerance."""
     start = load_policy(config).state_dict()
