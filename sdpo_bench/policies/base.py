@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import NOISE_LEVELS, RunConfig
 from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
@@ -26,7 +26,7 @@ from sdpo_bench.policies.upsampling import fuse_upsampling
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
+SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 
 Conditions = tuple[Tensor, ...]
 """What prompts become, a row for each: text embeddings first, then whatever else the family's network takes."""
@@ -76,10 +76,11 @@ class Policy:
         if self.device.type == "cuda":
             use_full_float32()
         self.pipeline = pipeline.to(self.device)
-        self.finetune, self.noise_level = config.finetune, config.noise_level
+        self.finetune = config.finetune
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
         self.sampler = self._choose_sampler(config.sampler)
+        self.noise_level = NOISE_LEVELS.get(self.sampler) if config.noise_level is None else config.noise_level
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -196,7 +197,8 @@ class Policy:
         kind = getattr(diffusers, SCHEDULERS[self.sampler])
         if not isinstance(scheduler, kind):
             scheduler = kind.from_config(scheduler.config)
-        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
+        level = {"level": self.noise_level} if self.sampler in NOISE_LEVELS else {}
+        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic, **level)
 
     # What the trainer uses
 
