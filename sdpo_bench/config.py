@@ -46,6 +46,11 @@ LATER = (
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
+NOISE_LEVELS = {"flow_sde": 0.7, "flow_cps": 0.8, "dance_sde": 0.3, "tcd": 0.3}
+"""--noise-level where it is not given, of the samplers that have one. [flow_sde: arXiv 2505.05470, appendix B.3;
+flow_cps: the README of github.com/yifan123/flow_grpo, for every model and number of steps; dance_sde:
+github.com/XueZeyue/DanceGRPO, finetune_flux_grpo.sh; tcd: diffusers' TCDScheduler]"""
+
 LONGEST_NAME = 100  # letters of a label or a reward: names of folders and of tables have both, and at most 255
 MOST_SEED = 2**64 - 1  # the generators' seeds have 64 bits
 SPLITS = ("seen", "unseen", "tuning")
@@ -166,8 +171,9 @@ class SamplerConfig(Group):
     gets it as one."""
     eta: float = ranged(1.0, "0 (DDIM) to 1 (DDPM)", lambda value: 0 <= value <= 1)
     """DDIM's noise level. [official: 1]"""
-    noise_level: float = at_least(0, 0.7)
-    """flow_sde's noise level, a. [arXiv 2505.05470, appendix B.3]"""
+    noise_level: float | None = at_least(0, None)
+    """Noise of flow_sde (a in its paper), flow_cps, dance_sde (eta) and tcd (gamma); flow_cps and tcd take 1 at most.
+    default: their authors', 0.7, 0.8, 0.3 and 0.3."""
 
 
 @dataclass(frozen=True)
@@ -421,6 +427,8 @@ class RunConfig(
         row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
         row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
+        if self.noise_level == NOISE_LEVELS.get(self.sampler, NOISE_LEVELS["flow_sde"]):  # which was every sampler's
+            row["noise_level"] = None
         given = [split for split, path in (("seen", self.prompts), ("unseen", self.unseen_prompts)) if path]
         if given:  # a changed file makes another run
             lists = [self.prompt_lists[split] for split in given]

@@ -14,7 +14,7 @@ from sdpo_bench.cli import main
 from sdpo_bench.cli.doctor import Doctor
 from sdpo_bench.cli.evaluate import Evaluate
 from sdpo_bench.cli.train import train_command
-from sdpo_bench.config import LATER, RunConfig, flag, flat
+from sdpo_bench.config import LATER, NOISE_LEVELS, RunConfig, flag, flat
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_profile
@@ -153,11 +153,27 @@ def test_defaults_that_config_json_leaves_out_stay():
     left_out = {
         "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
         "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
-        "guidance": 1.0, "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
-        "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32, "reward_dtype": "float32",
-        "sampler": "auto", "step_shuffle": True, "train_share": 1.0, "train_window": None,
-        "train_window_epochs": 25, "vae_slicing": False,
+        "guidance": 1.0, "noise_level": None, "offload_trajectories": False, "probe_every": 0,
+        "prompt_stats_buffer": 32, "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32,
+        "reward_dtype": "float32", "sampler": "auto", "step_shuffle": True, "train_share": 1.0,
+        "train_window": None, "train_window_epochs": 25, "vae_slicing": False,
     }  # fmt: skip
     config = RunConfig()
+    assert NOISE_LEVELS["flow_sde"] == 0.7  # what noise_level was where it was left out
     assert {name: getattr(config, name) for name in LATER} == left_out
     assert not config.to_json().keys() & {*left_out, "device"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "level", "kept"),
+    [
+        ("auto", 0.7, False), ("ddim", 0.7, False), ("flow_sde", 0.7, False), ("flow_sde", 0.8, True),
+        ("flow_cps", 0.8, False), ("flow_cps", 0.7, True), ("dance_sde", 0.3, False), ("tcd", 0.3, False),
+        ("tcd", 0.0, True),
+    ],
+)  # fmt: skip
+def test_config_json_leaves_out_a_samplers_own_noise_level(sampler, level, kept):
+    """Whether it was given or not, so that both are the same run."""
+    given = RunConfig(sampler=sampler, noise_level=level).to_json()
+    assert given.get("noise_level") == (level if kept else None)
+    assert (given == RunConfig(sampler=sampler).to_json()) != kept

@@ -18,7 +18,7 @@ from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import NOISE_LEVELS, RunConfig
 from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
@@ -29,7 +29,7 @@ from sdpo_bench.rewards.base import HALF_SCALE
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
+SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 
 Conditions = tuple[Tensor, ...]
 """What prompts become, a row for each: text embeddings first, then whatever else the family's network takes."""
@@ -89,11 +89,11 @@ class Policy:
         if self.device.type == "cuda":
             use_full_float32()
         self.pipeline = pipeline.to(self.device)
-        self.finetune, self.noise_level = config.finetune, config.noise_level
-        self.gradient_checkpointing = config.gradient_checkpointing
+        self.finetune, self.gradient_checkpointing = config.finetune, config.gradient_checkpointing
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
         self.sampler = self._choose_sampler(config.sampler)
+        self.noise_level = NOISE_LEVELS.get(self.sampler) if config.noise_level is None else config.noise_level
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -201,7 +201,8 @@ class Policy:
         """The denoiser's output [N, C, H, W]."""
         raise NotImplementedError
 
-    def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
+    def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
+        """Of the sampler, with its own kind of noise: `eta` is DDIM's, `level` that of those in NOISE_LEVELS."""
         scheduler = self.pipeline.scheduler
         if not hasattr(scheduler, "alphas_cumprod"):
             raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
@@ -210,14 +211,17 @@ class Policy:
         kind = getattr(diffusers, SCHEDULERS[self.sampler])
         if not isinstance(scheduler, kind):
             scheduler = kind.from_config(scheduler.config)
-        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
+        noise = {"level": level} if self.sampler in NOISE_LEVELS else {}
+        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic, **noise)
 
     def _build_deterministic(self, steps: int) -> Schedule:
         """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
-        if self.sampler != "ddim":
-            raise UserError(f"--sampler {self.sampler} has no steps without noise, which this run samples with; "
-                            f"choose ddim")  # fmt: skip
-        return self._build_schedule(steps, 0.0, 0)
+        if self.sampler != "ddim" and self.sampler not in NOISE_LEVELS:
+            raise UserError(
+                f"--sampler {self.sampler} has no steps without noise, which this run samples with; choose "
+                f"{' or '.join(name for name in self.samplers if name == 'ddim' or name in NOISE_LEVELS)}"
+            )
+        return self._build_schedule(steps, 0.0, 0.0, 0)
 
     # What the trainer uses
 
@@ -251,7 +255,7 @@ class Policy:
         noisy_steps: the steps that draw noise; default: all that the sampler has noise for
         """
         try:
-            schedule = self._build_schedule(steps, eta, trained_steps)
+            schedule = self._build_schedule(steps, eta, self.noise_level, trained_steps)
             if noisy_steps is not None:
                 quiet = self._build_deterministic(steps)
                 rows = [(schedule if k in noisy_steps else quiet).table[k] for k in range(steps)]
