@@ -344,7 +344,7 @@ class RunConfig(
     """One training run: the fields of all groups."""
 
     def __post_init__(self) -> None:
-        from sdpo_bench.rewards import canonical
+        from sdpo_bench.rewards import canonical, check_noises
 
         object.__setattr__(self, "reward", canonical(self.reward, optimised=self.epochs > 0))
         for name in ("eval_rewards", "eval_last_rewards"):
@@ -363,6 +363,9 @@ class RunConfig(
         self.check_group()
         self.check_trained_steps()
         self.check_reward_gradient()
+        interim = self.eval_interim_noises or self.eval_noises
+        check_noises((self.reward, *self.eval_rewards), self.eval_noises, interim)
+        check_noises(self.eval_last_rewards, self.eval_noises, self.eval_noises)
         if not self.label:
             object.__setattr__(self, "label", self.method_class.title if self.epochs else "start")
 

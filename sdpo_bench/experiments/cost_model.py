@@ -18,6 +18,7 @@ from sdpo_bench.experiments.profiles import config_from_json
 from sdpo_bench.methods import build_method
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.reader import packed_only
+from sdpo_bench.rewards import need_start
 from sdpo_bench.training.epoch_plan import trained_steps
 
 
@@ -65,7 +66,7 @@ class GPUCost:
 
     def seconds(self, config: RunConfig) -> float:
         """Expected duration of a run."""
-        rows, images = passes(config), evaluated_images(config)
+        rows, images = passes(config), sum(sampled_images(config))
         train = rows["train"] * (self.forward + self.backward)
         evaluate = images * (sum(config.eval_steps) * self.forward + len(config.eval_steps) * self.decode)
         decode = work(config)["reward"] * self.decode
@@ -105,6 +106,15 @@ def evaluated_images(config: RunConfig) -> int:
     """Pictures that all of a run's evaluations draw at one number of sampling steps."""
     before = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every) - 1
     return images_each(config) + before * images_each(config) * interim_noises(config) // config.eval_noises
+
+
+def sampled_images(config: RunConfig) -> tuple[int, int]:
+    """Pictures that the evaluations before the last and the last one sample at one number of sampling steps: those that
+    they evaluate, and the untrained model's where a reward compares with them."""
+    last = images_each(config)
+    before = evaluated_images(config) - last
+    always = need_start((config.reward, *config.eval_rewards))
+    return before * (1 + always), last * (1 + (always or need_start(config.eval_last_rewards)))
 
 
 def images_each(config: RunConfig) -> int:
@@ -147,12 +157,12 @@ def work(config: RunConfig) -> dict[str, float]:
     again = (method.reference or method.reference_output) + (method.learns_from == "noised" and method.old_output)
     term = method.reward_gradient(config.steps)
     through = 0 if term is None else term.noisings or term.last_steps
+    before, last = sampled_images(config)
     return {
         "sample": pictures * config.steps * (1 + again),
         "reward": config.pairs * config.epochs * queries,
         "train": pictures * ((config.steps_each if method.learns_from != "reward" else 0) + through),
-        "evaluate": evaluated_images(config) * sum(config.eval_steps)
-        + images_each(config) * sum(config.eval_last_steps),
+        "evaluate": (before + last) * sum(config.eval_steps) + last * sum(config.eval_last_steps),
     }
 
 

@@ -383,6 +383,12 @@ class Policy:
             if self._reference is None:
                 trained.enable_adapters()
 
+    @property
+    def text_is_adapted(self) -> bool:
+        """Whether a LoRA that was loaded is one of a text encoder too, which `reference` leaves as it is."""
+        encoders = [x for name, x in self.pipeline.components.items() if name.startswith("text_encoder")]
+        return any(getattr(encoder, "peft_config", None) for encoder in encoders)
+
     # Weights
 
     def shard(self) -> None:

@@ -37,9 +37,8 @@ def canonical(spec: str, *, optimised: bool = False) -> str:
     """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names, or says
     that what is to be `optimised` can only be measured."""
     terms = _terms(spec)
-    for term in terms:
-        if optimised and term.name in REWARDS and not REWARDS[term.name].optimisable:
-            raise UserError(f"{term.name} is measured over the pictures of a prompt: name it with --eval-rewards")
+    if optimised and (measured := _measured([spec])):
+        raise UserError(f"{measured[0]} is measured over the pictures of a prompt: name it with --eval-rewards")
     return "+".join(map(str, terms))
 
 
@@ -102,6 +101,24 @@ def find_weights(specs: Iterable[str]) -> None:
             PRETRAINED[term.name].files_only()(revision=term.revision)
 
 
+def check_noises(specs: Iterable[str], last: int, interim: int) -> None:
+    """UserError where one of these rewards can't be measured with so many noises of a prompt in the last evaluation,
+    and so many in those before."""
+    for name in _measured(specs):
+        REWARDS[name].check_noises(last, interim)
+
+
+def need_start(specs: Iterable[str]) -> bool:
+    """Whether one of these rewards compares with the untrained model's pictures."""
+    return any(REWARDS[name].needs_start for name in _measured(specs))
+
+
+def _measured(specs: Iterable[str]) -> list[str]:
+    """The names of those that can't be optimised."""
+    names = {term.name for spec in specs for term in _terms(spec)}
+    return sorted(name for name in names if name in REWARDS and not REWARDS[name].optimisable)
+
+
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
     """Bytes of the networks of those rewards that have published weights, by name, from their architecture alone."""
     names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
@@ -130,6 +147,6 @@ def _check(term: Term) -> None:
 
 
 __all__ = [
-    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards",
-    "network_bytes", "not_differentiable",
+    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "find_weights", "load_reward",
+    "load_rewards", "need_start", "network_bytes", "not_differentiable",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class Reward:
     """False for what is only measured, of several pictures together."""
     differentiable: bool = False
     """Whether `differentiable_score` has a gradient."""
+    needs_start: bool = False
+    """Whether it compares with the pictures of the untrained model, which an evaluation then samples too."""
 
     @property
     def weights_sha256(self) -> dict[str, str]:
@@ -44,6 +47,16 @@ class Reward:
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raises UserError for prompts that this reward can't score, before a run begins; by default it can."""
+
+    @classmethod
+    def check_noises(cls, last: int, interim: int) -> None:
+        """Raises UserError for numbers of pictures of a prompt, in the last evaluation and in those before, that it
+        can't be measured with; by default it can."""
+
+    def against(self, start: Tensor) -> Reward:
+        """With `needs_start`: this measure beside `start`, the untrained model's pictures [N, 3, H, W] of the prompts
+        and noises that it is called with next."""
+        raise NotImplementedError
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
@@ -204,6 +217,7 @@ class WeightedSum(Reward):
         self.revision = "; ".join(reward.revision for reward in rewards)
         self.scale = "weighted sum of: " + "; ".join(f"{reward.title}, {reward.scale}" for reward in rewards)
         self.differentiable = all(reward.differentiable for reward in rewards)
+        self.needs_start = any(reward.needs_start for reward in rewards)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
@@ -212,6 +226,11 @@ class WeightedSum(Reward):
     def check_prompts(self, prompts: list[str]) -> None:
         for _, reward in self.terms:
             reward.check_prompts(prompts)
+
+    def against(self, start: Tensor) -> WeightedSum:
+        other = copy.copy(self)
+        other.terms = [(w, reward.against(start) if reward.needs_start else reward) for w, reward in self.terms]
+        return other
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         # A copy for each: what one reward does to its pictures must not reach the next.

@@ -27,7 +27,7 @@ from sdpo_bench.dense_rewards import most_queries
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies.base import DTYPES
 from sdpo_bench.policies.loading import INDEX, find_family, source_of, unusable
-from sdpo_bench.rewards import network_bytes
+from sdpo_bench.rewards import need_start, network_bytes
 from sdpo_bench.training.evaluation import evaluated_prompts
 
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
@@ -247,7 +247,8 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
     # The parts of a trajectory, or of all pictures, are there beside what they are put together to.
     sampling = at(costs.sampling, min(rows, samples))
-    decoding = at(costs.decoding, min(rows, shown)) + 2 * shown * costs.picture
+    beside = need_start((config.reward, *config.eval_rewards, *config.eval_last_rewards))  # the untrained model's
+    decoding = at(costs.decoding, min(rows, shown)) + (2 + beside) * shown * costs.picture
     together = config.pairs > rows or method.reference  # trainer.rollout
     passing = {
         f"training step, {in_step} latents": at(costs.training, in_step),

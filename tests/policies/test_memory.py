@@ -132,6 +132,9 @@ def test_estimate_by_hand(config):
         "optimiser step": 28,
         "sampling's end": trajectories,
     }
+    compared = config("sd", rows=6, steps=5, method="ddpo", eval_noises=2, eval_splits=("unseen",),
+                      eval_last_rewards=("kid_start",))  # fmt: skip
+    assert estimate(COSTS, compared).passing["decoding, 6 at a time"] == 390 + 3 * 8 * 48
     assert found.peak == 1000 + 500 + 84 + 360 + 2 * trajectories
     host = estimate(COSTS, config("sd", rows=6, steps=5, offload_trajectories=True))
     assert host.host == {"trajectories": 2 * trajectories}

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch.nn.functional import interpolate
 
 from sdpo_bench.config import RunConfig
@@ -287,6 +289,88 @@ def test_values_do_not_depend_on_how_many_prompts_are_evaluated_at_a_time(config
     for row, reward in zip(few, load_rewards(names).values(), strict=True):
         found = reward(images, [p for p in prompts for _ in range(noises)]).reshape(len(prompts), noises)
         assert row["values"]["seen"] == dict(zip(prompts, found.tolist(), strict=True))
+
+
+def test_a_prompt_that_stands_twice_is_evaluated_once(config, tmp_path):
+    """Its pictures would be compared with themselves."""
+    (tmp_path / "twice").write_text("cat\ndog\ncat\n")
+    (tmp_path / "once").write_text("cat\ndog\n")
+    rewards = load_rewards(["diversity", "vendi"])
+    found = []
+    for name in ("twice", "once"):
+        c = dataclasses.replace(config, prompts=str(tmp_path / name))
+        found.append(evaluate(load_policy(c), c, rewards))
+    assert found[0] == found[1]
+
+
+# The untrained model's pictures
+
+
+def changed(policy):
+    """Trained weights that a step of training might have made."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in policy.parameters:
+            p += 0.05 * torch.randn(p.shape, generator=generator)
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_a_model_is_compared_with_its_own_start(config, finetune):
+    """By pictures of the same prompts, noises and steps; an untrained model to exactly 0."""
+    c = dataclasses.replace(config, finetune=finetune, eval_steps=(1, 2), rows=16)
+    policy, rewards = load_policy(c), load_rewards(["kid_start", "colourfulness"])
+    before = evaluate(policy, c, rewards)
+    assert {v for row in before[::2] for values in row["values"]["seen"].values() for v in values} == {0.0}
+    prompts = evaluated_prompts(c)["seen"]
+    start = {steps: pictures(policy, prompts, [0, 1, 2], steps, c) for steps in (1, 2)}
+    changed(policy)
+    after = evaluate(policy, c, rewards)
+    assert [(row["reward"], row["steps"]) for row in after] == [
+        ("kid_start", 1), ("colourfulness", 1), ("kid_start", 2), ("colourfulness", 2),
+    ]  # fmt: skip
+    for row in after:
+        images = pictures(policy, prompts, [0, 1, 2], row["steps"], c)
+        assert not torch.equal(images, start[row["steps"]])
+        reward = rewards[row["reward"]]
+        reward = reward.against(start[row["steps"]]) if reward.needs_start else reward
+        found = reward(images, [p for p in prompts for _ in range(3)]).reshape(5, 3)
+        assert row["values"]["seen"] == dict(zip(prompts, found.tolist(), strict=True))
+
+
+def test_the_start_is_sampled_where_it_is_compared_with(config):
+    policy, passes = load_policy(config), []
+    for names in (["colourfulness", "vendi"], ["colourfulness", "kid_start"], ["kid_start", "2*kid_start"]):
+        before = policy.evaluations
+        evaluate(policy, config, load_rewards(names))
+        passes.append(policy.evaluations - before)
+    assert passes == [5 * 3 * 2, 2 * 5 * 3 * 2, 2 * 5 * 3 * 2]
+
+
+def test_saved_weights_are_compared_with_the_model_they_are_loaded_into(config, tmp_path):
+    c = dataclasses.replace(config, reward="kid_start", eval_rewards=("kid_start",), epochs=0, label="")
+    policy = load_policy(c)
+    changed(policy)
+    policy.save(tmp_path)
+    assert evaluate_model(c, tmp_path) == evaluate(policy, c, load_rewards(["kid_start"]))
+    assert evaluate_model(c)[0]["values"] != evaluate_model(c, tmp_path)[0]["values"]
+
+
+def test_a_text_encoders_lora_is_no_part_of_the_comparison(config, tmp_path):
+    """Evaluated as it is, but not beside the untrained model, whose prompts it would change too."""
+    policy = load_policy(config)
+    text = policy.pipeline.text_encoder
+    assert not policy.text_is_adapted
+    text.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    policy.pipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=policy.state_dict(),
+        text_encoder_lora_layers=get_peft_model_state_dict(text, adapter_name="default"),
+    )
+    c = dataclasses.replace(config, reward="kid_start", eval_rewards=("kid_start",), epochs=0, label="")
+    with pytest.raises(UserError, match=r"--weights .* change a text encoder too, .*; leave out kid_start"):
+        evaluate_model(c, tmp_path)
+    plain = dataclasses.replace(c, reward="colourfulness", eval_rewards=("colourfulness",))
+    assert evaluate_model(plain, tmp_path)[0]["values"] != evaluate_model(plain)[0]["values"]
 
 
 def test_few_prompts_stay_encoded(config, monkeypatch):
