@@ -213,8 +213,8 @@ class OptimizerConfig(Group):
     max_grad_norm: float = positive(1.0)
     """Gradients are clipped to this norm. [official: 1.0]"""
     clip_range: float | None = positive(None)
-    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official],
-    scaled with one over the square root of the number of dimensions."""
+    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official]
+    (GRPO-Guard: 4e-6), scaled with one over the square root of the number of dimensions."""
     advantage_clip: float = positive(5.0)
     """[official: 5]"""
     prompt_stats_buffer: int = at_least(1, 32)

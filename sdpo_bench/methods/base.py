@@ -82,6 +82,8 @@ class Method:
     """Advantages by the statistics of a prompt's recent samples, of the group, or by the group's mean and the standard
     deviation of the epoch's samples."""
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+    clip_range: ClassVar[float] = 1e-4
+    """Where --clip-range is not given: at 16,384 latent dimensions. [official]"""
     learning_rates: ClassVar[dict[int, float]] = {}
 
     @property

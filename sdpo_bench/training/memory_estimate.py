@@ -227,6 +227,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     samples = G * config.pairs
     method = build_method(config.method, config.options)
     outputs = config.trained_steps if method.learns_from == "step" and method.old_output else 0
+    outputs *= 2 if config.dtype == "float16" else 1  # they are float32, as latents are otherwise
     trajectories = samples * (2 * config.steps + 1 + outputs) * costs.latent
     in_step = G * min(max(1, rows // G), config.pairs_per_update)
     queries = pictures_of_an_epoch(config)

@@ -25,7 +25,7 @@ from sdpo_bench.training.old_weights import OldWeights
 from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.types import Counts, NoisedBatch, StepBatch, Trajectory, TrajectoryBatch
 
-CLIP_RANGE, CLIP_DIMENSIONS = 1e-4, 16_384  # [official], on latents of 4 x 64 x 64
+CLIP_DIMENSIONS = 16_384  # of the latents, 4 x 64 x 64, that a method's clip range belongs to [official]
 NOISED = 1 << 21  # from here on step indices are those of fresh noise on finished samples
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Updater:
         self.counts = Counts()
         scale = math.sqrt(CLIP_DIMENSIONS / math.prod(policy.latent_shape))
         self.clips = {
-            "clip_range": config.clip_range or CLIP_RANGE * scale,
+            "clip_range": config.clip_range or self.method.clip_range * scale,
             "advantage_clip": config.advantage_clip,
         }
         self._visited: VisitedLogProbs | None = None

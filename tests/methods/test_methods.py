@@ -222,6 +222,7 @@ def test_returns():
         "sdpo_causal": [10 + g * 100, 100, 0],
         "ddpo_dense": [10 + g * 100, 100, 0],
         "sdpo_gain": [(10 - 1) + g * (100 - 1), 100 - 10, 0],
+        "dense_grpo": [10.0 - 1, 100 - 10, 0],
     }
     for name in METHODS:
         expected = torch.tensor(first.get(name, [100.0, 100.0, 100.0]))

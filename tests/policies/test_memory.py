@@ -142,6 +142,13 @@ def test_estimate_by_hand(config):
     assert "training step, 2 latents" in estimate(COSTS, config("sd", rows=1)).passing  # a pair is never parted
 
 
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 1), ("float16", 2)])
+def test_kept_outputs_are_float32(config, dtype, each):
+    """Of the trained steps, beside a trajectory's latents, which have the size that COSTS gives in either dtype."""
+    c = config("sd", steps=5, method="grpo_guard", group_size=4, train_last_step=False, dtype=dtype)
+    assert estimate(COSTS, c).staying["trajectories"] == 16 * (11 + 4 * each) * 64
+
+
 def test_largest_rows(config):
     c = config("sd", rows=12, offload_trajectories=True)
     memory = estimate(COSTS, RunConfig(**vars(c) | {"rows": 7})).peak

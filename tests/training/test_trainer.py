@@ -91,7 +91,7 @@ def test_every_method_trains(config, name, finetune):
     row = trainer.train_epoch(1).to_row()
     assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
     assert row["samples"] == 4 * G
-    assert row["reward_queries"] == (4 * 5 if method.dense else 4 * G)
+    assert row["reward_queries"] == (4 * (1 + G * 2) if method.dense else 4 * G)
     assert row["optimiser_steps"] == (2 * 3 if method.updates == "step" else 2)
     passes = cost_model.passes(dataclasses.replace(config, epochs=1))
     assert row["model_evaluations"] == sum(passes.values())
