@@ -46,6 +46,8 @@ def test_what_tables_and_figures_take_from_it():
         "D3PO",
         "GRPO",
         "DiffusionNFT",
+        "CRD",
+        "PSO",
         "DRaFT",
         "RTDMD-lite",
     )
