@@ -53,6 +53,17 @@ def permuted(batch: NoisedBatch, order: Tensor) -> NoisedBatch:
     )
 
 
+def advantage_weighted(output: Tensor, batch: NoisedBatch, advantages: Tensor, space: Tensor | float = 1.0) -> Tensor:
+    """The gradient of advantages [P, G] times d / w, a sum over groups of the mean over samples, by the output: d the
+    mean squared and w the mean absolute error of the predicted clean latents over `space`, w a constant."""
+    leaf = output.clone().requires_grad_()
+    c, d = (batch.coefficients[:, i].reshape(-1, 1, 1, 1, 1) for i in (2, 3))
+    error = (c * batch.sample + d * leaf - batch.clean) / space
+    fit = error.square().mean((2, 3, 4)) / error.detach().abs().mean((2, 3, 4))
+    (grad,) = torch.autograd.grad((advantages * fit).mean(1).sum(), leaf)
+    return grad
+
+
 def scalars(x: Tensor) -> list[float]:
     """A latent's elements."""
     return [float(value) for value in x.flatten().tolist()]
