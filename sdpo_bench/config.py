@@ -382,6 +382,8 @@ class RunConfig(
 
     def check_trained_steps(self) -> None:
         """UserError for steps that the method can't train."""
+        from sdpo_bench.methods import build_method
+
         method = self.method_class
         if self.steps < 2 and method.shared_noise:
             raise UserError(
@@ -392,6 +394,9 @@ class RunConfig(
             raise UserError(
                 "--steps is 1, and the last step is left out of training, so nothing is left; give more steps"
             )
+        if not self.train_last_step and build_method(self.method, self.options).all_noise_levels:
+            raise UserError("--no-train-last-step: noise levels are drawn from all timesteps (option any_level), "
+                            "so there is no last step to leave out; choose one of both")  # fmt: skip
         if self.train_share < 1 and method.learns_from not in ("step", "noised"):
             raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
         if self.train_window is not None:

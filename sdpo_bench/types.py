@@ -93,9 +93,9 @@ class StepBatch:
 class NoisedBatch:
     """P groups of G finished samples with fresh noise, each group at the noise level of one denoising step.
 
-    step: int64 [P]
+    step: int64 [P]; where noise levels are drawn from all of the model's timesteps, the index of the level's
     clean: [P, G, C, H, W], the samples' last latents
-    sample: [P, G, C, H, W], `clean` with noise of its own for each sample and step
+    sample: [P, G, C, H, W], `clean` with noise of its own for each sample and step, or for each group and step
     coefficients: float32 [P, 5]
     advantages: [P, G]
     reference_output, old_output: as in StepBatch, at `sample`
@@ -117,6 +117,12 @@ class NoisedBatch:
     def error(self, output: Tensor) -> Tensor:
         """Mean squared error [P, G] of the predicted clean latents, over latent dimensions."""
         return (self.predicted_clean(output) - self.clean).square().flatten(2).mean(2)
+
+    @property
+    def output_scale(self) -> Tensor:
+        """[P, 1], by how much an error of the model's output, whose target is what would predict `clean` exactly
+        (epsilon, a velocity, ...), is larger in the predicted clean latents."""
+        return self.coefficients[:, 3:4].abs()
 
 
 @dataclass

@@ -49,6 +49,8 @@ def test_what_tables_and_figures_take_from_it():
         "Flow-DPPO",
         "DenseGRPO",
         "DiffusionNFT",
+        "CRD",
+        "PSO",
         "DRaFT",
         "RTDMD-lite",
     )

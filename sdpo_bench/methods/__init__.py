@@ -18,7 +18,8 @@ with
   "reward": there is no `loss`; `reward_gradient` says how the reward's own gradient is taken;
 - `shared_noise`, `stochastic`, `group_size`: how its training samples are made;
 - `old_output`, `reference_output`: the loss takes the output of the model that sampled, or of the pretrained one;
-- `keeps_old_weights`, `old_decay`: it samples with an average of earlier weights;
+- `keeps_old_weights`, `old_decay`: an average of earlier weights is kept; `samples_with_old_weights`: it also samples;
+- `shared_noising`, `all_noise_levels`: how finished samples are noised anew;
 - `loss_and_grad`: what the trainer calls; by default it asks autograd, a fused kernel knows the gradient already.
 """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.types import NoisedBatch
 
 
 class StepLoss(NamedTuple):
@@ -78,6 +79,11 @@ class Method:
     """Whether the samples of a group share their initial noise."""
     stochastic: ClassVar[bool] = True
     """Whether the sampler's steps draw noise while training samples are made."""
+    samples_with_old_weights: ClassVar[bool] = True
+    """Whether old weights, where they are kept, make the training samples too, or are only what the loss compares
+    with."""
+    shared_noising: ClassVar[bool] = False
+    """Whether the finished samples of a group are noised anew with the same noise."""
     normalizer: ClassVar[Literal["buffer", "group", "group_mean"]] = "buffer"
     """Advantages by the statistics of a prompt's recent samples, of the group, or by the group's mean and the standard
     deviation of the epoch's samples."""
@@ -97,17 +103,24 @@ class Method:
 
     @property
     def old_output(self) -> bool:
-        """Whether the loss takes the output of the model that sampled. At stored steps it is kept from sampling; at
-        samples that are noised anew it is a forward pass more."""
+        """Whether the loss takes the output of the model that sampled, or of the old weights. At stored steps it is
+        kept from sampling; at samples that are noised anew it is a forward pass more."""
+        return False
+
+    @property
+    def all_noise_levels(self) -> bool:
+        """Whether finished samples are noised to levels drawn from all of the model's timesteps, not to those of the K
+        steps."""
         return False
 
     @property
     def keeps_old_weights(self) -> bool:
-        """Whether the model that samples has weights of its own: `old_decay` says how they follow the trained ones."""
+        """Whether there are old weights beside the trained ones: `old_decay` says how they follow."""
         return False
 
-    def old_decay(self, epoch: int) -> float:
-        """After `epoch` (counted from 1): old weights = decay * old weights + (1 - decay) * trained weights."""
+    def old_decay(self, updates: int) -> float:
+        """After an epoch, `updates` optimiser steps into the run: old weights = decay * old weights + (1 - decay) *
+        trained weights."""
         return 0.0
 
     def reward_gradient(self, steps: int) -> RewardGradient | None:
@@ -128,6 +141,13 @@ class Method:
         result = self.loss(leaf, batch, **clips)
         (grad,) = torch.autograd.grad(grad_scale * result.loss.sum(), leaf)
         return StepLoss(*(x.detach() for x in result)), grad
+
+
+def weighted_error(output: Tensor, batch: NoisedBatch) -> Tensor:
+    """Mean squared error [P, G] of the predicted clean latents over their mean absolute one, which is taken for a
+    constant: gradients are then of one size at all noise levels (DiffusionNFT, arXiv 2509.16117)."""
+    difference = (batch.predicted_clean(output) - batch.clean).flatten(2)
+    return difference.square().mean(2) / difference.detach().abs().mean(2).clamp_min(1e-5)
 
 
 def pair_difference(x: Tensor) -> Tensor:

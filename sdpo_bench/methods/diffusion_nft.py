@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdpo_bench.methods.base import Method, StepLoss, option, positive
+from sdpo_bench.methods.base import Method, StepLoss, option, positive, weighted_error
 from sdpo_bench.types import NoisedBatch
 
 
@@ -21,10 +21,11 @@ class DiffusionNFT(Method):
     m the model's output, m_old that of the weights that sampled, x0(m) the clean latent that an output predicts, d the
     mean of squares over the latent, w+- the detached mean absolute errors of x0(m+-), c the advantage clip.
     A group's mean and the standard deviation of the epoch's rewards make the advantages. Samples are made without step
-    noise, each from an x_T of its own, by old weights, which follow the trained ones after each epoch i:
-    old = e old + (1 - e) trained, e = min(decay_rate i, decay_max).
+    noise, each from an x_T of its own, by old weights, which follow the trained ones after each epoch, n optimiser
+    steps into the run: old = e old + (1 - e) trained, e = min(decay_rate n, decay_max).
 
-    Options [the authors']: beta (b) 1, kl 1e-4, decay_rate 0.001, decay_max 0.5.
+    Where m = m_old the loss is c d / (b w), whatever the rewards are; its gradient is A times that of d / w, whatever b
+    is. Options [the authors']: beta (b) 1, kl 1e-4, decay_rate 0.001, decay_max 0.5.
     """
 
     name = "diffusion_nft"
@@ -56,22 +57,17 @@ class DiffusionNFT(Method):
     def keeps_old_weights(self) -> bool:
         return True
 
-    def old_decay(self, epoch: int) -> float:
-        return min(self.decay_rate * epoch, self.decay_max)
+    def old_decay(self, updates: int) -> float:
+        return min(self.decay_rate * updates, self.decay_max)
 
     def loss(self, output: Tensor, batch: NoisedBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         assert batch.old_output is not None
         old, step = batch.old_output, self.beta * (output - batch.old_output)
         optimality = batch.advantages.clamp(-advantage_clip, advantage_clip) / (2 * advantage_clip) + 0.5
-        better, worse = (self.weighted_error(old + sign * step, batch) for sign in (1, -1))
+        better, worse = (weighted_error(old + sign * step, batch) for sign in (1, -1))
         loss = advantage_clip / self.beta * (optimality * better + (1 - optimality) * worse)
         if self.kl:
             assert batch.reference_output is not None
             loss = loss + self.kl * (output - batch.reference_output).square().flatten(2).mean(2)
         clipped = (batch.advantages.abs() > advantage_clip).any(1)
         return StepLoss(loss.mean(1), -batch.error(output), clipped)
-
-    def weighted_error(self, output: Tensor, batch: NoisedBatch) -> Tensor:
-        """Mean squared error [P, G] of the predicted clean latents over their mean absolute error."""
-        difference = (batch.predicted_clean(output) - batch.clean).flatten(2)
-        return difference.square().mean(2) / difference.detach().abs().mean(2).clamp_min(1e-5)

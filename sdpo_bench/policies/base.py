@@ -208,11 +208,17 @@ class Policy:
             raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
         if self.sampler == "ddim":
             return sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
-        kind = getattr(diffusers, SCHEDULERS[self.sampler])
-        if not isinstance(scheduler, kind):
-            scheduler = kind.from_config(scheduler.config)
+        build = getattr(sdpo_kernels.coefficients, self.sampler)
         noise = {"level": level} if self.sampler in NOISE_LEVELS else {}
-        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic, **noise)
+        return build(self._sampler_scheduler(), steps, stochastic_steps=stochastic, **noise)
+
+    def _sampler_scheduler(self) -> Any:
+        """The pipeline's scheduler, or one of the sampler's class with its settings."""
+        scheduler = self.pipeline.scheduler
+        if self.sampler not in SCHEDULERS:
+            return scheduler
+        kind = getattr(diffusers, SCHEDULERS[self.sampler])
+        return scheduler if isinstance(scheduler, kind) else kind.from_config(scheduler.config)
 
     def _build_deterministic(self, steps: int) -> Schedule:
         """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
@@ -271,6 +277,12 @@ class Policy:
             schedule.signal_scale.float().to(self.device),
             schedule.noise_scale.float().to(self.device),
         )
+
+    @property
+    def most_steps(self) -> int:
+        """The K of the sampler's schedule that has every timestep of the model."""
+        config = self._sampler_scheduler().config
+        return int(config.original_inference_steps if self.sampler == "lcm" else config.num_train_timesteps)
 
     def too_long(self, prompts: Iterable[str]) -> str:
         """What is cut off of prompts that are longer than the text encoders take, in words; "" for none."""

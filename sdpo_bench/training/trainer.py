@@ -134,7 +134,15 @@ class Trainer(Updater):
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
         plan = self.plan(1)  # what follows refuses sigma = 0, and a sampler without the steps that the method wants
-        policy.schedule(config.steps, eta=config.eta, trained_steps=plan.log_prob_steps, noisy_steps=plan.noisy_steps)
+        schedule = policy.schedule(
+            config.steps, eta=config.eta, trained_steps=plan.log_prob_steps, noisy_steps=plan.noisy_steps
+        )
+        at_steps = self.method.learns_from == "noised" and not self.method.all_noise_levels
+        if at_steps and not schedule.signal_scale[list(config.trained)].any():
+            raise UserError(
+                f"--steps is {config.steps}: {self.method.title} noises finished samples to the levels of the trained "
+                f"steps, and here the only one is pure noise, which no sample is left in; give more steps"
+            )
         for steps in (*config.eval_steps, *config.eval_last_steps):
             policy.schedule(steps, eta=config.eta)
 
@@ -167,7 +175,7 @@ class Trainer(Updater):
         ]
 
         if self.old_weights is not None:
-            self.old_weights.follow(self.method.old_decay(epoch))
+            self.old_weights.follow(self.method.old_decay(self.counts.optimiser_steps))
 
         # The first and only time that the host waits for the updates.
         totals = self.gather_totals(stats, self.policy.passes.since(passes))

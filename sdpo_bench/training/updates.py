@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import sdpo_kernels
 import torch
+from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 
 from sdpo_bench.config import RunConfig
@@ -23,6 +25,7 @@ from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.epoch_plan import MicroBatch
 from sdpo_bench.training.old_weights import OldWeights
 from sdpo_bench.training.oom import retry_on_oom
+from sdpo_bench.training.sampling import derive_seeds
 from sdpo_bench.types import Counts, NoisedBatch, StepBatch, Trajectory, TrajectoryBatch
 
 CLIP_DIMENSIONS = 16_384  # of the latents, 4 x 64 x 64, that a method's clip range belongs to [official]
@@ -171,26 +174,30 @@ class Updater:
 
     @torch.no_grad()
     def old_output(self, predict: Callable[[], Tensor]) -> Tensor | None:
-        """What `predict` gives with the weights that sampled, where the method takes it."""
+        """What `predict` gives with the old weights, where the method takes it."""
         if not self.method.old_output:
             return None
-        with self.sampling_weights():
+        assert self.old_weights is not None
+        with self.old_weights.applied():
             return predict()
 
     @contextlib.contextmanager
     def sampling_weights(self) -> Iterator[None]:
         """Within this context the policy has the weights that training samples are made with."""
-        with self.old_weights.applied() if self.old_weights is not None else contextlib.nullcontext():
+        old = self.old_weights if self.method.samples_with_old_weights else None
+        with old.applied() if old is not None else contextlib.nullcontext():
             yield
 
     def noised(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Finished samples [P, G, C, H, W], and these with fresh noise of the given steps' levels.
 
-        The noise derives from a sample's own seed and the step, as a sampler's does; its step index has no other use.
+        The noise derives from a sample's own seed, or its group's first, and the step, as a sampler's does; its step
+        index has no other use.
         """
         G = self.config.samples_per_group
         clean = self.latents(trajectory, pairs, torch.full_like(pairs, trajectory.latents.shape[2] - 1))
-        seeds = self.index(trajectory.step_seeds[pairs]).flatten()
+        own = trajectory.step_seeds[pairs]
+        seeds = self.index(own[:, :1].expand_as(own) if self.method.shared_noising else own).flatten()
         noise = torch.empty_like(clean.flatten(0, 1), dtype=torch.float32)
         rows = steps.repeat_interleave(G)
         for k in steps.unique().tolist():  # a kernel call draws the noise of one step index
@@ -199,6 +206,26 @@ class Updater:
         where = self.index(steps)
         signal, level = (x[where].reshape(-1, 1, 1, 1, 1) for x in (trajectory.signal_scale, trajectory.noise_scale))
         return clean, (signal * clean + level * noise.view_as(clean)).to(clean.dtype)
+
+    @functools.cached_property
+    def all_levels(self) -> Schedule:
+        """The noise levels of all timesteps that the model has."""
+        return self.policy.schedule(self.policy.most_steps, eta=self.config.eta)
+
+    def at_any_level(self, trajectory: Trajectory, pairs: Tensor, steps: Tensor) -> tuple[Trajectory, Tensor]:
+        """The trajectory with the noise levels of all of the model's timesteps in place of its K steps', and one of
+        them, int64 [P], for each pair and step: drawn from the seed of the pair's first sample."""
+        seeds = trajectory.step_seeds[pairs, 0].tolist()
+        drawn = [derive_seeds(seed % 2**64, k, count=1) for seed, k in zip(seeds, steps.tolist(), strict=True)]
+        finer = dataclasses.replace(
+            trajectory,
+            timesteps=self.all_levels.timesteps,
+            coefficients=self.all_levels.table,
+            input_scale=self.all_levels.input_scale.to(trajectory.input_scale.dtype),
+            signal_scale=self.all_levels.signal_scale,
+            noise_scale=self.all_levels.noise_scale,
+        )
+        return finer, torch.cat(drawn) % len(finer.timesteps)
 
     # Optimiser steps
 
@@ -292,22 +319,27 @@ class Updater:
         advantages: Tensor,
         reference_log_prob: Tensor | None,
     ) -> BackwardPass:
-        """Gradients of a loss that is a mean over finished samples with fresh noise, at the noise levels of steps."""
+        """Gradients of a loss that is a mean over finished samples with fresh noise, at the noise levels of steps, or
+        at as many drawn from all of the model's."""
         levels_each = sum(len(pairs) for pairs, _ in batch) // count_pairs(batch)
         entries = self.config.pairs_per_update * levels_each  # of all processes
         parts = []
         for pairs, steps in batch:
-            clean, sample = self.noised(trajectory, pairs, steps)
+            advantage = advantages[self.index(pairs), :, self.index(steps)]
+            levels = trajectory
+            if self.method.all_noise_levels:
+                levels, steps = self.at_any_level(trajectory, pairs, steps)
+            clean, sample = self.noised(levels, pairs, steps)
             pairs, steps = self.index(pairs), self.index(steps)
-            predict = functools.partial(self.predict_at, trajectory, sample, pairs, steps)
+            predict = functools.partial(self.predict_at, levels, sample, pairs, steps)
             # Before the graph of the trained weights: the others are put in their place for a while.
             old_output, reference_output = self.old_output(predict), self.reference_output(predict)
             noised_batch = NoisedBatch(
                 step=steps,
                 clean=clean,
                 sample=sample,
-                coefficients=trajectory.coefficients[steps],
-                advantages=advantages[pairs, :, steps],
+                coefficients=levels.coefficients[steps],
+                advantages=advantage,
                 reference_output=reference_output,
                 old_output=old_output,
             )

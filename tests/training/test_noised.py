@@ -153,3 +153,33 @@ def test_old_weights_sample(config):
     assert torch.equal(trainer.sample(trainer.plan(1)).latents, before.latents)
     trainer.old_weights.follow(0.0)
     assert not torch.equal(trainer.sample(trainer.plan(1)).latents, before.latents)
+
+
+def test_old_weights_follow_by_optimiser_steps(config):
+    """Two in an epoch, here: as in the authors' code, where an epoch may have one."""
+    trainer = trainer_of(dataclasses.replace(config, options={"decay_rate": 0.1, "decay_max": 0.9}))
+    for decay in (0.2, 0.4):
+        before = [old.clone() for old in trainer.old_weights.weights]
+        trainer.train_epoch(round(decay * 5))
+        for trained, old, was in zip(weights(trainer.policy), trainer.old_weights.weights, before, strict=True):
+            torch.testing.assert_close(old, decay * was + (1 - decay) * trained)
+
+
+def test_trained_weights_sample_where_old_ones_are_only_compared_with(config):
+    trainer = trainer_of(dataclasses.replace(config, method="crd", label=""))
+    before = trainer.sample(trainer.plan(1))
+    with torch.no_grad():
+        for p in trainer.policy.parameters:
+            p += 0.1
+    trajectory = trainer.sample(trainer.plan(1))
+    assert not torch.equal(trajectory.latents, before.latents)
+    pairs = steps = torch.tensor([0])
+    sample = trainer.noised(trajectory, pairs, steps)[1]
+
+    def predict():
+        return trainer.predict_at(trajectory, sample, pairs, steps)
+
+    old = trainer.old_output(predict)
+    assert not torch.equal(old, predict())
+    with trainer.policy.reference():
+        assert torch.equal(old, predict()), "no epoch has ended"
