@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
@@ -25,6 +27,9 @@ from sdpo_bench.policies.upsampling import fuse_upsampling
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
+DECODER_SCALE = 2.0**10
+"""Of gradients within a float16 decoder: small numbers vanish in float16 (below 6e-8), and a reward's gradient by one
+of many pixels is small, more so as a share of a batch's mean."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
 
@@ -77,6 +82,7 @@ class Policy:
             use_full_float32()
         self.pipeline = pipeline.to(self.device)
         self.finetune, self.noise_level = config.finetune, config.noise_level
+        self.gradient_checkpointing = config.gradient_checkpointing
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
         self.sampler = self._choose_sampler(config.sampler)
@@ -281,10 +287,10 @@ class Policy:
         out = self._in_chunks(output, latents, timesteps, *conditions)
         return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
 
-    def pictures(self, latents: Tensor, steps: int | None = None) -> Tensor:
+    def pictures(self, latents: Tensor, steps: int | None = None, *, gradient: bool = False) -> Tensor:
         """`decode`, but UserError where a picture is not finite: no reward should see it, since a file of 8 bits would
         make a sound picture of it. `steps`: the number of sampling steps, for the message."""
-        pictures = self.decode(latents)
+        pictures = self.decode(latents, gradient=gradient)
         broken = int((~pictures.isfinite()).flatten(1).any(1).sum())
         if broken:
             cause = (
@@ -297,19 +303,26 @@ class Policy:
             raise UserError(f"{broken} of {len(pictures)} pictures{sampled} hold values that are not finite; {cause}")
         return pictures
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]; NaN for what is not finite."""
+    def decode(self, latents: Tensor, *, gradient: bool = False) -> Tensor:
+        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]; NaN for what is not finite.
+
+        With `gradient` the same pictures have one by the latents: none where a colour was beyond 0..1. It is float32
+        where the latents are, whatever the decoder's dtype. With --gradient-checkpointing the decoder's activations
+        are computed anew in the backward pass, `rows` latents at a time.
+        """
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0
+        scale = DECODER_SCALE if vae.dtype == torch.float16 else 1.0
 
         def pictures(x: Tensor) -> Tensor:
-            x = x.to(vae.dtype) / vae.config.scaling_factor
+            x = ScaledGradient.apply(x.float(), 1 / scale).to(vae.dtype) / vae.config.scaling_factor
             x = x + shift if shift else x
-            out = vae.decode(x, return_dict=False)[0].float() / 2 + 0.5
+            out = ScaledGradient.apply(vae.decode(x, return_dict=False)[0].float(), scale) / 2 + 0.5
             return torch.where(out.isfinite(), out.clamp(0, 1), torch.nan)  # clamp alone would hide infinities
 
-        return self._in_chunks(pictures, latents)
+        anew = gradient and self.gradient_checkpointing
+        with torch.set_grad_enabled(gradient):
+            return self._in_chunks(partial(checkpoint, pictures, use_reentrant=False) if anew else pictures, latents)
 
     def _in_chunks(self, function: Any, *inputs: Tensor) -> Tensor:
         out = []

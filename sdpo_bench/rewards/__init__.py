@@ -1,7 +1,8 @@
 """The rewards: one file each, found by looking through this folder, loaded on demand.
 
 A reward is a class with `name`, `title`, `licence`, `revision`, `scale`; called with pictures float [N, 3, H, W] in
-0..1 and N prompts it gives float32 [N], the higher the better. `REWARDS` need nothing but this package; `PRETRAINED`
+0..1 and N prompts it gives float32 [N], the higher the better. With `differentiable` its `differentiable_score` gives
+the same with a gradient by the pictures. `REWARDS` need nothing but this package; `PRETRAINED`
 read published weights when constructed (docs/rewards.md), and import transformers only then.
 """
 
@@ -28,6 +29,8 @@ for _class in catalogue.classes(__name__, __path__, Reward):
         REWARDS[_class.name] = _class
 REWARDS = dict(sorted(REWARDS.items()))
 PRETRAINED = dict(sorted(PRETRAINED.items()))
+DIFFERENTIABLE = [name for name, cls in (REWARDS | PRETRAINED).items() if cls.differentiable]
+"""Names of the rewards that have a gradient by the pictures."""
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
@@ -38,6 +41,11 @@ def canonical(spec: str, *, optimised: bool = False) -> str:
         if optimised and term.name in REWARDS and not REWARDS[term.name].optimisable:
             raise UserError(f"{term.name} is measured over the pictures of a prompt: name it with --eval-rewards")
     return "+".join(map(str, terms))
+
+
+def not_differentiable(spec: str) -> list[str]:
+    """The names of those rewards of a spec that have no gradient by the pictures. Loads nothing."""
+    return list(dict.fromkeys(term.name for term in _terms(spec) if term.name not in DIFFERENTIABLE))
 
 
 def load_reward(
@@ -122,5 +130,6 @@ def _check(term: Term) -> None:
 
 
 __all__ = [
-    "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards", "network_bytes",
+    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards",
+    "network_bytes", "not_differentiable",
 ]  # fmt: skip
