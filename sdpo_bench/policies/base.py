@@ -28,6 +28,9 @@ from sdpo_bench.rewards.base import HALF_SCALE
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
+DECODER_SCALE = 2.0**10
+"""Of gradients within a float16 decoder: small numbers vanish in float16 (below 6e-8), and a reward's gradient by one
+of many pixels is small, more so as a share of a batch's mean."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 
@@ -358,7 +361,7 @@ class Policy:
         """
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0
-        scale = HALF_SCALE if vae.dtype == torch.float16 else 1.0
+        scale = DECODER_SCALE if vae.dtype == torch.float16 else 1.0
 
         def pictures(x: Tensor) -> Tensor:
             x = ScaledGradient.apply(x.float(), 1 / scale).to(vae.dtype) / vae.config.scaling_factor

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards._gradient import score_in_parts
-from sdpo_bench.rewards.base import Reward
+from sdpo_bench.rewards.base import Reward, score_in_parts
 from sdpo_bench.rewards.scorer import CHUNK, Scorer
 
 SCORERS = Path(__file__).parent.parent / "assets" / "scorers"

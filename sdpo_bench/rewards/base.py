@@ -18,11 +18,11 @@ from sdpo_bench.rewards._pixels import preprocess, to_levels, to_uint8
 from sdpo_bench.rewards._spec import Term
 from sdpo_bench.rewards._weights import MissingWeights, Source, build, mlp, mlp_of, read
 
-__all__ = ["Pretrained", "Reward", "WeightedSum", "to_levels", "to_uint8"]
+__all__ = ["Pretrained", "Reward", "WeightedSum", "score_in_parts", "to_levels", "to_uint8"]
 
 HALF_SCALE = 2.0**10
-"""Of gradients within a network in float16, which holds numbers of 6e-5 to 65504 in full precision. A score's gradient
-by a pixel, or by one of a layer's numbers, is about one over their count's root, 1e-3: it lands in the middle."""
+"""Of gradients within a float16 network. Unscaled, many of a score's gradients by one of 150,000 pixels are below 6e-5,
+where float16 loses digits: CLIPs of the published depths gave gradients wrong by 1 to 2 %, scaled by 0.3 %."""
 
 
 class Reward:

@@ -22,7 +22,7 @@ from sdpo_bench.training import evaluation
 from sdpo_bench.training.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
 from sdpo_bench.training.memory_estimate import Live
 from sdpo_bench.training.sampling import derive_seeds, sample
-from sdpo_bench.training.scoring import score
+from sdpo_bench.training.scoring import score, score_with_gradient
 from sdpo_bench.training.trainer import Trainer
 
 
@@ -37,6 +37,10 @@ class Custom(Reward):
 
     def __call__(self, images, prompts):
         return self.function(images, prompts)
+
+
+class Differentiable(Custom):
+    differentiable = True
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +128,9 @@ def test_eight_bits_do_not_hold_nan():
 )
 def test_a_reward_that_returns_something_else_is_named(returned, what):
     message = rf"reward custom returned {what} for 2 pictures; expected a float tensor of shape \[2\]"
-    with pytest.raises(UserError, match=message):
-        score(Custom(lambda *_: returned), torch.zeros(2, 3, 8, 8), ["cat", "dog"])
+    for reward, ask in ((Custom, score), (Differentiable, score_with_gradient)):
+        with pytest.raises(UserError, match=message):
+            ask(reward(lambda *_: returned), torch.zeros(2, 3, 8, 8, requires_grad=True), ["cat", "dog"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -136,6 +141,64 @@ def test_rewards_of_any_float_type_become_float32_without_a_gradient(dtype):
     assert found.dtype == torch.float32
     assert not found.requires_grad
     assert found.tolist() == [0.5, 2]
+
+
+# A reward's gradient
+
+
+def mean(images, prompts):
+    return images.flatten(1).mean(1)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_scores_with_a_gradient_are_the_scores(images, dtype):
+    reward = Differentiable(lambda x, p: mean(x, p).to(dtype))
+    found = score_with_gradient(reward, images, ["a", "b"])
+    assert found.dtype == torch.float32
+    assert torch.equal(found.detach(), score(reward, images, ["a", "b"]))
+    (found * torch.tensor([1, -2])).sum().backward()
+    assert images.grad[0].unique().tolist() == pytest.approx([1 / 192], rel=1e-3)
+    assert images.grad[1].unique().tolist() == pytest.approx([-2 / 192], rel=1e-3)
+
+
+def test_what_has_no_gradient_is_named(images):
+    def without(images, prompts):
+        with torch.no_grad():
+            return mean(images, prompts)
+
+    with pytest.raises(UserError, match=r"^reward custom has no gradient$"):
+        score_with_gradient(Custom(mean), images, ["a", "b"])
+    with pytest.raises(UserError, match="reward custom says that it is differentiable, but its values have no grad"):
+        score_with_gradient(Differentiable(without), images, ["a", "b"])
+    with pytest.raises(ValueError, match="the pictures have no gradient: decode them with gradient=True"):
+        score_with_gradient(Differentiable(mean), images.detach(), ["a", "b"])
+    with torch.no_grad(), pytest.raises(ValueError, match="the pictures have no gradient"):
+        score_with_gradient(Differentiable(mean), images, ["a", "b"])
+
+
+@pytest.mark.parametrize("how", ["raises", "nan"])
+def test_a_score_with_a_gradient_is_asked_for_twice(images, capsys, how):
+    calls = []
+
+    def failing(images, prompts):
+        calls.append(images)
+        if len(calls) in failures:
+            if how == "raises":
+                raise ConnectionError("no answer")
+            return mean(images, prompts) * torch.nan
+        return mean(images, prompts)
+
+    failures = {1}
+    assert score_with_gradient(Differentiable(failing), images, ["a", "b"]).requires_grad
+    assert capsys.readouterr().err.startswith("warning: reward custom ")
+    failures = {3, 4}
+    with pytest.raises(UserError, match=r"reward custom .* for a picture of this run, twice"):
+        score_with_gradient(Differentiable(failing), images, ["a", "b"])
 
 
 # What a reward may not do to others
@@ -213,6 +276,15 @@ def test_what_a_reward_sets_in_torch_is_put_back(fails):
     assert settings() == before
 
 
+def test_what_a_differentiable_reward_sets_in_torch_is_put_back(images):
+    before = settings()
+    found = score_with_gradient(Differentiable(lambda x, p: (mean(x, p), meddle())[0]), images, ["a", "b"])
+    assert settings() == before
+    found.sum().backward()
+    assert settings() == before
+    assert images.grad.unique().tolist() == pytest.approx([1 / 192])
+
+
 def test_what_a_rewards_construction_sets_in_torch_is_put_back(monkeypatch):
     def construct(self):
         meddle()
@@ -267,7 +339,7 @@ def test_evaluation_takes_the_memory_of_rows_pictures(config, tmp_path, monkeypa
                                 eval_steps=(1,))  # fmt: skip
         policy = load_policy(c)
         monkeypatch.setattr(policy, "predict", lambda latents, *_: torch.zeros_like(latents))
-        monkeypatch.setattr(policy, "decode", lambda x: interpolate(x[:, :3], (128, 128)).clamp(0, 1))
+        monkeypatch.setattr(policy, "decode", lambda x, **_: interpolate(x[:, :3], (128, 128)).clamp(0, 1))
         rewards = load_rewards(["colourfulness", "diversity"])
         with Live() as live:
             rows = evaluate(policy, c, rewards)

@@ -522,10 +522,10 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
     if failure == "memory of the thread":
         decode = StableDiffusionPolicy.decode
 
-        def short(self, latents):
+        def short(self, latents, **options):
             if self.rows > 16 and threading.current_thread() is not threading.main_thread():
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return decode(self, latents)
+            return decode(self, latents, **options)
 
         monkeypatch.setattr(StableDiffusionPolicy, "decode", short)
     rows = 32 if failure == "memory of the thread" else 16
