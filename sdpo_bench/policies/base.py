@@ -24,7 +24,6 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.precision import use_full_float32
 from sdpo_bench.policies.upsampling import fuse_upsampling
-from sdpo_bench.rewards.base import HALF_SCALE
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
