@@ -42,10 +42,12 @@ def python(
 
 
 def run_kernel_tests(session: nox.Session, mode: str, *arguments: str, program: str = PYTHON) -> None:
-    """The tests of one mode (tests/conftest.py), in a process of their own."""
+    """The tests of one mode (tests/conftest.py), in processes of their own: two, or on a GPU one."""
     files = {"interpreter": ["test_kernels.py"], "compiler": ["test_compiled.py"]}
     paths = [f"tests/kernels/{name}" for name in files.get(mode, ["test_kernels.py", "test_gpu.py"])]
     env = {"SDPO_KERNELS_TESTS": mode, "TRITON_CACHE_DIR": str(ENVIRONMENT / "triton")}
+    if mode != "gpu":
+        paths += ["-n", "2"]
     if mode == "interpreter":
         env["TRITON_INTERPRET"] = "1"
     python(session, "-m", "pytest", *paths, *arguments, threads=1, program=program, **env)

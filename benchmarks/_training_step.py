@@ -148,7 +148,7 @@ class Bench:
 
     def ours_epoch(self, epoch: int) -> Result:
         policy = self.trainer.policy
-        before = policy.evaluations
+        before = policy.passes.forward
         queries = self.trainer.counts.reward_queries
         self.trainer.clock = clock = Clock(self.device)
         self.trainer.train_epoch(epoch).to_row()
@@ -156,7 +156,7 @@ class Bench:
         self.trainer.clock = None
         if tuple(clock.seconds) != PARTS:
             raise AssertionError(f"the trainer went through {tuple(clock.seconds)}")
-        forwards = policy.evaluations - before
+        forwards = policy.passes.forward - before
         sampled = self.config.pairs * (2 * self.config.steps - 1)  # the first step has one output for both
         return Result(clock.seconds, clock.memory, forwards, forwards - sampled,
                       self.trainer.counts.reward_queries - queries)  # fmt: skip

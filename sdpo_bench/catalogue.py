@@ -90,8 +90,12 @@ BUDGETS = {entry.budget: entry for entry in DENSE_REWARDS if entry.budget}
 """The dense rewards whose accuracy is measured, by their names in dense.jsonl, in the order of its rows."""
 SAMPLERS = {
     "auto": "ddim for Stable Diffusion kinds [official], flow_sde for flow-matching ones",
+    "dance_sde": "DanceGRPO's SDE of a flow-matching model (arXiv 2505.07818), with noise by --noise-level",
     "ddim": "DDIM, with noise by --eta",
     "euler_ancestral": "Euler's, with the ancestral noise of its scheduler",
-    "flow_sde": "the SDE of a flow-matching model (arXiv 2505.05470), with noise by --noise-level",
+    "flow_cps": "a flow-matching model's steps with as much noise as their timesteps say (arXiv 2509.05952), of which "
+    "--noise-level is fresh",
+    "flow_sde": "Flow-GRPO's SDE of a flow-matching model (arXiv 2505.05470), with noise by --noise-level",
     "lcm": "the multistep sampler of latent consistency models",
+    "tcd": "that of trajectory consistency distillation (arXiv 2402.19159), with noise by --noise-level",
 }

@@ -41,9 +41,15 @@ LATER = (
     "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
     "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "noise_level", "offload_trajectories",
     "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
-    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "vae_slicing",
+    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "train_share", "train_window", "train_window_epochs",
+    "vae_slicing",
 )  # fmt: skip
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
+
+NOISE_LEVELS = {"flow_sde": 0.7, "flow_cps": 0.8, "dance_sde": 0.3, "tcd": 0.3}
+"""--noise-level where it is not given, of the samplers that have one. [flow_sde: arXiv 2505.05470, appendix B.3;
+flow_cps: the README of github.com/yifan123/flow_grpo, for every model and number of steps; dance_sde:
+github.com/XueZeyue/DanceGRPO, finetune_flux_grpo.sh; tcd: diffusers' TCDScheduler]"""
 
 LONGEST_NAME = 100  # letters of a label or a reward: names of folders and of tables have both, and at most 255
 MOST_SEED = 2**64 - 1  # the generators' seeds have 64 bits
@@ -165,15 +171,16 @@ class SamplerConfig(Group):
     gets it as one."""
     eta: float = ranged(1.0, "0 (DDIM) to 1 (DDPM)", lambda value: 0 <= value <= 1)
     """DDIM's noise level. [official: 1]"""
-    noise_level: float = at_least(0, 0.7)
-    """flow_sde's noise level, a. [arXiv 2505.05470, appendix B.3]"""
+    noise_level: float | None = at_least(0, None)
+    """Noise of flow_sde (a in its paper), flow_cps, dance_sde (eta) and tcd (gamma); flow_cps and tcd take 1 at most.
+    default: their authors', 0.7, 0.8, 0.3 and 0.3."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig(Group):
     """An epoch's samples and their rewards."""
 
-    steps: int = 4
+    steps: int = at_least(1, 4)
     """K, the number of denoising steps in training. [SD-Turbo is made for 1 to 4.]"""
     pairs: int = at_least(1, 32)
     """Pairs (groups) of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
@@ -187,13 +194,6 @@ class RolloutConfig(Group):
     probe_every: int = at_least(0, 0)
     """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
     on (docs/records.md, dense.jsonl); 0: none."""
-
-    def check(self) -> None:
-        if self.steps < 2:
-            raise UserError(
-                f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
-                f"after one step both show the same picture and no reward difference is left to learn from"
-            )
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,8 @@ class OptimizerConfig(Group):
     max_grad_norm: float = positive(1.0)
     """Gradients are clipped to this norm. [official: 1.0]"""
     clip_range: float | None = positive(None)
-    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official],
-    scaled with one over the square root of the number of dimensions."""
+    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official]
+    (GRPO-Guard: 4e-6), scaled with one over the square root of the number of dimensions."""
     advantage_clip: float = positive(5.0)
     """[official: 5]"""
     prompt_stats_buffer: int = at_least(1, 32)
@@ -230,6 +230,13 @@ class OptimizerConfig(Group):
     """Each pair trains its steps in an order of its own [official], or all from the noisiest to the last."""
     train_last_step: bool = True
     """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
+    train_window: int | None = at_least(1, None)
+    """Train only so many neighbouring steps at a time; while training samples are made the others draw no noise
+    (MixGRPO, arXiv 2507.21802). Default: all steps."""
+    train_window_epochs: int = at_least(1, 25)
+    """Epochs after which that window moves on by a step. [MixGRPO: 25]"""
+    train_share: float = ranged(1.0, "above 0, to 1", lambda value: 0 < value <= 1)
+    """Of these steps each pair trains a share, drawn anew every epoch. [DanceGRPO, arXiv 2505.07818: 0.6]"""
 
     def check(self) -> None:
         check_part(self, "prompt_stats_min_count", "prompt_stats_buffer")
@@ -337,7 +344,7 @@ class RunConfig(
     """One training run: the fields of all groups."""
 
     def __post_init__(self) -> None:
-        from sdpo_bench.rewards import canonical
+        from sdpo_bench.rewards import canonical, check_noises
 
         object.__setattr__(self, "reward", canonical(self.reward, optimised=self.epochs > 0))
         for name in ("eval_rewards", "eval_last_rewards"):
@@ -354,6 +361,11 @@ class RunConfig(
                 f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"
             )
         self.check_group()
+        self.check_trained_steps()
+        self.check_reward_gradient()
+        interim = self.eval_interim_noises or self.eval_noises
+        check_noises((self.reward, *self.eval_rewards), self.eval_noises, interim)
+        check_noises(self.eval_last_rewards, self.eval_noises, self.eval_noises)
         if not self.label:
             object.__setattr__(self, "label", self.method_class.title if self.epochs else "start")
 
@@ -368,6 +380,50 @@ class RunConfig(
                 f"samples one would always have 1 and the other -1; expected at least 4"
             )
 
+    def check_trained_steps(self) -> None:
+        """UserError for steps that the method can't train."""
+        from sdpo_bench.methods import build_method
+
+        method = self.method_class
+        if self.steps < 2 and method.shared_noise:
+            raise UserError(
+                f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
+                f"after one step both show the same picture and no reward difference is left to learn from"
+            )
+        if self.trained_steps < 1:
+            raise UserError(
+                "--steps is 1, and the last step is left out of training, so nothing is left; give more steps"
+            )
+        if not self.train_last_step and build_method(self.method, self.options).all_noise_levels:
+            raise UserError("--no-train-last-step: noise levels are drawn from all timesteps (option any_level), "
+                            "so there is no last step to leave out; choose one of both")  # fmt: skip
+        if self.train_share < 1 and method.learns_from not in ("step", "noised"):
+            raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
+        if self.train_window is not None:
+            if method.learns_from != "step":
+                raise UserError(f"--train-window: {method.title} takes no log-probs of single steps; leave it out")
+            if self.train_window > self.trained_steps:
+                raise UserError(
+                    f"--train-window is {self.train_window}; expected at most {self.trained_steps}, the steps that are "
+                    f"trained (--steps, --no-train-last-step)"
+                )
+
+    def check_reward_gradient(self) -> None:
+        """UserError where the method needs the reward's gradient, and can't have it."""
+        from sdpo_bench.methods import build_method
+        from sdpo_bench.rewards import DIFFERENTIABLE, not_differentiable
+
+        method = build_method(self.method, self.options)
+        if not self.epochs or method.reward_gradient(self.steps) is None:
+            return
+        if lacking := not_differentiable(self.reward):
+            raise UserError(
+                f"--reward {self.reward}: {' and '.join(lacking)} has no gradient, which {method.title} learns from; "
+                f"choose one of: {', '.join(DIFFERENTIABLE)}"
+            )
+        if method.learns_from == "reward" and self.resolved_updates == "step":
+            raise UserError(f"--updates step: {method.title} has one update for a whole sample; leave it out")
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as config.json holds it: with schema, the method's options resolved, and of files and
         folders their names, for a run is the same wherever they lie."""
@@ -379,6 +435,8 @@ class RunConfig(
         row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
         row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
+        if self.noise_level == NOISE_LEVELS.get(self.sampler, NOISE_LEVELS["flow_sde"]):  # which was every sampler's
+            row["noise_level"] = None
         given = [split for split, path in (("seen", self.prompts), ("unseen", self.unseen_prompts)) if path]
         if given:  # a changed file makes another run
             lists = [self.prompt_lists[split] for split in given]
@@ -413,7 +471,20 @@ class RunConfig(
     @property
     def trained_steps(self) -> int:
         """How many of the K steps are trained: all, or all but the last."""
-        return self.steps if self.train_last_step else self.steps - 1
+        return len(self.trained)
+
+    @property
+    def trained(self) -> range:
+        """The steps that are trained, of 0 to K - 1. A method that learns from the reward's gradient alone has one
+        entry for a sample, which stands at the last step."""
+        if self.method_class.learns_from == "reward":
+            return range(self.steps - 1, self.steps)
+        return range(self.steps if self.train_last_step and self.method_class.trains_last_step else self.steps - 1)
+
+    @property
+    def steps_each(self) -> int:
+        """How many steps of a sample are trained in an epoch."""
+        return max(1, round(self.train_share * (self.train_window or self.trained_steps)))
 
 
 def file_name(path: str | None) -> str | None:

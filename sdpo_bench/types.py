@@ -16,7 +16,10 @@ class Trajectory:
     prompts: B strings; conditions: what these became for the model, tensors of B rows each; timesteps [K], noisiest
     first, int64 or float32; coefficients float32 [K, 5]; input_scale [K], in the latents' dtype: the model sees that
     times a latent; latents [B, G, K+1, C, H, W], x_T first, and predicted_clean [B, G, K, C, H, W], on the policy's
-    `storage` device; log_prob float32 [B, G, K], mean over latent dimensions, of the stored latents.
+    `storage` device; log_prob float32 [B, G, K], mean over latent dimensions, of the stored latents; step_seeds int64
+    [B, G], of the steps' noise; signal_scale and noise_scale float32 [K]: at step k a clean latent x0 with noise z is
+    signal_scale[k] x0 + noise_scale[k] z; shared_noise: whether the samples of a group have one x_T; outputs float32
+    [B, G, S, C, H, W], the model's output at the trained steps, where the method takes it, else None.
     """
 
     prompts: list[str]
@@ -27,6 +30,11 @@ class Trajectory:
     latents: Tensor
     predicted_clean: Tensor
     log_prob: Tensor
+    step_seeds: Tensor
+    signal_scale: Tensor
+    noise_scale: Tensor
+    shared_noise: bool = True
+    outputs: Tensor | None = None
 
 
 @dataclass
@@ -66,7 +74,8 @@ class StepBatch:
     coefficients: float32 [P, 5]
     old_log_prob, advantages: [P, G]
     reference_log_prob: [P, G], or None where the method does not take it
-    reference_output: the pretrained model's output [P, G, C, H, W], or None where the method does not take it
+    reference_output, old_output: the output [P, G, C, H, W] of the pretrained model, and of the model that sampled, or
+        None where the method does not take it
     """
 
     step: Tensor
@@ -77,6 +86,43 @@ class StepBatch:
     advantages: Tensor
     reference_log_prob: Tensor | None
     reference_output: Tensor | None = None
+    old_output: Tensor | None = None
+
+
+@dataclass
+class NoisedBatch:
+    """P groups of G finished samples with fresh noise, each group at the noise level of one denoising step.
+
+    step: int64 [P]; where noise levels are drawn from all of the model's timesteps, the index of the level's
+    clean: [P, G, C, H, W], the samples' last latents
+    sample: [P, G, C, H, W], `clean` with noise of its own for each sample and step, or for each group and step
+    coefficients: float32 [P, 5]
+    advantages: [P, G]
+    reference_output, old_output: as in StepBatch, at `sample`
+    """
+
+    step: Tensor
+    clean: Tensor
+    sample: Tensor
+    coefficients: Tensor
+    advantages: Tensor
+    reference_output: Tensor | None = None
+    old_output: Tensor | None = None
+
+    def predicted_clean(self, output: Tensor) -> Tensor:
+        """The clean latents [P, G, C, H, W] that a model with this output predicts, float32 at least."""
+        c, d = (self.coefficients[:, i].reshape(-1, *[1] * (self.sample.ndim - 1)) for i in (2, 3))
+        return c * self.sample + d * output
+
+    def error(self, output: Tensor) -> Tensor:
+        """Mean squared error [P, G] of the predicted clean latents, over latent dimensions."""
+        return (self.predicted_clean(output) - self.clean).square().flatten(2).mean(2)
+
+    @property
+    def output_scale(self) -> Tensor:
+        """[P, 1], by how much an error of the model's output, whose target is what would predict `clean` exactly
+        (epsilon, a velocity, ...), is larger in the predicted clean latents."""
+        return self.coefficients[:, 3:4].abs()
 
 
 @dataclass
@@ -90,9 +136,18 @@ class TrajectoryBatch:
 
 @dataclass
 class Counts:
-    """What a run has spent so far."""
+    """What a run has spent so far.
+
+    samples: trajectories
+    reward_queries: pictures that the reward scored
+    reward_gradients: pictures that it scored once more, with its gradient
+    model_evaluations: latents that passed the denoiser, with and without a gradient
+    backward_passes: latents whose gradient passed the denoiser
+    """
 
     samples: int = 0
     reward_queries: int = 0
     optimiser_steps: int = 0
     model_evaluations: int = 0
+    backward_passes: int = 0
+    reward_gradients: int = 0

@@ -35,7 +35,25 @@ def test_the_catalogue_reads_what_the_classes_say():
 
 def test_what_tables_and_figures_take_from_it():
     titles = [cls.title for cls in METHODS.values()]
-    assert ORDER == (START, "SDPO", "SDPO-causal", "DDPO", "DDPO-dense", "REBEL", "PRDP", "D3PO", "GRPO")
+    assert ORDER == (
+        START,
+        "SDPO",
+        "SDPO-causal",
+        "DDPO",
+        "DDPO-dense",
+        "REBEL",
+        "PRDP",
+        "D3PO",
+        "GRPO",
+        "GRPO-Guard",
+        "Flow-DPPO",
+        "DenseGRPO",
+        "DiffusionNFT",
+        "CRD",
+        "PSO",
+        "DRaFT",
+        "RTDMD-lite",
+    )
     assert list(BUDGETS) == ["terminal", "2", "3", "4", "adaptive", "linear3"]
     for entries in (catalogue.METHODS, DENSE_REWARDS):
         rows = [entry.row for entry in entries if entry.row is not None]

@@ -14,7 +14,7 @@ from sdpo_bench.cli import main
 from sdpo_bench.cli.doctor import Doctor
 from sdpo_bench.cli.evaluate import Evaluate
 from sdpo_bench.cli.train import train_command
-from sdpo_bench.config import LATER, RunConfig, flag, flat
+from sdpo_bench.config import LATER, NOISE_LEVELS, RunConfig, flag, flat
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_profile
@@ -75,11 +75,12 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
 
 RANGES = {  # the lowest valid values, or what is above the bound; then words
     "at least 1": (1, "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
-                      "prompt_stats_min_count reward_batch"),
+                      "prompt_stats_min_count reward_batch steps train_window train_window_epochs"),
     "at least 2": (2, "group_size"),
     "0 or more": (0, "checkpoint_every epochs noise_level probe_every rows weight_decay"),
     "a number > 0": (1e-9, "advantage_clip clip_range learning_rate lora_alpha max_grad_norm resolution"),
     "0 to 2^64 - 1 (18446744073709551615)": (0, "eval_seed seed"),
+    "above 0, to 1": (1e-9, "train_share"),
     "0 (DDIM) to 1 (DDPM)": (0, "eta"),
     "1 (none) or more": (1, "guidance"),
 }  # fmt: skip
@@ -94,6 +95,7 @@ def test_ranges(name, expected):
         "pairs": {"pairs_per_update": 1},
         "pairs_per_update": {},
         "group_size": {"method": "ddpo"},
+        "steps": {"method": "diffusion_nft"},
         "prompt_stats_buffer": {"prompt_stats_min_count": 1},
     }
     assert getattr(RunConfig(**others.get(name, {}) | {name: lowest}), name) == lowest
@@ -151,10 +153,27 @@ def test_defaults_that_config_json_leaves_out_stay():
     left_out = {
         "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
         "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
-        "guidance": 1.0, "noise_level": 0.7, "offload_trajectories": False, "probe_every": 0, "prompt_stats_buffer": 32,
-        "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32, "reward_dtype": "float32",
-        "sampler": "auto", "step_shuffle": True, "vae_slicing": False,
+        "guidance": 1.0, "noise_level": None, "offload_trajectories": False, "probe_every": 0,
+        "prompt_stats_buffer": 32, "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32,
+        "reward_dtype": "float32", "sampler": "auto", "step_shuffle": True, "train_share": 1.0,
+        "train_window": None, "train_window_epochs": 25, "vae_slicing": False,
     }  # fmt: skip
     config = RunConfig()
+    assert NOISE_LEVELS["flow_sde"] == 0.7  # what noise_level was where it was left out
     assert {name: getattr(config, name) for name in LATER} == left_out
     assert not config.to_json().keys() & {*left_out, "device"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "level", "kept"),
+    [
+        ("auto", 0.7, False), ("ddim", 0.7, False), ("flow_sde", 0.7, False), ("flow_sde", 0.8, True),
+        ("flow_cps", 0.8, False), ("flow_cps", 0.7, True), ("dance_sde", 0.3, False), ("tcd", 0.3, False),
+        ("tcd", 0.0, True),
+    ],
+)  # fmt: skip
+def test_config_json_leaves_out_a_samplers_own_noise_level(sampler, level, kept):
+    """Whether it was given or not, so that both are the same run."""
+    given = RunConfig(sampler=sampler, noise_level=level).to_json()
+    assert given.get("noise_level") == (level if kept else None)
+    assert (given == RunConfig(sampler=sampler).to_json()) != kept

@@ -9,7 +9,7 @@ on; everything after them is float64. docs/samplers.md compares the samplers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,13 +24,16 @@ class Schedule(NamedTuple):
 
     timesteps [K], int64, or float64 where the schedule has fractions (Euler ancestral's "linspace", flow); table
     float64 [K, 5]; input_scale float64 [K]: the model sees input_scale[k] * x; initial_scale: the first latent is
-    initial_scale * z. Both scales are 1 but for Euler ancestral.
+    initial_scale * z. Both scales are 1 but for Euler ancestral. signal_scale and noise_scale, float64 [K]: the latent
+    that step k takes is distributed as signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
     """
 
     timesteps: Tensor
     table: Tensor
     input_scale: Tensor
     initial_scale: float
+    signal_scale: Tensor
+    noise_scale: Tensor
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
@@ -42,8 +45,8 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
     return (train_steps + torch.arange(steps, dtype=torch.float64) * increment).round().long() - 1
 
 
-def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int | None = None) -> tuple[Tensor, Tensor]:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16): timesteps int64 [K] and coefficients float64 [K, 5].
+def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int | None = None) -> Schedule:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16), from any scheduler with `alphas_cumprod`.
 
     A step's previous timestep is the next one of the schedule, and 0 for the last step. The first
     `stochastic_steps` of the steps (default: all) need sigma > 0, since their log-prob is wanted.
@@ -60,15 +63,10 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
     sigma = variance.clamp_min(0).sqrt()
     A, S = abar_t.sqrt(), (1 - abar_t).sqrt()
     Ap, D = abar_prev.sqrt(), (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
-    mean = {
-        "epsilon": (Ap / A, D - Ap * S / A),
-        "sample": (D / S, Ap - D * A / S),
-        "v_prediction": (Ap * A + D * S, D * A - Ap * S),
-    }[prediction]
-    table = torch.stack([*mean, *_predicted_clean(prediction, A, S), sigma], 1)
+    table = torch.stack([*_ddim_mean(prediction, A, S, Ap, D), *_predicted_clean(prediction, A, S), sigma], 1)
     stochastic = steps if stochastic_steps is None else stochastic_steps
     _refuse_unusable(timesteps, table, stochastic, prediction, "choose fewer steps, eta > 0, or ")
-    return timesteps, table
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
 
 
 def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -104,7 +102,7 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
     # What init_noise_sigma is after set_timesteps.
     first = float(sigma_t[0])
     initial = math.hypot(first, 1) if scheduler.config.timestep_spacing == "leading" else first
-    return Schedule(timesteps, table, scale, initial)
+    return Schedule(timesteps, table, scale, initial, torch.ones_like(scale), sigma_t)
 
 
 def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -121,15 +119,7 @@ def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     prediction = _prediction_type(scheduler, PREDICTION_TYPES)
     _refuse_clipping(scheduler)
     abar = scheduler.alphas_cumprod.double().cpu()
-    original = config.original_inference_steps
-    if not 1 <= steps <= original <= len(abar):
-        raise ValueError(
-            f"steps is {steps}; expected 1 to {original}, the scheduler's original_inference_steps, "
-            f"which may be {len(abar)} at most"
-        )
-    # The model was distilled at timesteps i (T // original) - 1; a schedule takes K of them, from the noisiest on.
-    skipped = (torch.arange(steps, dtype=torch.float64) * (original / steps)).floor().long()
-    timesteps = (original - skipped) * (len(abar) // original) - 1
+    timesteps = _distilled_timesteps(config, steps, len(abar))
     abar_t = abar[timesteps]
     # The last step as one to abar = 1.
     abar_prev = torch.cat([abar_t[1:], abar_t.new_ones(1)])
@@ -140,7 +130,35 @@ def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     c, d = _predicted_clean(prediction, A, S)
     table = torch.stack([Ap * (c_out * c + c_skip), Ap * c_out * d, c, d, (1 - abar_prev).sqrt()], 1)
     _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
-    return Schedule(timesteps, table, torch.ones_like(A), 1.0)
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+
+
+def tcd(scheduler: Any, steps: int, *, level: float = 0.3, stochastic_steps: int | None = None) -> Schedule:
+    """Strategic stochastic sampling (arXiv 2402.19159), from a TCDScheduler, with its own timesteps.
+
+    A step goes by DDIM without noise to the timestep floor((1 - level) t'), and from there by fresh noise back to t',
+    the schedule's next one: a step of DDIM with another sigma. `level` is the paper's gamma, 0 (no noise) to 1; 0.3 is
+    the default of TCDScheduler.step, which calls it eta. The last step goes to timestep 0 without noise, and only the
+    steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type, for one that clips (no linear
+    step), for sigma = 0 where a log-prob is wanted, and for a coefficient that is not finite.
+    """
+    _require(scheduler, "TCDScheduler")
+    _require_level(level, 1)
+    prediction = _prediction_type(scheduler, PREDICTION_TYPES)
+    _refuse_clipping(scheduler)
+    abar = scheduler.alphas_cumprod.double().cpu()
+    timesteps = _distilled_timesteps(scheduler.config, steps, len(abar))
+    following = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
+    between = ((1 - level) * following).floor().long()  # in float32, as the scheduler rounds it
+    abar_t, abar_prev, abar_s = abar[timesteps], abar[following], abar[between]
+    A, S = abar_t.sqrt(), (1 - abar_t).sqrt()
+    kept = abar_prev / abar_s  # the signal's share of variance that the noising from `between` leaves
+    mean = _ddim_mean(prediction, A, S, abar_prev.sqrt(), (kept * (1 - abar_s)).sqrt())
+    table = torch.stack([*mean, *_predicted_clean(prediction, A, S), (1 - kept).sqrt()], 1)
+    stochastic = steps - 1 if stochastic_steps is None else stochastic_steps
+    _refuse_unusable(timesteps, table, stochastic, prediction, _more_noise(level))
+    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
 
 
 def flow_sde(
@@ -157,54 +175,91 @@ def flow_sde(
     `level` is the paper's a (0.7 in its appendix B.3), in g = a sqrt(sigma_t / (1 - sigma_t)); 0 is the Euler step of
     the ODE. Where sigma_t = 1 (diffusers' first step) g is infinite: there its 1 - sigma_t takes the next step's sigma,
     as the authors' code has it (github.com/yifan123/flow_grpo, sd3_sde_with_logprob.py). Every step has noise, the last
-    one too. DanceGRPO's SDE (arXiv 2505.07818), with a constant g, is another one.
+    one too.
     `mu` is the shift that use_dynamic_shifting wants; `sigmas` are [K] values before the shift, such as a pipeline
     gives (Flux: linspace(1, 1 / K, K)), the scheduler's own by default. The first `stochastic_steps` of the steps
     (default: all) need sigma > 0.
     Raises TypeError for another scheduler; ValueError for options of the scheduler that are not supported, for a
     schedule that does not fall within 1 to 0, and for sigma = 0 where a log-prob is wanted.
     """
-    _require(scheduler, "FlowMatchEulerDiscreteScheduler")
-    if not 0 <= level < math.inf:
-        raise ValueError(f"level is {level}; expected 0 (no noise) or above")
-    sigma_t = _flow_sigmas(scheduler, steps, mu, sigmas)
-    sigma_to = torch.cat([sigma_t[1:], sigma_t.new_zeros(1)])
+    _require_level(level)
+    timesteps, sigma_t, sigma_to = _flow_steps(scheduler, steps, mu, sigmas)
     dt = sigma_to - sigma_t
-    timesteps = sigma_t * scheduler.config.num_train_timesteps
-    for k in range(steps):
-        if not (dt[k] < 0 and sigma_t[k].float() <= 1):
-            raise ValueError(
-                f"step {k} (timestep {float(timesteps[k]):g}) goes from sigma {float(sigma_t[k]):g} to "
-                f"{float(sigma_to[k]):g}; expected sigmas that fall from 1 or less: give other steps, sigmas or mu"
-            )
     # float(): a shift may leave 1 - 1e-16, which in diffusers' float32 is 1.
     half = level**2 / (2 * (1 - torch.where(sigma_t.float() == 1, sigma_to, sigma_t)))  # g^2 / (2 sigma_t)
-    one = torch.ones_like(sigma_t)
     noise = (2 * half * sigma_t * -dt).sqrt()
-    table = torch.stack([1 + half * dt, (1 + half * (1 - sigma_t)) * dt, one, -sigma_t, noise], 1)
     stochastic = steps if stochastic_steps is None else stochastic_steps
-    _refuse_unusable(timesteps, table, stochastic, "velocity", "choose level > 0, or ")
-    return Schedule(timesteps, table, one, 1.0)
+    a, b = 1 + half * dt, (1 + half * (1 - sigma_t)) * dt
+    return _flow_schedule(timesteps, sigma_t, (a, b, noise), stochastic, level)
+
+
+def flow_cps(
+    scheduler: Any,
+    steps: int,
+    *,
+    level: float = 0.8,
+    mu: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    stochastic_steps: int | None = None,
+) -> Schedule:
+    """Coefficients-preserving sampling (arXiv 2509.05952), from a FlowMatchEulerDiscreteScheduler; m is z - x0.
+
+    Of the next latent's noise, sigma_to in all, sin(level pi / 2) is fresh and the rest, in variance, the predicted
+    one: next = (1 - sigma_to) x0 + sigma_to (cos z_predicted + sin z). So a latent has as much noise as its timestep
+    says, where the other two samplers of flows have more. `level` is the authors' noise_level, from 0, the Euler step
+    of the ODE, to 1, all of the noise fresh; github.com/yifan123/flow_grpo advises 0.8. The last step has no noise, and
+    only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
+    `mu`, `sigmas` and what is raised are as for `flow_sde`.
+    """
+    _require_level(level, 1)
+    timesteps, sigma_t, sigma_to = _flow_steps(scheduler, steps, mu, sigmas)
+    old, fresh = sigma_to * math.cos(level * math.pi / 2), sigma_to * math.sin(level * math.pi / 2)
+    stochastic = steps - 1 if stochastic_steps is None else stochastic_steps
+    a, b = 1 - sigma_to + old, (1 - sigma_t) * old - sigma_t * (1 - sigma_to)
+    return _flow_schedule(timesteps, sigma_t, (a, b, fresh), stochastic, level)
+
+
+def dance_sde(
+    scheduler: Any,
+    steps: int,
+    *,
+    level: float = 0.3,
+    mu: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    stochastic_steps: int | None = None,
+) -> Schedule:
+    """DanceGRPO's SDE (arXiv 2505.07818), from a FlowMatchEulerDiscreteScheduler; m is the velocity z - x0.
+
+    As `flow_sde`, but for a constant g: `level`, the authors' eta (0.3 in their script for FLUX,
+    github.com/XueZeyue/DanceGRPO); 0 is the Euler step of the ODE. Every step has noise, the last one too.
+    `mu`, `sigmas`, `stochastic_steps` and what is raised are as for `flow_sde`.
+    """
+    _require_level(level)
+    timesteps, sigma_t, sigma_to = _flow_steps(scheduler, steps, mu, sigmas)
+    dt = sigma_to - sigma_t
+    pull = level**2 * dt / (2 * sigma_t)
+    stochastic = steps if stochastic_steps is None else stochastic_steps
+    a, b = 1 + pull, dt + pull * (1 - sigma_t)
+    return _flow_schedule(timesteps, sigma_t, (a, b, level * (-dt).sqrt()), stochastic, level)
 
 
 def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
-    """The schedule of the scheduler's own sampler; `options` are those of `ddim`, `euler_ancestral`, `lcm`, `flow_sde`.
+    """The schedule of the scheduler's own sampler, `flow_sde` for flows; `options` are those of its builder.
 
     Raises TypeError for a scheduler that has no stochastic step here, and what the builder raises.
     """
-    if _is(scheduler, "DDIMScheduler"):
-        timesteps, table = ddim(scheduler, steps, **options)
-        return Schedule(timesteps, table, torch.ones(steps, dtype=torch.float64), 1.0)
-    builders = {
+    builders: dict[str, Callable[..., Schedule]] = {
+        "DDIMScheduler": ddim,
         "EulerAncestralDiscreteScheduler": euler_ancestral,
         "LCMScheduler": lcm,
+        "TCDScheduler": tcd,
         "FlowMatchEulerDiscreteScheduler": flow_sde,
     }
     for name, build in builders.items():
         if _is(scheduler, name):
             return build(scheduler, steps, **options)
     raise TypeError(
-        f"the scheduler is a {type(scheduler).__name__}; expected one of DDIMScheduler, {', '.join(builders)}: "
+        f"the scheduler is a {type(scheduler).__name__}; expected one of {', '.join(builders)}: "
         f"make one with its from_config(scheduler.config)"
     )
 
@@ -232,6 +287,25 @@ def _refuse_clipping(scheduler: Any) -> None:
             raise ValueError(f"the scheduler's {option} is on, but a clipped step is not linear; turn it off")
 
 
+def _require_level(level: float, most: float = math.inf) -> None:
+    if not (0 <= level <= most and level < math.inf):
+        raise ValueError(f"the noise level is {level}; expected 0 (no noise) " + ("to 1" if most == 1 else "or above"))
+
+
+def _more_noise(level: float) -> str:
+    """What would make sigma > 0, for `_refuse_unusable`."""
+    return "" if level else "choose a noise level > 0, or "
+
+
+def _ddim_mean(prediction: str, A: Tensor, S: Tensor, Ap: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b) of Ap x0 + D z for the x0 and z that are predicted from a latent x = A x0 + S z."""
+    return {
+        "epsilon": (Ap / A, D - Ap * S / A),
+        "sample": (D / S, Ap - D * A / S),
+        "v_prediction": (Ap * A + D * S, D * A - Ap * S),
+    }[prediction]
+
+
 def _predicted_clean(prediction: str, A: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     """(c, d) for a latent x = A x0 + S z."""
     return {
@@ -254,6 +328,46 @@ def _spaced_timesteps(scheduler: Any, steps: int, train_steps: int) -> Tensor:
     raise ValueError(f"the scheduler's timestep_spacing is {spacing!r}; expected linspace, leading or trailing")
 
 
+def _distilled_timesteps(config: Any, steps: int, train_steps: int) -> Tensor:
+    """int64 [K]: a model was distilled at timesteps i (T // original) - 1; K of them, from the noisiest on."""
+    original = config.original_inference_steps
+    if not 1 <= steps <= original <= train_steps:
+        raise ValueError(
+            f"steps is {steps}; expected 1 to {original}, the scheduler's original_inference_steps, "
+            f"which may be {train_steps} at most"
+        )
+    skipped = (torch.arange(steps, dtype=torch.float64) * (original / steps)).floor().long()
+    return (original - skipped) * (train_steps // original) - 1
+
+
+def _flow_steps(
+    scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[float] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Timesteps, sigmas, and the sigmas that the steps go to, float64 [K]; the last one is 0."""
+    _require(scheduler, "FlowMatchEulerDiscreteScheduler")
+    sigma_t = _flow_sigmas(scheduler, steps, mu, sigmas)
+    sigma_to = torch.cat([sigma_t[1:], sigma_t.new_zeros(1)])
+    timesteps = sigma_t * scheduler.config.num_train_timesteps
+    for k in range(steps):
+        if not (sigma_to[k] < sigma_t[k] and sigma_t[k].float() <= 1):
+            raise ValueError(
+                f"step {k} (timestep {float(timesteps[k]):g}) goes from sigma {float(sigma_t[k]):g} to "
+                f"{float(sigma_to[k]):g}; expected sigmas that fall from 1 or less: give other steps, sigmas or mu"
+            )
+    return timesteps, sigma_t, sigma_to
+
+
+def _flow_schedule(
+    timesteps: Tensor, sigma_t: Tensor, step: tuple[Tensor, Tensor, Tensor], stochastic_steps: int, level: float
+) -> Schedule:
+    """Of a step's a, b and sigma, float64 [K] each."""
+    one = torch.ones_like(sigma_t)
+    a, b, noise = step
+    table = torch.stack([a, b, one, -sigma_t, noise], 1)
+    _refuse_unusable(timesteps, table, stochastic_steps, "velocity", _more_noise(level))
+    return Schedule(timesteps, table, one, 1.0, 1 - sigma_t, sigma_t)
+
+
 def _flow_sigmas(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[float] | None) -> Tensor:
     """float64 [K], as the scheduler's set_timesteps shifts them, the final 0 left out."""
     config = scheduler.config
@@ -265,7 +379,7 @@ def _flow_sigmas(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[
         "use_beta_sigmas",
     ):
         if getattr(config, option, False):
-            raise ValueError(f"the scheduler's {option} is on, which flow_sde does not support; turn it off")
+            raise ValueError(f"the scheduler's {option} is on, which the samplers of flows do not support; turn it off")
     if config.use_dynamic_shifting != (mu is not None):
         raise ValueError(
             f"mu is {mu}, and the scheduler's use_dynamic_shifting is {config.use_dynamic_shifting}; "

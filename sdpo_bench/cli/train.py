@@ -83,7 +83,8 @@ dense rewards, of the methods that take one at every step:
 samplers:
 {samplers}
 
-rewards: {", ".join(REWARDS)}
+rewards: {", ".join(name for name in REWARDS if REWARDS[name].optimisable)}
+measured only, with --eval-rewards: {", ".join(name for name in REWARDS if not REWARDS[name].optimisable)}
 rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""
     return Train
 

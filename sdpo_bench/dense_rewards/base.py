@@ -52,15 +52,16 @@ def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
 
 
 def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor, int]:
-    """Rewards at the `queried` [B, G, K] steps, NaN elsewhere, and how many pictures were scored: a group's first
-    picture once."""
-    unique = unshared(queried)
+    """Rewards at the `queried` [B, G, K] steps, NaN elsewhere, and how many pictures were scored: the first picture of
+    a group that shares its initial noise once."""
+    unique = unshared(queried) if trajectory.shared_noise else queried
     index = unique.nonzero()
     pictures = trajectory.predicted_clean[tuple(index.T)]
     rewards = score(pictures, [trajectory.prompts[i] for i in index[:, 0].tolist()])
     values = torch.full(queried.shape, torch.nan, device=pictures.device)
     values[tuple(index.T)] = rewards.to(values)
-    values[:, 1:, 0] = torch.where(queried[:, 1:, 0], values[:, :1, 0], values[:, 1:, 0])
+    if trajectory.shared_noise:
+        values[:, 1:, 0] = torch.where(queried[:, 1:, 0], values[:, :1, 0], values[:, 1:, 0])
     return values, len(index)
 
 

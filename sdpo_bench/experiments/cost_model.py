@@ -18,6 +18,8 @@ from sdpo_bench.experiments.profiles import config_from_json
 from sdpo_bench.methods import build_method
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.reader import packed_only
+from sdpo_bench.rewards import need_start
+from sdpo_bench.training.epoch_plan import trained_steps
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class GPUCost:
 
     def seconds(self, config: RunConfig) -> float:
         """Expected duration of a run."""
-        rows, images = passes(config), evaluated_images(config)
+        rows, images = passes(config), sum(sampled_images(config))
         train = rows["train"] * (self.forward + self.backward)
         evaluate = images * (sum(config.eval_steps) * self.forward + len(config.eval_steps) * self.decode)
         decode = work(config)["reward"] * self.decode
@@ -74,22 +76,45 @@ class GPUCost:
 
 def passes(config: RunConfig) -> dict[str, int]:
     """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
-    (the reference's; a loss over whole trajectories needs them before its gradient), and to train. A group
-    shares its first step."""
+    (the reference's, old weights'; a loss over whole trajectories needs them before its gradient), and to train. A
+    group that shares its initial noise shares its first step."""
     method = build_method(config.method, config.options)
-    pairs, G = config.pairs * config.epochs, config.samples_per_group
-    trained = pairs * (G * config.trained_steps - (G - 1))
+    samples = config.pairs * config.epochs * config.samples_per_group
+    repeated = (samples - config.pairs * config.epochs) * method.shared_noise  # first steps that are another sample's
+    trained = samples * config.steps_each
+    if method.learns_from in ("step", "trajectory"):
+        trained -= round(repeated * trained_first_steps(config))
+    if method.learns_from == "reward":
+        trained = 0
+    without = {"noised": method.old_output, "trajectory": True}.get(method.learns_from, False)
+    term = method.reward_gradient(config.steps)
     return {
-        "sample": pairs * (G * config.steps - (G - 1)),
-        "log_prob": trained * (method.reference + method.reference_output + method.whole_trajectory),
-        "train": trained,
+        "sample": samples * config.steps - repeated,
+        "log_prob": trained * (method.reference + method.reference_output + without),
+        "train": trained + (samples * (term.noisings or term.last_steps) if term is not None else 0),
     }
+
+
+def trained_first_steps(config: RunConfig) -> float:
+    """How often a sample's first step is trained, a mean over the epochs."""
+    drawn = config.steps_each / (config.train_window or config.trained_steps)
+    first = [trained_steps(config, epoch)[0] == 0 for epoch in range(1, config.epochs + 1)]
+    return drawn * sum(first) / max(len(first), 1)
 
 
 def evaluated_images(config: RunConfig) -> int:
     """Pictures that all of a run's evaluations draw at one number of sampling steps."""
     before = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every) - 1
     return images_each(config) + before * images_each(config) * interim_noises(config) // config.eval_noises
+
+
+def sampled_images(config: RunConfig) -> tuple[int, int]:
+    """Pictures that the evaluations before the last and the last one sample at one number of sampling steps: those that
+    they evaluate, and the untrained model's where a reward compares with them."""
+    last = images_each(config)
+    before = evaluated_images(config) - last
+    always = need_start((config.reward, *config.eval_rewards))
+    return before * (1 + always), last * (1 + (always or need_start(config.eval_last_rewards)))
 
 
 def images_each(config: RunConfig) -> int:
@@ -129,12 +154,15 @@ def work(config: RunConfig) -> dict[str, float]:
     method = build_method(config.method, config.options)
     pictures = config.samples_per_group * config.pairs * config.epochs
     queries = most_queries(config.dense if method.dense else "terminal", config.steps, config.samples_per_group)
+    again = (method.reference or method.reference_output) + (method.learns_from == "noised" and method.old_output)
+    term = method.reward_gradient(config.steps)
+    through = 0 if term is None else term.noisings or term.last_steps
+    before, last = sampled_images(config)
     return {
-        "sample": pictures * config.steps * (2 if method.reference or method.reference_output else 1),
+        "sample": pictures * config.steps * (1 + again),
         "reward": config.pairs * config.epochs * queries,
-        "train": pictures * config.trained_steps,
-        "evaluate": evaluated_images(config) * sum(config.eval_steps)
-        + images_each(config) * sum(config.eval_last_steps),
+        "train": pictures * ((config.steps_each if method.learns_from != "reward" else 0) + through),
+        "evaluate": (before + last) * sum(config.eval_steps) + last * sum(config.eval_last_steps),
     }
 
 

@@ -54,7 +54,12 @@ ABLATIONS = {
 
 
 # DDPO-dense is made for exact rewards: averaged ones contain later ones.
-VARIANTS = {name: Variant(name, cls.title) for name, cls in METHODS.items()} | ABLATIONS
+# The profiles leave the last denoising step out, whose noise comes after the picture. Where finished samples are noised
+# anew that is no reason, and the last noise level is trained too.
+VARIANTS = {
+    name: Variant(name, cls.title, {"train_last_step": True} if cls.learns_from == "noised" else {})
+    for name, cls in METHODS.items()
+} | ABLATIONS
 
 
 VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})

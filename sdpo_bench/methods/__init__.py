@@ -11,8 +11,15 @@ with
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
 - `baseline`: advantages are returns less what the last queried reward before a step's action foretells of them;
 - `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
-- `whole_trajectory` False: `loss(model_output [P, 2, C, H, W], StepBatch, *, clip_range, advantage_clip) -> StepLoss`;
-  `whole_trajectory` True: `loss(log_prob [P, 2, S], TrajectoryBatch, *, clip_range, advantage_clip) -> StepLoss`;
+- `learns_from`: what its `loss(..., *, clip_range, advantage_clip) -> StepLoss` is a function of:
+  "step" (default): `loss(model_output [P, G, C, H, W], StepBatch)`, at stored steps;
+  "trajectory": `loss(log_prob [P, G, S], TrajectoryBatch)`, of whole trajectories;
+  "noised": `loss(model_output [P, G, C, H, W], NoisedBatch)`, at finished samples that are noised anew;
+  "reward": there is no `loss`; `reward_gradient` says how the reward's own gradient is taken;
+- `shared_noise`, `stochastic`, `group_size`: how its training samples are made;
+- `old_output`, `reference_output`: the loss takes the output of the model that sampled, or of the pretrained one;
+- `keeps_old_weights`, `old_decay`: an average of earlier weights is kept; `samples_with_old_weights`: it also samples;
+- `shared_noising`, `all_noise_levels`: how finished samples are noised anew;
 - `loss_and_grad`: what the trainer calls; by default it asks autograd, a fused kernel knows the gradient already.
 """
 

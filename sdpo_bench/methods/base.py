@@ -10,14 +10,31 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.types import NoisedBatch
 
 
 class StepLoss(NamedTuple):
-    """loss [P]; log_prob of the current policy, [P, 2] or [P, 2, S]; clipped bool [P]."""
+    """loss [P]; log_prob of the current policy, [P, G] or [P, G, S]; clipped bool [P].
+
+    Where a method learns from noised samples, log_prob is minus the error [P, G] of the predicted clean latents.
+    """
 
     loss: Tensor
     log_prob: Tensor
     clipped: Tensor
+
+
+class RewardGradient(NamedTuple):
+    """The term -weight * reward of the loss, whose gradient goes back through the picture.
+
+    last_steps: through how many of the last denoising steps
+    noisings: 0, or how often the finished sample is noised anew at the last step, which then is the only one: the
+        rewards' mean varies less (DRaFT-LV, arXiv 2309.17400)
+    """
+
+    weight: float
+    last_steps: int
+    noisings: int = 0
 
 
 def option(default: float, expected: str, valid: Callable[[float], bool]) -> Any:
@@ -49,14 +66,30 @@ class Method:
     name: ClassVar[str]
     dense: ClassVar[bool] = False
     reference: ClassVar[bool] = False
-    whole_trajectory: ClassVar[bool] = False
+    learns_from: ClassVar[Literal["step", "trajectory", "noised", "reward"]] = "step"
+    """What its loss is a function of: the model's output at stored steps, log-probs of whole trajectories, the output
+    at finished samples that are noised anew, or the reward alone, through its gradient."""
     pairwise: ClassVar[bool] = True
     """Whether the loss compares the two samples of a pair; other methods take groups of any size."""
     group_size: ClassVar[int] = 2
     """Samples of a prompt in a group, where --group-size does not say otherwise."""
-    normalizer: ClassVar[Literal["buffer", "group"]] = "buffer"
-    """Advantages by the statistics of a prompt's recent samples, or of the group."""
+    trains_last_step: ClassVar[bool] = True
+    """False: its loss leaves the last step out, whatever --train-last-step says."""
+    shared_noise: ClassVar[bool] = True
+    """Whether the samples of a group share their initial noise."""
+    stochastic: ClassVar[bool] = True
+    """Whether the sampler's steps draw noise while training samples are made."""
+    samples_with_old_weights: ClassVar[bool] = True
+    """Whether old weights, where they are kept, make the training samples too, or are only what the loss compares
+    with."""
+    shared_noising: ClassVar[bool] = False
+    """Whether the finished samples of a group are noised anew with the same noise."""
+    normalizer: ClassVar[Literal["buffer", "group", "group_mean"]] = "buffer"
+    """Advantages by the statistics of a prompt's recent samples, of the group, or by the group's mean and the standard
+    deviation of the epoch's samples."""
     updates: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+    clip_range: ClassVar[float] = 1e-4
+    """Where --clip-range is not given: at 16,384 latent dimensions. [official]"""
     learning_rates: ClassVar[dict[int, float]] = {}
 
     @property
@@ -67,6 +100,33 @@ class Method:
     def reference_output(self) -> bool:
         """Whether the loss takes the pretrained model's output at each trained step: a forward pass more."""
         return False
+
+    @property
+    def old_output(self) -> bool:
+        """Whether the loss takes the output of the model that sampled, or of the old weights. At stored steps it is
+        kept from sampling; at samples that are noised anew it is a forward pass more."""
+        return False
+
+    @property
+    def all_noise_levels(self) -> bool:
+        """Whether finished samples are noised to levels drawn from all of the model's timesteps, not to those of the K
+        steps."""
+        return False
+
+    @property
+    def keeps_old_weights(self) -> bool:
+        """Whether there are old weights beside the trained ones: `old_decay` says how they follow."""
+        return False
+
+    def old_decay(self, updates: int) -> float:
+        """After an epoch, `updates` optimiser steps into the run: old weights = decay * old weights + (1 - decay) *
+        trained weights."""
+        return 0.0
+
+    def reward_gradient(self, steps: int) -> RewardGradient | None:
+        """How the reward's gradient is taken, in runs of K = `steps`; None: not at all. UserError for options that do
+        not fit K."""
+        return None
 
     def returns(self, rewards: Tensor) -> Tensor:
         """Returns [B, G, K] from rewards [B, G, K]: the final reward at every step."""
@@ -81,6 +141,13 @@ class Method:
         result = self.loss(leaf, batch, **clips)
         (grad,) = torch.autograd.grad(grad_scale * result.loss.sum(), leaf)
         return StepLoss(*(x.detach() for x in result)), grad
+
+
+def weighted_error(output: Tensor, batch: NoisedBatch) -> Tensor:
+    """Mean squared error [P, G] of the predicted clean latents over their mean absolute one, which is taken for a
+    constant: gradients are then of one size at all noise levels (DiffusionNFT, arXiv 2509.16117)."""
+    difference = (batch.predicted_clean(output) - batch.clean).flatten(2)
+    return difference.square().mean(2) / difference.detach().abs().mean(2).clamp_min(1e-5)
 
 
 def pair_difference(x: Tensor) -> Tensor:

@@ -44,6 +44,11 @@ class DDPO(Method):
         rows = batch.coefficients.repeat_interleave(batch.advantages.shape[1], 0)
         return *latents, rows, batch.old_log_prob.flatten(), batch.advantages.flatten()
 
+    def log_prob(self, output: Tensor, batch: StepBatch) -> Tensor:
+        """The log-probs [P, G] of the stored steps."""
+        log_prob = sdpo_kernels.gaussian_log_prob(output.flatten(0, 1), *self.arguments(batch)[:3])
+        return log_prob.unflatten(0, output.shape[:2])
+
     def of_groups(self, result: tuple[Tensor, Tensor, Tensor], size: int) -> StepLoss:
         loss, log_prob, clipped = (x.unflatten(0, (-1, size)) for x in result)
         return StepLoss(loss.mean(1), log_prob, clipped.any(1))

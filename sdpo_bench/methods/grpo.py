@@ -40,7 +40,7 @@ class GRPO(DDPO):
 
     def loss(self, output: Tensor, batch: StepBatch, *, clip_range: float, advantage_clip: float) -> StepLoss:
         result = super().loss(output, batch, clip_range=clip_range, advantage_clip=advantage_clip)
-        return result._replace(loss=result.loss + self.kl * self.divergence(output, batch)) if self.kl else result
+        return result._replace(loss=result.loss + self.penalty(output, batch)) if self.kl else result
 
     def loss_and_grad(
         self, output: Tensor, batch: StepBatch, *, grad_scale: float, **clips: Any
@@ -49,16 +49,21 @@ class GRPO(DDPO):
         if not self.kl:
             return result, grad
         leaf = output.detach().requires_grad_()
-        divergence = self.kl * self.divergence(leaf, batch)
-        (more,) = torch.autograd.grad(grad_scale * divergence.sum(), leaf)
-        return result._replace(loss=result.loss + divergence.detach()), grad + more
+        penalty = self.penalty(leaf, batch)
+        (more,) = torch.autograd.grad(grad_scale * penalty.sum(), leaf)
+        return result._replace(loss=result.loss + penalty.detach()), grad + more
 
-    def divergence(self, output: Tensor, batch: StepBatch) -> Tensor:
-        """KL [P] of the step's Gaussian from the pretrained model's, mean over the group and per latent dimension.
-
-        The means differ by b (m - m_ref) alone: both models start from the same latent.
-        """
+    def penalty(self, output: Tensor, batch: StepBatch) -> Tensor:
+        """kl times the KL [P] of the step from the pretrained model's, a mean over the group."""
         assert batch.reference_output is not None
-        b, sigma = batch.coefficients[:, 1], batch.coefficients[:, 4]
-        distance = (output.float() - batch.reference_output.float()).square().flatten(1).mean(1)
-        return b.square() * distance / (2 * sigma.square())
+        return self.kl * divergence(output, batch.reference_output, batch.coefficients)
+
+
+def divergence(output: Tensor, other: Tensor, rows: Tensor) -> Tensor:
+    """KL [N] of a step's Gaussian from another model's, per latent dimension: outputs [N, ...], coefficients [N, 5].
+
+    The means differ by b (m - m_other) alone: both models start from the same latent.
+    """
+    b, sigma = rows[:, 1], rows[:, 4]
+    distance = (output - other).square().flatten(1).mean(1)
+    return b.square() * distance / (2 * sigma.square())

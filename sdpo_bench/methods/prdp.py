@@ -25,7 +25,7 @@ class PRDP(Method):
     row = 6
     colour = "#cc79a7"
     marker = "P"
-    whole_trajectory = True
+    learns_from = "trajectory"
     reference = True
 
     beta: float = positive(1.0)

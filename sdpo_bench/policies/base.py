@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import sdpo_kernels
@@ -15,8 +16,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import NOISE_LEVELS, RunConfig
 from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
@@ -25,8 +27,11 @@ from sdpo_bench.policies.upsampling import fuse_upsampling
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
+DECODER_SCALE = 2.0**10
+"""Of gradients within a float16 decoder: small numbers vanish in float16 (below 6e-8), and a reward's gradient by one
+of many pixels is small, more so as a share of a batch's mean."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler"}
+SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 
 Conditions = tuple[Tensor, ...]
 """What prompts become, a row for each: text embeddings first, then whatever else the family's network takes."""
@@ -37,6 +42,16 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+class Passes(NamedTuple):
+    """Latents that have passed a denoiser, padding left out; `backward`: those of them whose gradient passes it too."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, earlier: Passes) -> Passes:
+        return Passes(self.forward - earlier.forward, self.backward - earlier.backward)
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -76,10 +91,11 @@ class Policy:
         if self.device.type == "cuda":
             use_full_float32()
         self.pipeline = pipeline.to(self.device)
-        self.finetune, self.noise_level = config.finetune, config.noise_level
+        self.finetune, self.gradient_checkpointing = config.finetune, config.gradient_checkpointing
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
         self.sampler = self._choose_sampler(config.sampler)
+        self.noise_level = NOISE_LEVELS.get(self.sampler) if config.noise_level is None else config.noise_level
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -89,7 +105,7 @@ class Policy:
         self.rows = max(1, (config.rows or RunConfig.rows) // self.branches)
         # Padding is for CPU libraries only, and never beyond what the user allows.
         self.pad_rows = min(config.pad_rows, self.rows) if self.device.type == "cpu" else 1
-        self.evaluations = 0  # forward rows of the denoiser, padding left out
+        self.passes = Passes()
         self.storage = torch.device("cpu") if config.offload_trajectories else self.device
         self._conditions: dict[str, Conditions] = {}
         self._reference: torch.nn.Module | None = None
@@ -187,17 +203,33 @@ class Policy:
         """The denoiser's output [N, C, H, W]."""
         raise NotImplementedError
 
-    def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
+    def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
+        """Of the sampler, with its own kind of noise: `eta` is DDIM's, `level` that of those in NOISE_LEVELS."""
         scheduler = self.pipeline.scheduler
         if not hasattr(scheduler, "alphas_cumprod"):
             raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
         if self.sampler == "ddim":
-            timesteps, table = sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
-            return Schedule(timesteps, table, torch.ones(steps), 1.0)
+            return sdpo_kernels.coefficients.ddim(scheduler, steps, eta=eta, stochastic_steps=stochastic)
+        build = getattr(sdpo_kernels.coefficients, self.sampler)
+        noise = {"level": level} if self.sampler in NOISE_LEVELS else {}
+        return build(self._sampler_scheduler(), steps, stochastic_steps=stochastic, **noise)
+
+    def _sampler_scheduler(self) -> Any:
+        """The pipeline's scheduler, or one of the sampler's class with its settings."""
+        scheduler = self.pipeline.scheduler
+        if self.sampler not in SCHEDULERS:
+            return scheduler
         kind = getattr(diffusers, SCHEDULERS[self.sampler])
-        if not isinstance(scheduler, kind):
-            scheduler = kind.from_config(scheduler.config)
-        return getattr(sdpo_kernels.coefficients, self.sampler)(scheduler, steps, stochastic_steps=stochastic)
+        return scheduler if isinstance(scheduler, kind) else kind.from_config(scheduler.config)
+
+    def _build_deterministic(self, steps: int) -> Schedule:
+        """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
+        if self.sampler != "ddim" and self.sampler not in NOISE_LEVELS:
+            raise UserError(
+                f"--sampler {self.sampler} has no steps without noise, which this run samples with; choose "
+                f"{' or '.join(name for name in self.samplers if name == 'ddim' or name in NOISE_LEVELS)}"
+            )
+        return self._build_schedule(steps, 0.0, 0.0, 0)
 
     # What the trainer uses
 
@@ -222,16 +254,37 @@ class Policy:
         """Latents' height and width are multiples of this: a UNet halves them at every level but the last."""
         return 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
-    def schedule(self, steps: int, *, eta: float, trained_steps: int = 0) -> Schedule:
-        """Timesteps [K], coefficients float32 [K, 5] and input scales float32 [K] on the device; refuses sigma = 0
-        where trained."""
+    def schedule(
+        self, steps: int, *, eta: float, trained_steps: int = 0, noisy_steps: Collection[int] | None = None
+    ) -> Schedule:
+        """The sampler's `Schedule` of K steps, in float32 (timesteps that are whole numbers in int64) on the device.
+
+        trained_steps: so many of the first steps are trained, which sigma = 0 is refused for
+        noisy_steps: the steps that draw noise; default: all that the sampler has noise for
+        """
         try:
-            schedule = self._build_schedule(steps, eta, trained_steps)
+            schedule = self._build_schedule(steps, eta, self.noise_level, trained_steps)
+            if noisy_steps is not None:
+                quiet = self._build_deterministic(steps)
+                rows = [(schedule if k in noisy_steps else quiet).table[k] for k in range(steps)]
+                schedule = schedule._replace(table=torch.stack(rows))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
         timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
-        table, scale = schedule.table.float().to(self.device), schedule.input_scale.float().to(self.device)
-        return Schedule(timesteps.to(self.device), table, scale, schedule.initial_scale)
+        return Schedule(
+            timesteps.to(self.device),
+            schedule.table.float().to(self.device),
+            schedule.input_scale.float().to(self.device),
+            schedule.initial_scale,
+            schedule.signal_scale.float().to(self.device),
+            schedule.noise_scale.float().to(self.device),
+        )
+
+    @property
+    def most_steps(self) -> int:
+        """The K of the sampler's schedule that has every timestep of the model."""
+        config = self._sampler_scheduler().config
+        return int(config.original_inference_steps if self.sampler == "lcm" else config.num_train_timesteps)
 
     def too_long(self, prompts: Iterable[str]) -> str:
         """What is cut off of prompts that are longer than the text encoders take, in words; "" for none."""
@@ -265,7 +318,8 @@ class Policy:
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """The model's output [N, C, H, W] for latents [N, C, H, W], timesteps [N] and N rows of conditions; float32, so
         that a loss's gradient is. With guidance g it is null + g (conditioned - null), both from one forward pass."""
-        self.evaluations += self.branches * len(latents)
+        rows = self.branches * len(latents)
+        self.passes = Passes(self.passes.forward + rows, self.passes.backward + rows * torch.is_grad_enabled())
 
         def output(x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
             x = x.to(self.dtype)
@@ -281,10 +335,10 @@ class Policy:
         out = self._in_chunks(output, latents, timesteps, *conditions)
         return ScaledGradient.apply(out, self.gradient_scale) if self.gradient_scale != 1 else out
 
-    def pictures(self, latents: Tensor, steps: int | None = None) -> Tensor:
+    def pictures(self, latents: Tensor, steps: int | None = None, *, gradient: bool = False) -> Tensor:
         """`decode`, but UserError where a picture is not finite: no reward should see it, since a file of 8 bits would
         make a sound picture of it. `steps`: the number of sampling steps, for the message."""
-        pictures = self.decode(latents)
+        pictures = self.decode(latents, gradient=gradient)
         broken = int((~pictures.isfinite()).flatten(1).any(1).sum())
         if broken:
             cause = (
@@ -297,19 +351,26 @@ class Policy:
             raise UserError(f"{broken} of {len(pictures)} pictures{sampled} hold values that are not finite; {cause}")
         return pictures
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]; NaN for what is not finite."""
+    def decode(self, latents: Tensor, *, gradient: bool = False) -> Tensor:
+        """Pictures [N, 3, H, W] in 0..1 of latents [N, C, h, w]; NaN for what is not finite.
+
+        With `gradient` the same pictures have one by the latents: none where a colour was beyond 0..1. It is float32
+        where the latents are, whatever the decoder's dtype. With --gradient-checkpointing the decoder's activations
+        are computed anew in the backward pass, `rows` latents at a time.
+        """
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0
+        scale = DECODER_SCALE if vae.dtype == torch.float16 else 1.0
 
         def pictures(x: Tensor) -> Tensor:
-            x = x.to(vae.dtype) / vae.config.scaling_factor
+            x = ScaledGradient.apply(x.float(), 1 / scale).to(vae.dtype) / vae.config.scaling_factor
             x = x + shift if shift else x
-            out = vae.decode(x, return_dict=False)[0].float() / 2 + 0.5
+            out = ScaledGradient.apply(vae.decode(x, return_dict=False)[0].float(), scale) / 2 + 0.5
             return torch.where(out.isfinite(), out.clamp(0, 1), torch.nan)  # clamp alone would hide infinities
 
-        return self._in_chunks(pictures, latents)
+        anew = gradient and self.gradient_checkpointing
+        with torch.set_grad_enabled(gradient):
+            return self._in_chunks(partial(checkpoint, pictures, use_reentrant=False) if anew else pictures, latents)
 
     def _in_chunks(self, function: Any, *inputs: Tensor) -> Tensor:
         out = []
@@ -335,6 +396,12 @@ class Policy:
             self.denoiser = trained
             if self._reference is None:
                 trained.enable_adapters()
+
+    @property
+    def text_is_adapted(self) -> bool:
+        """Whether a LoRA that was loaded is one of a text encoder too, which `reference` leaves as it is."""
+        encoders = [x for name, x in self.pipeline.components.items() if name.startswith("text_encoder")]
+        return any(getattr(encoder, "peft_config", None) for encoder in encoders)
 
     # Weights
 

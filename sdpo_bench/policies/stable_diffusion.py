@@ -13,7 +13,7 @@ class StableDiffusionPolicy(Policy):
     """Conditions: text embeddings [N, L, D]."""
 
     pipeline_class = StableDiffusionPipeline
-    samplers = ("ddim", "euler_ancestral", "lcm")  # DDIM is the paper's
+    samplers = ("ddim", "euler_ancestral", "lcm", "tcd")  # DDIM is the paper's
 
     @property
     def takes_guidance(self) -> bool:

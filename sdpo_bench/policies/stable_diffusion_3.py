@@ -14,10 +14,10 @@ T5_TOKENS = 256  # the pipeline's own default, as for SD3.5 Large Turbo
 
 
 class FlowPolicy(Policy):
-    """What flow-matching families share: a transformer, and the stochastic step of Flow-GRPO."""
+    """What flow-matching families share: a transformer, and the stochastic steps."""
 
     component = "transformer"
-    samplers = ("flow_sde",)
+    samplers = ("flow_sde", "flow_cps", "dance_sde")
 
     @property
     def tokens(self) -> int:
@@ -29,15 +29,15 @@ class FlowPolicy(Policy):
         """[K] before the shift, where the pipeline gives the scheduler its own."""
         return None
 
-    def _build_schedule(self, steps: int, eta: float, stochastic: int) -> Schedule:
+    def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
         config, mu = self.pipeline.scheduler.config, None
         if getattr(config, "use_dynamic_shifting", False):  # the shift's logarithm, linear in the number of tokens
             few, many = config.base_image_seq_len, config.max_image_seq_len
             mu = config.base_shift + (config.max_shift - config.base_shift) * (self.tokens - few) / (many - few)
-        return sdpo_kernels.coefficients.flow_sde(
+        return getattr(sdpo_kernels.coefficients, self.sampler)(
             self.pipeline.scheduler,
             steps,
-            level=self.noise_level,
+            level=level,
             mu=mu,
             sigmas=self._sigmas(steps),
             stochastic_steps=stochastic,

@@ -113,7 +113,7 @@ def check_done(done: Mapping[str, Any], where: Path | str) -> None:
 def check_train(rows: Sequence[Mapping[str, Any]], where: Path | str) -> None:
     """RecordError for a row of train.jsonl that is not sound, or does not follow the one before."""
     for number, row in enumerate(rows, 1):
-        if found := schema.problem(row, schema.TRAIN):
+        if found := schema.problem(row, schema.TRAIN, schema.TRAIN_OPTIONAL):
             raise bad_record(where, found, number)
         if number > 1 and row["epoch"] <= rows[number - 2]["epoch"]:
             raise bad_record(where, f"epoch {row['epoch']} does not follow", number)

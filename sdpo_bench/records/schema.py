@@ -107,6 +107,9 @@ PROVENANCE_OPTIONAL: Schema = {
 TRAIN: Schema = {"epoch": COUNT, **COUNTS, "seconds": SECONDS}
 
 
+TRAIN_OPTIONAL: Schema = dict.fromkeys(("backward_passes", "reward_gradients"), COUNT)  # not in the first results
+
+
 EVAL: Schema = {
     "epoch": COUNT,
     **COUNTS,

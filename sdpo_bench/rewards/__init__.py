@@ -1,7 +1,8 @@
 """The rewards: one file each, found by looking through this folder, loaded on demand.
 
 A reward is a class with `name`, `title`, `licence`, `revision`, `scale`; called with pictures float [N, 3, H, W] in
-0..1 and N prompts it gives float32 [N], the higher the better. `REWARDS` need nothing but this package; `PRETRAINED`
+0..1 and N prompts it gives float32 [N], the higher the better. With `differentiable` its `differentiable_score` gives
+the same with a gradient by the pictures. `REWARDS` need nothing but this package; `PRETRAINED`
 read published weights when constructed (docs/rewards.md), and import transformers only then.
 """
 
@@ -28,16 +29,22 @@ for _class in catalogue.classes(__name__, __path__, Reward):
         REWARDS[_class.name] = _class
 REWARDS = dict(sorted(REWARDS.items()))
 PRETRAINED = dict(sorted(PRETRAINED.items()))
+DIFFERENTIABLE = [name for name, cls in (REWARDS | PRETRAINED).items() if cls.differentiable]
+"""Names of the rewards that have a gradient by the pictures."""
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
     """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names, or says
     that what is to be `optimised` can only be measured."""
     terms = _terms(spec)
-    for term in terms:
-        if optimised and term.name in REWARDS and not REWARDS[term.name].optimisable:
-            raise UserError(f"{term.name} is measured over the pictures of a prompt: name it with --eval-rewards")
+    if optimised and (measured := _measured([spec])):
+        raise UserError(f"{measured[0]} is measured over the pictures of a prompt: name it with --eval-rewards")
     return "+".join(map(str, terms))
+
+
+def not_differentiable(spec: str) -> list[str]:
+    """The names of those rewards of a spec that have no gradient by the pictures. Loads nothing."""
+    return list(dict.fromkeys(term.name for term in _terms(spec) if term.name not in DIFFERENTIABLE))
 
 
 def load_reward(
@@ -94,6 +101,24 @@ def find_weights(specs: Iterable[str]) -> None:
             PRETRAINED[term.name].files_only()(revision=term.revision)
 
 
+def check_noises(specs: Iterable[str], last: int, interim: int) -> None:
+    """UserError where one of these rewards can't be measured with so many noises of a prompt in the last evaluation,
+    and so many in those before."""
+    for name in _measured(specs):
+        REWARDS[name].check_noises(last, interim)
+
+
+def need_start(specs: Iterable[str]) -> bool:
+    """Whether one of these rewards compares with the untrained model's pictures."""
+    return any(REWARDS[name].needs_start for name in _measured(specs))
+
+
+def _measured(specs: Iterable[str]) -> list[str]:
+    """The names of those that can't be optimised."""
+    names = {term.name for spec in specs for term in _terms(spec)}
+    return sorted(name for name in names if name in REWARDS and not REWARDS[name].optimisable)
+
+
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
     """Bytes of the networks of those rewards that have published weights, by name, from their architecture alone."""
     names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
@@ -122,5 +147,6 @@ def _check(term: Term) -> None:
 
 
 __all__ = [
-    "PRETRAINED", "REWARDS", "Reward", "canonical", "find_weights", "load_reward", "load_rewards", "network_bytes",
+    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "find_weights", "load_reward",
+    "load_rewards", "need_start", "network_bytes", "not_differentiable",
 ]  # fmt: skip

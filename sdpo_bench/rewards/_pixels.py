@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sdpo_bench.rewards._gradient import StraightThrough
+
 SIZE = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training pictures; BLIP's too
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -16,19 +18,28 @@ FRACTION = 2**22  # Pillow's weights are integers in units of 1 / 2^22
 def to_uint8(images: Tensor) -> Tensor:
     """Pictures as a file would hold them: float [N, 3, H, W] in 0..1 to uint8. ValueError for what is not finite, which
     8 bits can't hold: NaN would become black."""
+    return to_levels(images).to(torch.uint8)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """The numbers of `to_uint8` in the pictures' own dtype: 0, 1, ... 255, with a gradient.
+
+    Rounding passes the gradient on, and so does the range 0..255 with its ends. What lies beyond has none: nothing
+    that a pixel does there changes a score, and with a gradient it would be driven ever farther away.
+    """
     if not bool(images.isfinite().all()):
         raise ValueError("pictures hold values that are not finite")
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return StraightThrough.apply(images * 255, torch.round).clamp(0, 255)
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """Float pictures [N, 3, H, W] in 0..1 to normalised float32 [N, 3, 224, 224], on the same device.
+    """Float pictures [N, 3, H, W] in 0..1 to normalised float32 [N, 3, 224, 224], on the same device, with a gradient.
 
     CLIP's recipe: the short side becomes 224 (bicubic), the middle is cut out. In a trained picture every pixel
     counts, so the resizing is not merely like Pillow's: it gives the same bytes."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    pixels = resize(to_uint8(images.float()), SIZE * height // short, SIZE * width // short)
+    pixels = resize(to_levels(images.float()), SIZE * height // short, SIZE * width // short)
     top, left = (pixels.shape[-2] - SIZE) // 2, (pixels.shape[-1] - SIZE) // 2
     pixels = pixels[..., top : top + SIZE, left : left + SIZE].float() / 255
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
@@ -36,21 +47,22 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic resizing of uint8 [..., H, W] to [..., height, width], the same bytes as Pillow's, on any device.
+    """Bicubic resizing of pixels [..., H, W] in 0, 1, ... 255 to such pixels [..., height, width], float64: the same
+    bytes as Pillow's, on any device. The gradient is that of `to_levels`, after each pass.
 
     First across, then down, rounded to 8 bits after each. (Pillow 13 goes down first where a picture loses more than
     twice as many rows as columns; older ones never do.) Sums of integers below 2^53 are exact in float64, whatever
     the order, so the device does not matter. torch's own antialiased bicubic differs from Pillow in 0.4 % of values
     by 1 or 2 of 255 on uint8, and on floats, where nothing is cut off between the passes, by up to 30."""
     across = _resize_last(pixels.double(), width)
-    return _resize_last(across.mT, height).mT.to(torch.uint8)
+    return _resize_last(across.mT, height).mT
 
 
 def _resize_last(pixels: Tensor, size: int) -> Tensor:
     if pixels.shape[-1] == size:
         return pixels
     sums = pixels @ _weights(pixels.shape[-1], size).to(pixels.device)
-    return ((sums + FRACTION // 2) / FRACTION).floor().clamp(0, 255)
+    return StraightThrough.apply((sums + FRACTION // 2) / FRACTION, torch.floor).clamp(0, 255)
 
 
 @cache

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards.base import Reward
-from sdpo_bench.rewards.scorer import Scorer
+from sdpo_bench.rewards.base import Reward, score_in_parts
+from sdpo_bench.rewards.scorer import CHUNK, Scorer
 
 SCORERS = Path(__file__).parent.parent / "assets" / "scorers"
 
@@ -23,6 +23,7 @@ class Alignment(Reward):
     licence = "MIT (weights trained on the committed sprites)"
     revision = "1"
     scale = "cosine, -1..1"
+    differentiable = True
     folder: ClassVar[str] = "alignment"
 
     def __init__(self) -> None:
@@ -42,11 +43,17 @@ class Alignment(Reward):
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.scorer.score(images.float().cpu(), prompts).float()
 
+    def differentiable_score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return score_in_parts(self.scorer.score, images.float().cpu(), prompts, CHUNK)
+
 
 class AlignmentHeldout(Alignment):
     """A second scorer of another architecture and seed that no run optimises: where it does not rise with
-    `alignment`, the reward is being hacked."""
+    `alignment`, the reward is being hacked. So it gives no gradient that a run could learn from."""
 
     name = "alignment_heldout"
     title = "Alignment (held-out scorer)"
+    differentiable = False
     folder = "alignment_heldout"
+
+    differentiable_score = Reward.differentiable_score

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sdpo_bench.rewards._gradient import StraightThrough
+
 IMAGE_SIZE = 32  # pixels: the height and width of what a scorer sees, and of the embedded model's pictures
 EMBEDDING = 64
 CHUNK = 64
@@ -88,11 +90,15 @@ class Scorer(nn.Module):
     @torch.no_grad()
     def rank(self, images: Tensor) -> Tensor:
         """`similarities` after the preparation that `score` applies: [N, number of prompts], float32."""
+        return self._rank(images)
+
+    def _rank(self, images: Tensor) -> Tensor:
         prepared = prepare(images.to(self.text.weight.device))
         return torch.cat([self.similarities(chunk) for chunk in prepared.split(CHUNK)])
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [N] (float32, cosines in [-1, 1]) of images [N, 3, H, W] in [0, 1] for their prompts.
+        """Scores [N] (float32, cosines in [-1, 1]) of images [N, 3, H, W] in [0, 1] for their prompts; the images may
+        have a gradient.
 
         Raises UnknownPromptError for a prompt outside `self.prompts`, ValueError for a wrong number of prompts.
         """
@@ -103,7 +109,7 @@ class Scorer(nn.Module):
         if unknown:
             raise UnknownPromptError(f"unknown prompts {unknown}; this scorer knows: {', '.join(self.prompts)}")
         columns = torch.tensor([index[prompt] for prompt in prompts], device=self.text.weight.device)
-        return self.rank(images).gather(1, columns[:, None])[:, 0].float()
+        return self._rank(images).gather(1, columns[:, None])[:, 0].float()
 
     def save(self, folder: Path, **notes: object) -> None:
         """Write `model.safetensors` and `config.json`; `notes` are kept in the latter."""
@@ -129,7 +135,7 @@ def prepare(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape [N, 3, H, W], not {list(images.shape)}")
-    images = (images.float().clamp(0, 1) * 255).round() / 255
+    images = StraightThrough.apply(images.float().clamp(0, 1) * 255, torch.round) / 255
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if images.shape[-2:] == size:
         return images

@@ -67,20 +67,24 @@ class PerPromptNormalizer:
 
 
 class GroupNormalizer:
-    """Advantages within a group alone (arXiv 2505.05470); keeps nothing from epoch to epoch."""
+    """Advantages within a group (arXiv 2505.05470); keeps nothing from epoch to epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_std: bool = False) -> None:
+        """batch_std: divide by the standard deviation of all of the epoch's returns, not of the group's."""
+        self.batch_std = batch_std
         self.buffers: dict[str, Tensor] = {}
         self.own_statistics_share = 1.0
 
     def __call__(self, prompts: list[str], returns: Tensor, known: Tensor | None = None) -> Tensor:
-        """Advantages float64 [B, G, K] of `returns` [B, G, K]: (G - mean) / (std + 1e-6) of each group and step, std
-        with ddof 0. Equal returns have an advantage of exactly 0."""
+        """Advantages float64 [B, G, K] of `returns` [B, G, K]: (G - mean) / (std + 1e-6), the mean of each group and
+        step, std (ddof 0) of the group or of the batch. Equal returns have an advantage of exactly 0."""
         if known is not None:
             raise NotImplementedError("a group's statistics with a control variate: no method has both")
         groups = returns.double().cpu()
         statistics = [Statistics.of(group) for group in groups]
-        return torch.stack([s.centred(group) / (s.std + EPSILON) for s, group in zip(statistics, groups, strict=True)])
+        centred = torch.stack([s.centred(group) for s, group in zip(statistics, groups, strict=True)])
+        std = groups.flatten(0, 1).std(0, correction=0) if self.batch_std else torch.stack([s.std for s in statistics])
+        return centred / (std.expand(len(groups), -1)[:, None] + EPSILON)
 
 
 def controlled(returns: Tensor, known: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Everything derives from (seed of the run, epoch): a resumed run draws the same p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class SampleDraw(NamedTuple):
     """What samples are made from.
 
     prompts: one a pair
-    initial_seeds: int64 [pairs], of x_T
+    initial_seeds: int64 [pairs], of an x_T that the samples of a pair share, or [pairs, G], of each sample's own
     step_seeds: int64 [pairs, G], of the noise of the denoising steps
     """
 
@@ -55,14 +56,25 @@ class SampleDraw(NamedTuple):
         return SampleDraw([self.prompts[i] for i in pairs], self.initial_seeds[pairs], self.step_seeds[pairs])
 
 
-def draw_samples(prompts: Sequence[str], count: int, group: int, *path: int) -> SampleDraw:
+def draw_samples(prompts: Sequence[str], count: int, group: int, *path: int, shared_noise: bool = True) -> SampleDraw:
     """`count` groups of `group` samples: random prompts, and seeds, all from the seed path (run seed, epoch, ...)."""
     choice = np.random.default_rng((*path, PROMPTS)).integers(len(prompts), size=count)
+    each = (count,) if shared_noise else (count, group)
     return SampleDraw(
         [prompts[i] for i in choice],
-        derive_seeds(*path, INITIAL, count=count),
+        derive_seeds(*path, INITIAL, count=math.prod(each)).reshape(each),
         derive_seeds(*path, STEPS, count=count * group).reshape(count, group),
     )
+
+
+def trained_steps(config: RunConfig, epoch: int) -> range:
+    """The steps that are trained in `epoch`, of 0 to K - 1: all of `config.trained`, or a window of them that moves on
+    by one step every --train-window-epochs, and begins anew behind the last (MixGRPO, arXiv 2507.21802)."""
+    steps, size = config.trained, config.train_window
+    if size is None:
+        return steps
+    first = (epoch - 1) // config.train_window_epochs % (len(steps) - size + 1)
+    return steps[first : first + size]
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ class EpochPlan:
     samples: the draw of all pairs, those of other processes too
     batches: for each batch of pairs_per_update pairs, those that this process trains, int64
     step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its samples
+    log_prob_steps: how many of the first steps need a log-prob, and so noise
+    noisy_steps: the steps that draw noise while training samples are made; None: all that the sampler has noise for
     per_step: an optimiser step for each denoising step of a batch (SDPO), or for whole trajectories (DDPO)
     """
 
@@ -79,6 +93,8 @@ class EpochPlan:
     samples: SampleDraw
     batches: list[Tensor]
     step_order: Tensor
+    log_prob_steps: int
+    noisy_steps: tuple[int, ...] | None
     per_step: bool
 
     @classmethod
@@ -88,14 +104,29 @@ class EpochPlan:
         """The plan of `epoch`, counted from 1, for this process of `ranks`."""
         rng = np.random.default_rng((config.seed, epoch, ORDER))
         batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
-        steps = np.tile(np.arange(config.trained_steps), (config.pairs, 1))
+        method, trained = config.method_class, trained_steps(config, epoch)
+        order = np.tile(trained, (config.pairs, 1))
+        count = config.steps_each
         # Step shuffling: each pair takes its steps in an order of its own; without it all go from the noisiest on.
-        order = rng.permuted(steps, axis=1) if config.step_shuffle else steps
+        if config.step_shuffle or count < len(trained):
+            order = rng.permuted(order, axis=1)[:, :count]
+        if not config.step_shuffle:
+            order = np.sort(order, axis=1)
+        window = None if config.train_window is None else tuple(trained)
         return cls(
             epoch=epoch,
-            samples=draw_samples(prompts, config.pairs, config.samples_per_group, config.seed, epoch),
+            samples=draw_samples(
+                prompts,
+                config.pairs,
+                config.samples_per_group,
+                config.seed,
+                epoch,
+                shared_noise=method.shared_noise,
+            ),
             batches=[ranks.local_slice(batch).contiguous() for batch in batches],
             step_order=torch.from_numpy(order),
+            log_prob_steps=trained[-1] + 1 if method.learns_from in ("step", "trajectory") else 0,
+            noisy_steps=window if method.stochastic else (),
             per_step=config.resolved_updates == "step",
         )
 

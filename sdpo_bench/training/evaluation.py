@@ -61,13 +61,14 @@ def evaluate(
     """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
 
     Each process evaluates a share of the prompts; all get all rows. The `last` evaluation has --eval-last-steps and
-    --eval-last-rewards too, and all noises where the others have --eval-interim-noises.
+    --eval-last-rewards too, and all noises where the others have --eval-interim-noises. Where a reward compares with
+    the untrained model, that one's pictures of the same prompts, noises and steps are sampled too.
     """
     if not last:
         rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
     counts = (*config.eval_steps, *(config.eval_last_steps if last else ()))
     chosen = evaluated_prompts(config)
-    everybody = [p for group in chosen.values() for p in group]
+    everybody = [*dict.fromkeys(p for group in chosen.values() for p in group)]
     prompts = ranks.local_slice(everybody)
     if ranks.sharded:  # all make as many passes: who has fewer prompts, or none, takes some of the others' too
         prompts = (prompts + everybody)[: -(-len(everybody) // ranks.size)]
@@ -80,7 +81,12 @@ def evaluate(
         at_a_time = max(1, policy.rows // len(noises))
         for chunk in (prompts[i : i + at_a_time] for i in range(0, len(prompts), at_a_time)):
             images = pictures(policy, chunk, noises, steps, config)
-            for name, reward in rewards.items():
+            judges = rewards
+            if any(reward.needs_start for reward in rewards.values()):
+                with policy.reference():
+                    start = pictures(policy, chunk, noises, steps, config)
+                judges = {n: reward.against(start) if reward.needs_start else reward for n, reward in rewards.items()}
+            for name, reward in judges.items():
                 # A copy: what one reward does to its pictures must not reach the next.
                 found = score(reward, images.clone(), [p for p in chunk for _ in noises])
                 values[name] |= dict(zip(chunk, found.reshape(len(chunk), len(noises)).tolist(), strict=True))
@@ -157,5 +163,10 @@ def evaluate_model(
         if not any(adapter.glob("*.safetensors")) and not (adapter / "model_index.json").is_file():
             raise UserError(f"{adapter} holds no saved weights; expected a run's `adapter` or `model` folder")
         policy.load(adapter, rank, alpha)
+        if policy.text_is_adapted and any(reward.needs_start for reward in rewards.values()):
+            raise UserError(
+                f"--weights {adapter} change a text encoder too, which the untrained model's pictures can't be had "
+                f"without; leave out kid_start"
+            )
     warn_of_long_prompts(policy, chain(*evaluated_prompts(config).values()))
     return evaluate(policy, config, rewards)

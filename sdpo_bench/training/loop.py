@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from sdpo_bench.records.files import CHECKPOINT
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
+from sdpo_bench.records.schema import COUNTS
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training.checkpoint import copied, load_checkpoint, save_checkpoint
@@ -230,7 +230,7 @@ class TrainingRun:
             metrics = self.trainer.train_epoch(epoch)
             self.kept, self.whole_steps = None, self.trainer.counts.optimiser_steps
         row = metrics.to_row()
-        if epoch == 1:
+        if epoch == 1 and self.on_policy is not None:
             row["on_policy_log_ratio"] = self.on_policy
         self.ranks.run_on_main(lambda: self.writer.append_train(row))
         if self.tracker is not None:
@@ -256,10 +256,10 @@ class TrainingRun:
             self.ranks.run_on_main(lambda: save_checkpoint(self.checkpoint, state))
 
     def evaluate(self, epoch: int) -> None:
-        start, evaluations = time.perf_counter(), self.policy.evaluations
+        start, passes = time.perf_counter(), self.policy.passes
         results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
-        self.policy.evaluations = evaluations  # evaluation enters no count
-        counts = dataclasses.asdict(self.trainer.counts)
+        self.policy.passes = passes  # evaluation enters no count
+        counts = {name: getattr(self.trainer.counts, name) for name in COUNTS}  # train.jsonl has the others
 
         def append() -> None:
             for result in results:

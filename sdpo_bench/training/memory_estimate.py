@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.dense_rewards import most_queries
-from sdpo_bench.methods import METHODS
+from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies.base import DTYPES
 from sdpo_bench.policies.loading import INDEX, find_family, source_of, unusable
-from sdpo_bench.rewards import network_bytes
+from sdpo_bench.rewards import need_start, network_bytes
 from sdpo_bench.training.evaluation import evaluated_prompts
 
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
@@ -225,7 +225,10 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     rows = max(1, config.rows // costs.branches)
     G = config.samples_per_group
     samples = G * config.pairs
-    trajectories = samples * (2 * config.steps + 1) * costs.latent
+    method = build_method(config.method, config.options)
+    outputs = config.trained_steps if method.learns_from == "step" and method.old_output else 0
+    outputs *= 2 if config.dtype == "float16" else 1  # they are float32, as latents are otherwise
+    trajectories = samples * (2 * config.steps + 1 + outputs) * costs.latent
     in_step = G * min(max(1, rows // G), config.pairs_per_update)
     queries = pictures_of_an_epoch(config)
     shown = max(queries, min(max(rows, config.eval_noises),
@@ -235,6 +238,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     staying |= {f"reward {name}": size for name, size in found.items()}
     staying |= {
         "copy of the pretrained weights": costs.reference,
+        "weights that sample": 4 * costs.trained * method.keeps_old_weights,
         "gradients, AdamW": ADAM * costs.trained,
         "prompts": (1 + G) * config.pairs * costs.conditions,
     }
@@ -244,8 +248,9 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
     # The parts of a trajectory, or of all pictures, are there beside what they are put together to.
     sampling = at(costs.sampling, min(rows, samples))
-    decoding = at(costs.decoding, min(rows, shown)) + 2 * shown * costs.picture
-    together = config.pairs > rows or METHODS[config.method].reference  # trainer.rollout
+    beside = need_start((config.reward, *config.eval_rewards, *config.eval_last_rewards))  # the untrained model's
+    decoding = at(costs.decoding, min(rows, shown)) + (2 + beside) * shown * costs.picture
+    together = config.pairs > rows or method.reference  # trainer.rollout
     passing = {
         f"training step, {in_step} latents": at(costs.training, in_step),
         f"sampling, {min(rows, samples)} latents": sampling,

@@ -30,7 +30,7 @@ def retry_on_oom(policy: Policy, work: Callable[[], T]) -> T:
     one pair does not fit.
     """
     interruption.check()
-    evaluations = policy.evaluations
+    passes = policy.passes
     while True:
         try:
             return work()
@@ -43,7 +43,7 @@ def retry_on_oom(policy: Policy, work: Callable[[], T]) -> T:
                     f"reward models, or --finetune lora"
                 ) from error
         # Here, where the error no longer holds on to what the failed pass had in memory.
-        policy.rows, policy.evaluations = max(policy.rows // 2, PAIR), evaluations
+        policy.rows, policy.passes = max(policy.rows // 2, PAIR), passes
         torch.cuda.empty_cache()
         print(f"warning: out of memory; a forward pass has at most {policy.rows} rows from here on", file=sys.stderr)
 
@@ -62,7 +62,7 @@ def find_max_batch_size(policy: Policy, config: RunConfig, ranks: ProcessGroup) 
 
 
 def _most_rows(policy: Policy, config: RunConfig) -> int:
-    evaluations, free = policy.evaluations, _free()
+    passes, free = policy.passes, _free()
     samples = config.samples_per_group * config.pairs
     # What is not there yet: AdamW's moments, and an epoch's trajectories with their parts, which become them.
     later = 8 * sum(p.numel() for p in policy.parameters)
@@ -99,7 +99,7 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
     finally:
         for p in policy.parameters:
             p.grad = None
-        policy.evaluations = evaluations
+        policy.passes = passes
         torch.cuda.empty_cache()
     return policy.rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -32,27 +33,34 @@ def sample(
     step_seeds: Tensor,
     eta: float = 1.0,
     trained_steps: int = 0,
+    noisy_steps: Collection[int] | None = None,
     keep: bool = True,
+    keep_outputs: bool = False,
 ) -> Trajectory:
     """Trajectories of B prompts, G samples each, by the policy's sampler on K = `steps` timesteps; `eta` is DDIM's.
 
-    `initial_seeds` int64 [B]: a group shares x_T; `step_seeds` int64 [B, G]: its samples differ in the steps' noise.
-    So at the first step a group has one model output, computed once. With keep=False only the last predicted clean
-    latent is kept (evaluation): `latents` and `log_prob` are empty.
+    initial_seeds: int64 [B], the samples of a group share x_T, and so their first model output, which is computed
+        once; or int64 [B, G], each sample has its own x_T
+    step_seeds: int64 [B, G], of the steps' noise
+    trained_steps: so many of the first steps need a log-prob
+    noisy_steps: the steps that draw noise; default: all that the sampler has noise for
+    keep: False keeps only the last predicted clean latent (evaluation): `latents` and `log_prob` are empty
+    keep_outputs: keeps the model's output at the trained steps, as `outputs`
     """
-    timesteps, table, scale, initial_scale = policy.schedule(steps, eta=eta, trained_steps=trained_steps)
-    scale = scale.to(policy.latent_dtype)
+    schedule = policy.schedule(steps, eta=eta, trained_steps=trained_steps, noisy_steps=noisy_steps)
+    timesteps, table, scale = schedule.timesteps, schedule.table, schedule.input_scale.to(policy.latent_dtype)
     conditions = policy.encode(prompts)
     device, (B, G) = policy.device, step_seeds.shape
-    noise = sdpo_kernels.normal(initial_seeds.to(device), policy.latent_shape, INITIAL_NOISE)
-    start = (initial_scale * noise).to(policy.latent_dtype)
-    x = start.repeat_interleave(G, 0)
+    shared = initial_seeds.ndim == 1
+    noise = sdpo_kernels.normal(initial_seeds.flatten().to(device), policy.latent_shape, INITIAL_NOISE)
+    start = (schedule.initial_scale * noise).to(policy.latent_dtype)
+    x = start.repeat_interleave(G, 0) if shared else start
     each = tuple(c.repeat_interleave(G, 0) for c in conditions)
     seeds = step_seeds.flatten().to(device)
-    latents, clean, log_probs = [x.to(policy.storage)], [], []
+    latents, clean, log_probs, outputs = [x.to(policy.storage)], [], [], []
     for k in range(steps):
         interruption.check()
-        if k == 0:
+        if k == 0 and shared:
             m = policy.predict(scale[k] * start, timesteps[k].expand(B), conditions).repeat_interleave(G, 0)
         else:
             m = policy.predict(scale[k] * x, timesteps[k].expand(B * G), each)
@@ -61,6 +69,8 @@ def sample(
             latents.append(x.to(policy.storage))
             clean.append(x0.to(policy.storage))
             log_probs.append(log_prob)
+        if keep_outputs and k < trained_steps:
+            outputs.append(m.to(policy.storage))
     if not keep:
         latents, clean, log_probs = [], [x0], []
 
@@ -68,7 +78,19 @@ def sample(
         return torch.stack(parts, 1).unflatten(0, (B, G)) if parts else x.new_empty(B, G, width)
 
     return Trajectory(
-        prompts, conditions, timesteps, table, scale, grouped(latents, 0), grouped(clean, 0), grouped(log_probs, 0)
+        prompts=prompts,
+        conditions=conditions,
+        timesteps=timesteps,
+        coefficients=table,
+        input_scale=scale,
+        latents=grouped(latents, 0),
+        predicted_clean=grouped(clean, 0),
+        log_prob=grouped(log_probs, 0),
+        step_seeds=step_seeds,
+        signal_scale=schedule.signal_scale,
+        noise_scale=schedule.noise_scale,
+        shared_noise=shared,
+        outputs=grouped(outputs, 0) if keep_outputs else None,
     )
 
 
@@ -85,4 +107,6 @@ def joined(parts: list[Trajectory]) -> Trajectory:
         latents=cat("latents"),
         predicted_clean=cat("predicted_clean"),
         log_prob=cat("log_prob"),
+        step_seeds=cat("step_seeds"),
+        outputs=None if parts[0].outputs is None else cat("outputs"),
     )

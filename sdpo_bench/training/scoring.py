@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,12 +17,31 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
     """The rewards float32 [N] of N pictures; a failure, or a value that is not finite, is given a second try.
     UserError after that, and at once for anything but N numbers. The reward may change its arguments and torch's
     settings: the one are not used again, the others are put back."""
+    return _ask(reward, reward, images, prompts).detach()
+
+
+def score_with_gradient(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+    """`score`, with the reward's gradient by the pictures, which must have one themselves. UserError too for a reward
+    without a gradient."""
+    if not (images.requires_grad and torch.is_grad_enabled()):
+        raise ValueError("the pictures have no gradient: decode them with gradient=True, and not under no_grad")
+    rewards = _ask(reward, reward.differentiable_score, images, prompts)
+    if not rewards.requires_grad:
+        raise UserError(
+            f"reward {reward.name} says that it is differentiable, but its values have no gradient by the pictures; "
+            f"compute them with PyTorch throughout, and not under no_grad"
+        )
+    return rewards
+
+
+def _ask(reward: Reward, function: Callable[[Tensor, list[str]], object], images: Tensor, prompts: list[str]) -> Tensor:
+    """The reward's `function` of the pictures, asked as `score` says."""
     cause: Exception | None
     for _ in range(2):
         untouched = images._version
         try:
             with unchanged_torch():
-                rewards = numbers(reward, reward(images, [*prompts]), len(prompts))
+                rewards = numbers(reward, function(images, [*prompts]), len(prompts))
         except (UserError, torch.OutOfMemoryError):  # the one would come again, the other is retry_on_oom's
             raise
         except Exception as error:
@@ -37,7 +57,7 @@ def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def numbers(reward: Reward, found: object, count: int) -> Tensor:
-    """What a reward returned, as float32 [count] without a gradient; UserError, with its name, for anything else."""
+    """What a reward returned, as float32 [count]; UserError, with its name, for anything else."""
     if not isinstance(found, Tensor):
         what = f"a {type(found).__name__}"
     elif found.shape != (count,):
@@ -45,7 +65,7 @@ def numbers(reward: Reward, found: object, count: int) -> Tensor:
     elif not found.is_floating_point():
         what = f"a tensor of {found.dtype}"
     else:
-        return found.detach().float()
+        return found.float()
     raise UserError(
         f"reward {reward.name} returned {what} for {count} pictures; expected a float tensor of shape [{count}], a "
         f"value for each picture"

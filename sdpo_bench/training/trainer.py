@@ -24,6 +24,7 @@ from sdpo_bench.distributed import (
 )
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy
+from sdpo_bench.policies.base import Passes
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_probe
 from sdpo_bench.training.advantages import GroupNormalizer, PerPromptNormalizer
@@ -55,14 +56,14 @@ class Totals(NamedTuple):
     updates: UpdateStats of [updates] tensors, on the CPU
     finite: whether all of it, and all weights, are finite
     fingerprints: of each process's weights
-    model_evaluations: of all processes
+    passes: of all processes
     rows: of the largest forward pass that every process can make
     """
 
     updates: UpdateStats
     finite: bool
     fingerprints: list[int]
-    model_evaluations: int
+    passes: Passes
     rows: int
 
 
@@ -99,14 +100,13 @@ class Trainer(Updater):
     """
 
     def __init__(self, config: RunConfig, policy: Policy, reward: Reward, ranks: ProcessGroup = SINGLE_PROCESS) -> None:
-        super().__init__(config, policy, ranks)
-        self.reward = reward
+        super().__init__(config, policy, reward, ranks)
         self.query_plan = config.dense if self.method.dense else "terminal"
         self.prompts = config.prompt_lists[config.train_split]
         self.normaliser: PerPromptNormalizer | GroupNormalizer = (
-            GroupNormalizer()
-            if self.method.normalizer == "group"
-            else PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
+            PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
+            if self.method.normalizer == "buffer"
+            else GroupNormalizer(batch_std=self.method.normalizer == "group_mean")
         )
         self.check_settings()
 
@@ -133,7 +133,16 @@ class Trainer(Updater):
                 ) from error
         if not self.prompts:
             raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
-        policy.schedule(config.steps, eta=config.eta, trained_steps=config.trained_steps)  # refuses sigma = 0
+        plan = self.plan(1)  # what follows refuses sigma = 0, and a sampler without the steps that the method wants
+        schedule = policy.schedule(
+            config.steps, eta=config.eta, trained_steps=plan.log_prob_steps, noisy_steps=plan.noisy_steps
+        )
+        at_steps = self.method.learns_from == "noised" and not self.method.all_noise_levels
+        if at_steps and not schedule.signal_scale[list(config.trained)].any():
+            raise UserError(
+                f"--steps is {config.steps}: {self.method.title} noises finished samples to the levels of the trained "
+                f"steps, and here the only one is pure noise, which no sample is left in; give more steps"
+            )
         for steps in (*config.eval_steps, *config.eval_last_steps):
             policy.schedule(steps, eta=config.eta)
 
@@ -145,7 +154,7 @@ class Trainer(Updater):
 
     def train_epoch(self, epoch: int) -> EpochMetrics:
         """Trains epoch `epoch`, counted from 1. Raises TrainingDiverged, the weights being useless then."""
-        began, evaluations = time.perf_counter(), self.policy.evaluations
+        began, passes = time.perf_counter(), self.policy.passes
 
         # Prompts, seeds, batches and the order of steps: the same on every process.
         plan = self.plan(epoch)
@@ -165,8 +174,11 @@ class Trainer(Updater):
             for batch in self.optimizer_batches(plan)
         ]
 
+        if self.old_weights is not None:
+            self.old_weights.follow(self.method.old_decay(self.counts.optimiser_steps))
+
         # The first and only time that the host waits for the updates.
-        totals = self.gather_totals(stats, self.policy.evaluations - evaluations)
+        totals = self.gather_totals(stats, self.policy.passes.since(passes))
         phases = {"sample": rollout.sampled - began, "reward": scored - rollout.sampled}
         phases["train"] = time.perf_counter() - scored
         self.ranks.run_on_all(lambda: self.raise_if_diverged(epoch, totals))
@@ -206,12 +218,18 @@ class Trainer(Updater):
         return Rollout(trajectory, reference, DenseRewards.cat(rewards), sampled)
 
     def sample(self, plan: EpochPlan, pairs: Tensor | None = None) -> Trajectory:
-        """Trajectories of these pairs, int64 [P]; default: all of this process. A pair shares x_T, and each of its
-        samples has step noise of its own."""
+        """Trajectories of these pairs, int64 [P]; default: all of this process. They are made as the method wants
+        them: the samples of a group share x_T or not, and the steps draw noise or not."""
         draw = plan.samples.of(plan.pairs if pairs is None else pairs)
-        return self.sample_draw(draw, trained_steps=self.config.trained_steps)
+        with self.sampling_weights():
+            return self.sample_draw(
+                draw,
+                trained_steps=plan.log_prob_steps,
+                noisy_steps=plan.noisy_steps,
+                keep_outputs=self.method.learns_from == "step" and self.method.old_output,
+            )
 
-    def sample_draw(self, draw: SampleDraw, trained_steps: int = 0) -> Trajectory:
+    def sample_draw(self, draw: SampleDraw, **options: Any) -> Trajectory:
         return sample(
             self.policy,
             draw.prompts,
@@ -219,7 +237,7 @@ class Trainer(Updater):
             initial_seeds=draw.initial_seeds,
             step_seeds=draw.step_seeds,
             eta=self.config.eta,
-            trained_steps=trained_steps,
+            **options,
         )
 
     def score(self, latents: Tensor, prompts: list[str]) -> Tensor:
@@ -244,27 +262,28 @@ class Trainer(Updater):
         """Rows for dense.jsonl after `epoch`: see `dense_probe.compare`. Of samples that no epoch trains on, and that
         enter no count; every process makes all of them."""
         draw = draw_samples(self.prompts, self.config.pairs, 2, self.config.seed, epoch, PROBE)
-        evaluations = self.policy.evaluations
+        passes = self.policy.passes
 
         def compare() -> list[dict[str, Any]]:
             trajectory = self.sample_draw(draw)
             return [{"epoch": epoch, **row} for row in dense_probe.compare(trajectory, self.score)]
 
         rows = self.ranks.run_on_all(lambda: self.retry_on_oom(compare))
-        self.policy.evaluations = evaluations
+        self.policy.passes = passes
         return rows
 
     # What an epoch was
 
-    def gather_totals(self, stats: list[UpdateStats], model_evaluations: int) -> Totals:
+    def gather_totals(self, stats: list[UpdateStats], passes: Passes) -> Totals:
         own = torch.stack([torch.stack(row) for row in stats]).cpu()
         finite = torch.stack([torch.isfinite(to_local(p)).all() for p in self.policy.parameters]).all()
-        ends = self.ranks.gather((own, bool(finite), self.fingerprint(), model_evaluations, self.policy.rows))
-        logs, weights_finite, fingerprints, evaluations, rows = zip(*ends, strict=True)
+        ends = self.ranks.gather((own, bool(finite), self.fingerprint(), passes, self.policy.rows))
+        logs, weights_finite, fingerprints, all_passes, rows = zip(*ends, strict=True)
         log = torch.stack(logs)  # [processes, updates, 4]
         updates = UpdateStats(log[..., 0].sum(0), log[..., 1].sum(0), log[..., 2].amax(0), own[:, 3])
         all_finite = bool(torch.isfinite(log).all()) and all(weights_finite)
-        return Totals(updates, all_finite, list(fingerprints), sum(evaluations), min(rows))
+        everyone = Passes(*map(sum, zip(*all_passes, strict=True)))
+        return Totals(updates, all_finite, list(fingerprints), everyone, min(rows))
 
     def fingerprint(self) -> int:
         """A number that differs where weights do; not computed where there is nothing to compare it with."""
@@ -290,7 +309,10 @@ class Trainer(Updater):
     def count(self, rewards: DenseRewards, totals: Totals) -> None:
         self.counts.samples += self.config.pairs * self.config.samples_per_group
         self.counts.reward_queries += rewards.queries
-        self.counts.model_evaluations += totals.model_evaluations
+        self.counts.model_evaluations += totals.passes.forward
+        self.counts.backward_passes += totals.passes.backward
+        if (term := self.reward_gradient) is not None:
+            self.counts.reward_gradients += self.config.pairs * self.config.samples_per_group * max(term.noisings, 1)
 
     def metrics(self, epoch: int, rewards: DenseRewards, totals: Totals, phases: dict[str, float]) -> EpochMetrics:
         rows = totals.rows * self.policy.branches
@@ -308,11 +330,14 @@ class Trainer(Updater):
             rows=None if rows == self.config.rows else rows,
         )
 
-    def check_on_policy(self, epoch: int) -> float:
+    def check_on_policy(self, epoch: int) -> float | None:
         """Largest |log-ratio| of the unchanged policy, over one batch of the coming epoch: how far the numerics of
-        sampling and of training differ. On a CPU it must be exactly 0; the check enters no count.
+        sampling and of training differ. On a CPU it must be exactly 0; the check enters no count. None for a method
+        that takes no log-prob.
         """
-        plan, evaluations = self.plan(epoch), self.policy.evaluations
+        if self.method.learns_from not in ("step", "trajectory"):
+            return None
+        plan, passes = self.plan(epoch), self.policy.passes
 
         def log_ratio() -> float:
             trajectory, found = self.sample(plan), 0.0
@@ -328,7 +353,7 @@ class Trainer(Updater):
             return found
 
         largest = max(self.ranks.gather(self.ranks.run_on_all(lambda: self.retry_on_oom(log_ratio))))
-        self.policy.evaluations = evaluations
+        self.policy.passes = passes
         if largest > self.clips["clip_range"] / 10 and self.ranks.is_main:
             print(f"warning: on-policy log-ratio {largest:.3g} is over a tenth of the clip range", file=sys.stderr)
         return largest
@@ -343,7 +368,8 @@ class Trainer(Updater):
         """The large part: no copy, but where weights are shared out. All processes must call this then."""
         optimiser = self.optimiser.state_dict()
         moments = {n: {k: full_tensor_on_cpu(v) for k, v in entry.items()} for n, entry in optimiser["state"].items()}
-        return {"weights": self.policy.state_dict(), "optimiser": optimiser | {"state": moments}}
+        state = {"weights": self.policy.state_dict(), "optimiser": optimiser | {"state": moments}}
+        return state if self.old_weights is None else state | {"old_weights": self.old_weights.state_dict()}
 
     def state(self) -> dict[str, Any]:
         return self.weights() | self.progress()
@@ -356,5 +382,7 @@ class Trainer(Updater):
             for n, entry in state["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
+        if self.old_weights is not None:
+            self.old_weights.load_state_dict(state["old_weights"])
         self.normaliser.buffers = state["normaliser"]
         self.counts = Counts(**state["counts"])

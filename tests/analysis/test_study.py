@@ -13,7 +13,7 @@ from support.study_records import group_of, record
 
 from sdpo_bench.analysis.comparisons import Group, at_equal_queries, query_budget
 from sdpo_bench.analysis.tables.ablations import ablation_table
-from sdpo_bench.analysis.tables.base import Table
+from sdpo_bench.analysis.tables.base import ABOUT, Table
 from sdpo_bench.analysis.tables.build import build_tables
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table, step_ranges
 from sdpo_bench.analysis.tables.hacking import hacking_table
@@ -21,6 +21,8 @@ from sdpo_bench.analysis.tables.orders import order_table, ranking
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
+from sdpo_bench.analysis.tables.values import main_table
+from sdpo_bench.rewards import REWARDS
 
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
 HALF = stats.t.ppf(0.975, 4) * np.std(WOBBLE, ddof=1) / np.sqrt(5)
@@ -468,6 +470,31 @@ def test_what_rose_and_what_fell():
     assert row(few, block, "SDPO")[-1] == "too few runs"
     assert few.answer == "K = 4, trained on alignment: fewer than 5 runs a method establish nothing."
     assert hacking_table(ends({"SDPO": 0.6})) is None, "only the trained reward was evaluated"
+
+
+def test_quantities_that_are_no_rewards_are_explained():
+    """kid_start rises from exactly 0, vendi falls; what is said of them stands where they do, and nowhere else."""
+    assert {name for name in ABOUT if REWARDS[name].optimisable} == set()
+    names = ("alignment", "kid_start", "vendi")
+    before = {0: {(name, 1): value for name, value in zip(names, (0.4, 0.0, 1.4), strict=True)}}
+    after = [
+        {10: {(name, 1): value + WOBBLE[seed] for name, value in zip(names, (0.6, 0.3, 1.2), strict=True)}}
+        for seed in range(5)
+    ]
+    runs = [record("start", 0, before, [])]
+    runs += [record("SDPO", seed, values, []) for seed, values in enumerate(after)]
+    group = group_of(runs)
+    table = hacking_table(group)
+    assert row(table, "seen prompts, 1 sampling step", "SDPO") == (
+        *(f"{x:+.3f} [{x - HALF:+.3f}, {x + HALF:+.3f}] (n=5)" for x in (0.2, 0.3, -0.2)),
+        "vendi",
+    )
+    assert [name for name in ABOUT if ABOUT[name] in table.note] == ["kid_start", "vendi"]
+    other = main_table(group, "kid_start")
+    assert "hacked" not in other.note
+    assert ABOUT["kid_start"] in other.note
+    assert row(other, "seen prompts", "start") == ("0.000 (n=1)",)
+    assert not any(text in main_table(group).note for text in ABOUT.values())
 
 
 def test_the_order_counts_established_leads():

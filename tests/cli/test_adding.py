@@ -28,6 +28,14 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:  # --help
         assert not end.code
 """
+GRADIENT = """
+import torch
+from sdpo_bench.rewards import load_reward, not_differentiable
+from sdpo_bench.training.scoring import score_with_gradient
+images = torch.rand(2, 3, 8, 8, requires_grad=True)
+score_with_gradient(load_reward("brightness"), images, ["a", "b"]).sum().backward()
+print(not_differentiable("brightness"), (192 * images.grad).unique().tolist())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +54,13 @@ def written(tmp_path_factory):
 
 def run(folder: Path, *commands: list[str]) -> str:
     """What the copy's commands print, in one process."""
+    return python(folder, CODE, json.dumps(commands))
+
+
+def python(folder: Path, code: str, *arguments: str) -> str:
+    """What code prints that imports the copy."""
     path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
-    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], cwd=folder, text=True,
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -93,3 +106,7 @@ def test_the_examples_train_and_are_shown(written):
     assert main.index("| SDPO") < main.index("| REINFORCE")  # the study's methods come first
     assert "; ends: first and last, linear. Minus 3's" in next(tables.glob("dense_budgets*.md")).read_text()
     assert "first and last, linear" in (written / "runs" / "all" / "report.html").read_text()  # in its figure too
+
+
+def test_the_example_of_a_reward_has_a_gradient(written):
+    assert python(written, GRADIENT) == "[] [1.0]\n"

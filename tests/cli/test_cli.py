@@ -142,14 +142,21 @@ def test_a_damaged_model_is_refused(run, tmp_path, tiny_model, tmp_path_factory)
 
 
 def test_evaluate_takes_a_reward_that_no_run_can_optimise(run, tiny_model):
-    """Diversity is measured over the pictures of a prompt; `train` refuses it as its --reward."""
-    command = ("evaluate", "--model", str(tiny_model), "--rewards", "diversity", "--eval-steps", "1", "--device", "cpu")
+    """Some are measured over the pictures of a prompt; `train` refuses them as its --reward, and its help says so."""
+    names = ("kid_start", "diversity", "vendi")
+    command = ("evaluate", "--model", str(tiny_model), "--rewards", *names, "--eval-steps", "1", "--device", "cpu")
     code, out, _ = run(*command)
     assert code == 0
-    assert "diversity, seen" in out
-    code, _, err = run("train", "--model", str(tiny_model), "--reward", "diversity")
-    assert code == 2
-    assert "name it with --eval-rewards" in err
+    values = {line.split(",")[0]: float(line.split()[-1]) for line in out.splitlines() if ", seen" in line}
+    assert values["kid_start"] == 0, "of an untrained model"
+    assert values["diversity"] > 0
+    assert 1 < values["vendi"] < 4
+    for name in names:
+        code, _, err = run("train", "--model", str(tiny_model), "--reward", name)
+        assert code == 2
+        assert "name it with --eval-rewards" in err
+    measured = next(line for line in run("train", "--help")[1].splitlines() if "measured only" in line)
+    assert all(name in measured for name in names)
 
 
 def test_train_resume_and_evaluate(run, tmp_path, tiny_model):

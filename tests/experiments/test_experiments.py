@@ -15,6 +15,7 @@ from packaging.version import Version
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments import cost_model, learning_rates, profiles, variants
+from sdpo_bench.experiments.cost_model import GPUCost
 from sdpo_bench.experiments.profiles import PROFILES, build, config_from_json
 from sdpo_bench.experiments.variants import VARIANTS
 from sdpo_bench.methods import METHODS
@@ -117,6 +118,26 @@ def test_the_papers_comparison_shares_its_rate_and_has_the_papers_length(steps):
     assert {*rates, profiles.SHARED_RATE} <= {3e-6, *learning_rates.SWEEP}
 
 
+def test_a_comparison_with_the_start_costs_its_sampling():
+    """Of 3 evaluations each one samples twice, or the last one alone does."""
+    settings = {"epochs": 10, "eval_every": 5, "eval_steps": (1, 4), "eval_last_steps": (8,)}
+    plain = RunConfig(**settings)
+    each = cost_model.images_each(plain)
+    for changes, before, last in (
+        ({}, 2, 1),
+        ({"eval_last_rewards": ("kid_start",)}, 2, 2),
+        ({"eval_rewards": ("kid_start",)}, 4, 2),
+        ({"eval_rewards": ("vendi",)}, 2, 1),
+    ):
+        config = RunConfig(**settings | changes)
+        assert cost_model.sampled_images(config) == (before * each, last * each)
+        assert cost_model.work(config)["evaluate"] == each * ((before + last) * 5 + last * 8)
+        assert cost_model.evaluated_images(config) == 3 * each
+    dearer = GPUCost().seconds(RunConfig(**settings, eval_last_rewards=("kid_start",))) - GPUCost().seconds(plain)
+    tflop = each * (5 * GPUCost.forward + 2 * GPUCost.decode)
+    assert dearer == pytest.approx(tflop / (GPUCost.peak * GPUCost.utilisation))
+
+
 def test_the_pilot_shares_no_data_with_the_papers_comparison():
     pilot = build("paper_pilot")
     assert {(config.eval_splits, config.train_split) for config in pilot if config.epochs} == {(("tuning",), "tuning")}
@@ -132,6 +153,7 @@ def test_evaluations_on_the_way_may_take_fewer_noises():
     assert cost_model.evaluated_images(config) == 2 * each
     few = RunConfig(epochs=10, eval_every=5, eval_noises=4, eval_start=False, eval_interim_noises=1)
     assert cost_model.evaluated_images(few) == each // 4 + each
+    assert cost_model.sampled_images(few) == (each // 4, each)
     with pytest.raises(UserError, match="--eval-interim-noises is 5; expected 1 to --eval-noises"):
         RunConfig(eval_interim_noises=5)
     with pytest.raises(UserError, match="--prompt-stats-min-count is 40; expected 1 to --prompt-stats-buffer"):

@@ -10,6 +10,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
 )
 from sdpo_kernels import coefficients, ddim_step
 
@@ -21,6 +22,7 @@ SCHEDULE = {
 }
 DDIM = SCHEDULE | {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": 0}
 STEPS = [1, 2, 4, 8, 20]
+OF_FLOWS = (coefficients.flow_sde, coefficients.flow_cps, coefficients.dance_sde)
 FLOWS = {
     "plain": ({}, {}),
     "shift": ({"shift": 3.0}, {}),
@@ -62,7 +64,7 @@ def test_step_is_diffusers_ddim_step(prediction, steps):
     """Where 1000 / K is whole, diffusers' previous timestep is the schedule's next one, but for the last step."""
     scheduler = DDIMScheduler(**DDIM, prediction_type=prediction)
     scheduler.set_timesteps(steps)
-    timesteps, table = coefficients.ddim(scheduler, steps)
+    timesteps, table, *_ = coefficients.ddim(scheduler, steps)
     generator = torch.Generator().manual_seed(steps)
     for k in range(steps - 1):
         x, m, z = (torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -77,7 +79,7 @@ def test_step_is_diffusers_ddim_step(prediction, steps):
 def test_step_is_the_papers_equation(prediction, steps, eta):
     """DDIM's equations 12 and 16 written out by hand, the last step's previous timestep being 0."""
     scheduler = EulerDiscreteScheduler(**SCHEDULE, prediction_type=prediction)
-    timesteps, table = coefficients.ddim(scheduler, steps, eta=eta)
+    timesteps, table, *_ = coefficients.ddim(scheduler, steps, eta=eta)
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     times = [*timesteps.tolist(), 0]
     for k in range(steps):
@@ -126,7 +128,7 @@ def test_zero_signal_and_unknown_prediction_are_refused():
 @pytest.mark.parametrize("steps", STEPS)
 def test_step_is_diffusers_euler_ancestral_step(prediction, spacing, steps):
     scheduler = euler_ancestral(prediction, spacing, steps_offset=1)
-    timesteps, table, input_scale, initial_scale = coefficients.euler_ancestral(scheduler, steps)
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.euler_ancestral(scheduler, steps)
     scheduler.set_timesteps(steps)
     assert torch.allclose(timesteps.double(), scheduler.timesteps.double(), rtol=1e-6)
     assert timesteps.dtype == (torch.float64 if spacing == "linspace" else torch.int64)
@@ -148,7 +150,7 @@ def test_step_is_diffusers_euler_ancestral_step(prediction, spacing, steps):
 def test_step_is_the_papers_ancestral_step(prediction, steps):
     """Equation 47 of arXiv 2011.13456, the score being (x0 - x) / sigma^2."""
     scheduler = euler_ancestral(prediction)
-    timesteps, table, _, _ = coefficients.euler_ancestral(scheduler, steps)
+    timesteps, table, *_ = coefficients.euler_ancestral(scheduler, steps)
     abar = scheduler.alphas_cumprod.double()[timesteps]
     variance = [*((1 - abar) / abar).tolist(), 0.0]
     for k in range(steps):
@@ -166,7 +168,7 @@ def test_step_is_the_papers_ancestral_step(prediction, steps):
 def test_euler_ancestral_is_ddim_in_other_coordinates(prediction):
     """With x = sqrt(abar) x_euler, steps are DDIM's with eta = 1, but for the last one, which goes on to sigma = 0."""
     euler = coefficients.euler_ancestral(euler_ancestral(prediction), 20)
-    timesteps, table = coefficients.ddim(euler_ancestral(prediction), 20)
+    timesteps, table, *_ = coefficients.ddim(euler_ancestral(prediction), 20)
     assert torch.equal(euler.timesteps, timesteps)
     scale, a, b, c, d, sigma = euler.input_scale, *euler.table.T
     following = scale.roll(-1)  # nothing to the last step
@@ -176,12 +178,13 @@ def test_euler_ancestral_is_ddim_in_other_coordinates(prediction):
 
 
 @pytest.mark.parametrize("steps", range(1, 51))
-def test_lcm_timesteps_are_diffusers(steps):
-    for original in (50, 60):
-        scheduler = LCMScheduler(original_inference_steps=original)
-        timesteps = coefficients.lcm(scheduler, steps).timesteps
-        scheduler.set_timesteps(steps)
-        assert torch.equal(timesteps, scheduler.timesteps)
+def test_timesteps_of_distilled_models_are_diffusers(steps):
+    for build, make in ((coefficients.lcm, LCMScheduler), (coefficients.tcd, TCDScheduler)):
+        for original in (50, 60):
+            scheduler = make(original_inference_steps=original)
+            timesteps = build(scheduler, steps).timesteps
+            scheduler.set_timesteps(steps)
+            assert torch.equal(timesteps, scheduler.timesteps)
 
 
 @pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)
@@ -190,7 +193,7 @@ def test_lcm_timesteps_are_diffusers(steps):
 def test_step_is_diffusers_lcm_step(prediction, scaling, steps):
     """A timestep_scaling of 0.003 makes c_skip large enough to be seen."""
     scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=scaling)
-    timesteps, table, input_scale, initial_scale = coefficients.lcm(scheduler, steps)
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.lcm(scheduler, steps)
     scheduler.set_timesteps(steps)
     assert timesteps.tolist() == scheduler.timesteps.tolist()
     assert initial_scale == scheduler.init_noise_sigma
@@ -210,7 +213,7 @@ def test_step_is_diffusers_lcm_step(prediction, scaling, steps):
 def test_step_is_the_papers_lcm_step(prediction):
     """Multistep latent consistency sampling written out by hand, sigma_data being 0.5."""
     scheduler = LCMScheduler(prediction_type=prediction, timestep_scaling=0.003)
-    timesteps, table, _, _ = coefficients.lcm(scheduler, 4)
+    timesteps, table, *_ = coefficients.lcm(scheduler, 4)
     assert timesteps.tolist() == [999, 759, 499, 259]
     for k, t in enumerate(timesteps.tolist()):
         at = scheduler.alphas_cumprod.double()[t]
@@ -229,21 +232,65 @@ def test_step_is_the_papers_lcm_step(prediction):
         assert float(sigma) == pytest.approx(float((1 - ap).sqrt()), rel=1e-12)
 
 
+@pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)
+@pytest.mark.parametrize("level", [0.0, 0.2, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("steps", STEPS)
+def test_step_is_diffusers_tcd_step(prediction, level, steps):
+    """In float64, with the scheduler's own betas in float64, so that its rounding of the timestep is seen alone."""
+    scheduler = TCDScheduler(prediction_type=prediction)
+    timesteps, table, input_scale, initial_scale, *_ = coefficients.tcd(
+        scheduler, steps, level=level, stochastic_steps=steps - 1 if level else 0
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+    assert initial_scale == scheduler.init_noise_sigma
+    assert torch.equal(input_scale, torch.ones(steps, dtype=torch.float64))
+    for k, t in enumerate(scheduler.timesteps):
+        x, m = random_latents(2, seed=k)
+        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(100 + k), dtype=torch.float64)
+        theirs = scheduler.step(m, t, x, eta=level, generator=torch.Generator().manual_seed(100 + k))
+        a, b, _, _, sigma = table[k]
+        assert torch.allclose(a * x + b * m + sigma * z, theirs.prev_sample, rtol=0, atol=1e-12)
+        assert (sigma == 0) == (k == steps - 1 or level == 0)
+
+
+@pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)
+def test_step_is_the_papers_tcd_step(prediction):
+    """By hand: DDIM without noise to 0.7 of the next timestep, then the forward process up to that one."""
+    scheduler = TCDScheduler(prediction_type=prediction)
+    timesteps, table, *_ = coefficients.tcd(scheduler, 4)
+    abar = scheduler.alphas_cumprod.double()
+    assert timesteps.tolist() == [999, 759, 499, 259]
+    for k, (t, to, between) in enumerate([(999, 759, 531), (759, 499, 349), (499, 259, 181), (259, 0, 0)]):
+        x, m = random_latents(2, seed=k)
+        at, ap, ab = abar[t], abar[to], abar[between]
+        x0, eps = {
+            "epsilon": ((x - (1 - at).sqrt() * m) / at.sqrt(), m),
+            "sample": (m, (x - at.sqrt() * m) / (1 - at).sqrt()),
+            "v_prediction": (at.sqrt() * x - (1 - at).sqrt() * m, at.sqrt() * m + (1 - at).sqrt() * x),
+        }[prediction]
+        there = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+        a, b, c, d, sigma = table[k]
+        assert torch.allclose(a * x + b * m, (ap / ab).sqrt() * there, rtol=1e-11, atol=1e-11)
+        assert torch.allclose(c * x + d * m, x0, rtol=1e-11, atol=1e-11)
+        assert float(sigma) == pytest.approx(float((1 - ap / ab).sqrt()), rel=1e-12)
+
+
+@pytest.mark.parametrize("build", OF_FLOWS)
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("custom", [False, True])
-def test_without_noise_the_flow_step_is_diffusers(name, steps, custom):
+def test_without_noise_the_flow_step_is_diffusers(build, name, steps, custom):
     config, options = FLOWS[name]
     if custom:
         options = options | {"sigmas": [1 - k / steps for k in range(steps)]}
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
     if steps == 1 and name == "terminal":  # one sigma can't be both 1 and the terminal one; diffusers divides by zero
         with pytest.raises(ValueError, match="from sigma nan"):
-            coefficients.flow_sde(scheduler, steps, **options)
+            build(scheduler, steps, **options)
         return
-    timesteps, table, input_scale, initial_scale = coefficients.flow_sde(
-        scheduler, steps, level=0.0, stochastic_steps=0, **options
-    )
+    timesteps, table, input_scale, initial_scale, *_ = build(scheduler, steps, level=0.0, stochastic_steps=0, **options)
     scheduler.set_timesteps(steps, **options)
     assert close(timesteps, scheduler.timesteps)
     assert torch.equal(input_scale, torch.ones(steps, dtype=torch.float64))
@@ -273,7 +320,7 @@ def test_flow_step_is_the_papers_equation(name, steps, level):
     """Equation 9 of Flow-GRPO, and its code's g at sigma = 1, on diffusers' own sigmas."""
     config, options = FLOWS[name]
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    _, table, _, _ = coefficients.flow_sde(scheduler, steps, level=level, **options)
+    table = coefficients.flow_sde(scheduler, steps, level=level, **options).table
     scheduler.set_timesteps(steps, **options)
     sigmas = scheduler.sigmas.double()
     assert sigmas[0] == 1
@@ -288,42 +335,101 @@ def test_flow_step_is_the_papers_equation(name, steps, level):
         assert float(sigma) == pytest.approx(float(g * (-dt).sqrt()), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "shift", "dynamic"])
-@pytest.mark.parametrize("level", [0.0, 0.3, 0.7, 1.0])
-def test_flow_sde_keeps_the_marginals(name, level):
-    """Data N(1.5, 0.6^2): the velocity is linear in x, so a step maps mean and variance exactly.
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(("steps", "level"), [(2, 0.8), (4, 0.3), (8, 1.0), (20, 0.9)])
+def test_flow_cps_step_is_the_authors(name, steps, level):
+    """Predicted clean latent and noise, weighted anew. Their log-prob leaves out the constants and 2 sigma^2."""
+    config, options = FLOWS[name]
+    schedule = coefficients.flow_cps(FlowMatchEulerDiscreteScheduler(**config), steps, level=level, **options)
+    sigmas = [*schedule.noise_scale.tolist(), 0.0]
+    for k, (a, b, c, d, sigma) in enumerate(schedule.table):
+        s, to = sigmas[k : k + 2]
+        x, v, z = random_latents(3, seed=k)
+        clean, noise = x - s * v, x + (1 - s) * v
+        fresh = to * math.sin(level * math.pi / 2)
+        mean = (1 - to) * clean + math.sqrt(to**2 - fresh**2) * noise
+        assert torch.allclose(a * x + b * v, mean, rtol=0, atol=1e-12)
+        assert torch.allclose(c * x + d * v, clean, rtol=0, atol=1e-12)
+        assert float(sigma) == pytest.approx(fresh, rel=1e-12, abs=0)
+        if k < steps - 1:
+            drawn = mean + fresh * z
+            log_prob = torch.distributions.Normal(a * x + b * v, sigma).log_prob(drawn).mean()
+            theirs = -((drawn - mean) ** 2).mean()
+            constant = math.log(fresh * math.sqrt(2 * math.pi))
+            assert float(2 * fresh**2 * (log_prob + constant)) == pytest.approx(float(theirs), rel=1e-9)
 
-    Every step keeps the mean. The variance has the Euler step's error: the first step's, of the finite g at sigma = 1,
-    does not fall with the number of steps (its variance is 1 + level^4 / 4), but the later steps forget it.
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(("steps", "level"), [(2, 0.3), (4, 0.25), (8, 1.0), (20, 0.3)])
+def test_dance_sde_step_is_the_authors(name, steps, level):
+    """The ODE's Euler step, less g^2 / 2 times the score (-(x - (1 - s) x0) / s^2) over the step, and noise of g."""
+    config, options = FLOWS[name]
+    schedule = coefficients.dance_sde(FlowMatchEulerDiscreteScheduler(**config), steps, level=level, **options)
+    sigmas = [*schedule.noise_scale.tolist(), 0.0]
+    for k, (a, b, c, d, sigma) in enumerate(schedule.table):
+        s, to = sigmas[k : k + 2]
+        x, v = random_latents(2, seed=k)
+        clean = x - s * v
+        score = -(x - (1 - s) * clean) / s**2
+        mean = x + (v - level**2 / 2 * score) * (to - s)
+        assert torch.allclose(a * x + b * v, mean, rtol=0, atol=1e-10)
+        assert torch.allclose(c * x + d * v, clean, rtol=0, atol=1e-12)
+        assert float(sigma) == pytest.approx(level * math.sqrt(s - to), rel=1e-12)
+        assert sigma > 0
+
+
+def largest_errors(schedule):
+    """Of mean and variance (relative), of latents below sigma = 0.9, for data N(1.5, 0.6^2).
+
+    The velocity is linear in x there, so a step maps mean and variance exactly.
     """
     mean0, sd0 = 1.5, 0.6
+    sigmas = [*schedule.noise_scale.tolist(), 0.0]
 
     def moments(t):
         return (1 - t) * mean0, (1 - t) ** 2 * sd0**2 + t**2
 
-    def largest_errors(steps):
-        config, options = FLOWS[name]
-        timesteps, table, _, _ = coefficients.flow_sde(
-            FlowMatchEulerDiscreteScheduler(**config), steps, level=level, stochastic_steps=0, **options
-        )
-        mean, variance = moments(1.0)
-        errors = [(0.0, 0.0)]
-        for k, (a, b, _, _, sigma) in enumerate(table.tolist()):
-            t = float(timesteps[k]) / 1000
-            m, v = moments(t)
-            slope = (t - (1 - t) * sd0**2) / v  # E[z - x0 | x] = -mean0 + slope (x - m)
-            mean, variance = a * mean + b * (slope * (mean - m) - mean0), (a + b * slope) ** 2 * variance + sigma**2
-            t = float(timesteps[k + 1]) / 1000 if k + 1 < steps else 0.0
-            if t < 0.9:
-                m, v = moments(t)
-                errors.append((abs(mean - m), abs(variance / v - 1)))
-        return [max(column) for column in zip(*errors, strict=True)]
+    mean, variance = moments(1.0)
+    errors = [(0.0, 0.0)]
+    for k, (a, b, _, _, sigma) in enumerate(schedule.table.tolist()):
+        t, to = sigmas[k : k + 2]
+        m, v = moments(t)
+        slope = (t - (1 - t) * sd0**2) / v  # E[z - x0 | x] = -mean0 + slope (x - m)
+        mean, variance = a * mean + b * (slope * (mean - m) - mean0), (a + b * slope) ** 2 * variance + sigma**2
+        if to < 0.9:
+            m, v = moments(to)
+            errors.append((abs(mean - m), abs(variance / v - 1)))
+    return [max(column) for column in zip(*errors, strict=True)]
 
-    few, many = largest_errors(100), largest_errors(4000)
+
+@pytest.mark.parametrize("name", ["plain", "shift", "dynamic"])
+@pytest.mark.parametrize(("build", "level"), [
+    (coefficients.flow_sde, 0.0), (coefficients.flow_sde, 0.3), (coefficients.flow_sde, 0.7),
+    (coefficients.flow_sde, 1.0), (coefficients.dance_sde, 0.3), (coefficients.dance_sde, 1.0),
+    (coefficients.flow_cps, 0.0),
+])  # fmt: skip
+def test_sdes_of_flows_keep_the_marginals(name, build, level):
+    """Every step keeps the mean. The variance has the Euler step's error. That of flow_sde's first step, of the finite
+    g at sigma = 1, does not fall with the number of steps (its variance is 1 + level^4 / 4), but the later steps forget
+    it.
+    """
+    config, options = FLOWS[name]
+    few, many = (
+        largest_errors(build(FlowMatchEulerDiscreteScheduler(**config), n, level=level, stochastic_steps=0, **options))
+        for n in (100, 4000)
+    )
     assert max(few[0], many[0]) < 1e-9
     assert few[1] < 0.15
     assert many[1] < 0.015
     assert many[1] < few[1] / 3
+
+
+def test_flow_cps_loses_variance_however_many_steps():
+    """A step takes the expected clean latent for the clean one, and a share of its noise anew, which more steps do not
+    make smaller: of the Gaussian's variance a third is missing at the end."""
+    lost = [largest_errors(coefficients.flow_cps(FlowMatchEulerDiscreteScheduler(), n))[1] for n in (100, 1000, 4000)]
+    assert min(lost) > 0.34
+    assert max(lost) < 0.38
 
 
 def test_flow_level_and_first_step():
@@ -341,13 +447,22 @@ def test_flow_level_and_first_step():
     assert torch.allclose(near, table, atol=1e-10)
 
 
-SAMPLERS = {
-    "ddim": (lambda: DDIMScheduler(**DDIM), {}, {"eta": 1.0}),
-    "euler ancestral": (lambda: euler_ancestral("v_prediction"), {}, {}),
-    "euler ancestral, leading": (lambda: euler_ancestral("epsilon", "leading"), {}, {}),
-    "euler ancestral, linspace": (lambda: euler_ancestral("epsilon", "linspace"), {}, {}),
-    "lcm": (lambda: LCMScheduler(), {}, {}),
-    "flow": (lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), {"level": 0.0, "stochastic_steps": 0}, {}),
+FLOW = {"level": 0.0, "stochastic_steps": 0}
+SAMPLERS = {  # the builder, its scheduler, its options, and what diffusers' step takes
+    "ddim": (coefficients.ddim, lambda: DDIMScheduler(**DDIM), {}, {"eta": 1.0}),
+    "euler ancestral": (coefficients.euler_ancestral, lambda: euler_ancestral("v_prediction"), {}, {}),
+    "euler ancestral, leading": (
+        coefficients.euler_ancestral,
+        lambda: euler_ancestral("epsilon", "leading", steps_offset=1),
+        {},
+        {},
+    ),
+    "euler ancestral, linspace": (coefficients.euler_ancestral, lambda: euler_ancestral("epsilon", "linspace"), {}, {}),
+    "lcm": (coefficients.lcm, LCMScheduler, {}, {}),
+    "tcd": (coefficients.tcd, TCDScheduler, {}, {}),
+    "flow": (coefficients.flow_sde, lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), FLOW, {}),
+    "flow cps": (coefficients.flow_cps, lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), FLOW, {}),
+    "dance": (coefficients.dance_sde, lambda: FlowMatchEulerDiscreteScheduler(shift=3.0), FLOW, {}),
 }
 
 
@@ -355,14 +470,14 @@ SAMPLERS = {
 @pytest.mark.parametrize("steps", [2, 4, 8, 20])
 def test_sampling_is_diffusers_sampling(name, steps):
     """Timesteps, both scales and rows used together, against diffusers' loop from the same noise."""
-    make, options, step_options = SAMPLERS[name]
+    build, make, options, step_options = SAMPLERS[name]
 
     def model(x, t):
         return torch.tanh(x) + 0.3 * torch.sin(3 * x) * t / 1000
 
     noise = random_latents(1, seed=0)[0]
     scheduler = make()
-    schedule = coefficients.for_scheduler(scheduler, steps, **options)
+    schedule = build(scheduler, steps, **options)
     generator = torch.Generator().manual_seed(1)
     x = schedule.initial_scale * noise
     for t, row, scale in zip(schedule.timesteps, schedule.table, schedule.input_scale, strict=True):
@@ -383,14 +498,92 @@ def test_sampling_is_diffusers_sampling(name, steps):
         assert close(clean, output.pred_original_sample, rtol=1e-4)
     else:
         assert close(x, theirs, rtol=1e-4)
-        assert close(clean, theirs, rtol=1e-4)
+        if name != "tcd":  # its last step ends at timestep 0, which is not quite clean
+            assert close(clean, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [2, 4, 20])
+def test_levels_are_diffusers_noising(name, steps):
+    """signal_scale x0 + noise_scale z is what the scheduler's own add_noise or scale_noise makes at each timestep."""
+    build, make, options, _ = SAMPLERS[name]
+    schedule = build(make(), steps, **options)
+    assert schedule.signal_scale.shape == schedule.noise_scale.shape == (steps,)
+    assert schedule.signal_scale.dtype == schedule.noise_scale.dtype == torch.float64
+    scheduler = make()
+    scheduler.set_timesteps(steps)
+    noised = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
+    # diffusers' DDIM loop has other timesteps where 1000 / K is no whole number; its add_noise takes ours.
+    timesteps = schedule.timesteps if name == "ddim" else scheduler.timesteps
+    for k, t in enumerate(timesteps):
+        clean, z = random_latents(2, seed=k)
+        flow = build in OF_FLOWS
+        arguments = (clean.float(), t[None], z.float()) if flow else (clean.float(), z.float(), t[None])
+        assert close(schedule.signal_scale[k] * clean + schedule.noise_scale[k] * z, noised(*arguments))
+
+
+def exact_outputs(prediction, clean, z, signal, noise):
+    """What a model that knows x0 and z puts out, by the definition of its prediction type, in DDIM's coordinates."""
+    return {
+        "epsilon": z,
+        "sample": clean,
+        "v_prediction": (signal * z - noise * clean) / math.hypot(signal, noise),
+        "velocity": z - clean,
+    }[prediction]
+
+
+OF_BETAS = ("epsilon", "sample", "v_prediction")
+EULER = ("epsilon", "v_prediction")
+PREDICTING = {  # the builder, a scheduler of a prediction type, and these
+    "ddim": (coefficients.ddim, lambda p: DDIMScheduler(**DDIM, prediction_type=p), OF_BETAS),
+    "euler ancestral": (coefficients.euler_ancestral, euler_ancestral, EULER),
+    "leading": (coefficients.euler_ancestral, lambda p: euler_ancestral(p, "leading", steps_offset=1), EULER),
+    "linspace": (coefficients.euler_ancestral, lambda p: euler_ancestral(p, "linspace"), EULER),
+    "lcm": (coefficients.lcm, lambda p: LCMScheduler(prediction_type=p), OF_BETAS),
+    "tcd": (coefficients.tcd, lambda p: TCDScheduler(prediction_type=p), OF_BETAS),
+} | {build.__name__: (build, lambda _: FlowMatchEulerDiscreteScheduler(shift=3.0), ("velocity",)) for build in OF_FLOWS}
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_the_exact_output_for_a_noised_latent_predicts_the_clean_one(name, steps):
+    """And it is the only one: it is also (x0 - c x) / d."""
+    build, make, predictions = PREDICTING[name]
+    for prediction in predictions:
+        schedule = build(make(prediction), steps)
+        for k, (_, _, c, d, _) in enumerate(schedule.table):
+            signal, noise = schedule.signal_scale[k], schedule.noise_scale[k]
+            clean, z = random_latents(2, seed=k)
+            x = signal * clean + noise * z
+            m = exact_outputs(prediction, clean, z, signal, noise)
+            assert torch.allclose(c * x + d * m, clean, rtol=0, atol=1e-12)
+            assert torch.allclose((clean - c * x) / d, m, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+@pytest.mark.parametrize("steps", [4, 20])
+def test_a_step_of_the_exact_output_ends_at_the_next_level(name, steps):
+    """Of signal and of noise, predicted and fresh together; the SDEs of flows have more noise than the level says."""
+    build, make, predictions = PREDICTING[name]
+    for prediction in predictions:
+        schedule = build(make(prediction), steps)
+        for k, (a, b, _, _, sigma) in enumerate(schedule.table[:-1]):
+            signal, noise = schedule.signal_scale[k], schedule.noise_scale[k]
+            of_clean = a * signal + b * exact_outputs(prediction, 1.0, 0.0, signal, noise)
+            of_noise = a * noise + b * exact_outputs(prediction, 0.0, 1.0, signal, noise)
+            tolerance = 1e-5 if name == "lcm" else 1e-12  # it noises c_out x0 + c_skip x
+            assert float(of_clean) == pytest.approx(float(schedule.signal_scale[k + 1]), abs=tolerance)
+            total, expected = math.hypot(of_noise, sigma), float(schedule.noise_scale[k + 1])
+            if name in ("flow_sde", "dance_sde"):
+                assert total > expected + 1e-9
+            else:
+                assert total == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_log_prob_of_every_sampler(name):
-    make, options, _ = SAMPLERS[name]
-    options = {k: v for k, v in options.items() if k != "level"} | {"stochastic_steps": 3}
-    table = coefficients.for_scheduler(make(), 4, **options).table[:3]
+    build, make, *_ = SAMPLERS[name]
+    table = build(make(), 4, stochastic_steps=3).table[:3]
     x, m, z = random_latents(3, seed=5)
     for a, b, c, d, sigma in table:
         row = torch.stack([a, b, c, d, sigma]).float().expand(2, 5)
@@ -403,10 +596,10 @@ def test_log_prob_of_every_sampler(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_scheduler_is_left_as_it_was(name):
-    make, options, _ = SAMPLERS[name]
+    build, make, options, _ = SAMPLERS[name]
     scheduler, fresh = make(), make()
     for steps in (4, 2):
-        schedule = coefficients.for_scheduler(scheduler, steps, **options)
+        schedule = build(scheduler, steps, **options)
         assert schedule.table.dtype == schedule.input_scale.dtype == torch.float64
         assert schedule.table.shape == (steps, 5)
         assert schedule.timesteps.shape == schedule.input_scale.shape == (steps,)
@@ -421,42 +614,60 @@ def test_dispatch():
     class Derived(LCMScheduler):
         pass
 
-    assert torch.equal(coefficients.for_scheduler(Derived(), 4).table, coefficients.lcm(LCMScheduler(), 4).table)
-    timesteps, table = coefficients.ddim(DDIMScheduler(**DDIM), 4, eta=0.5)
-    schedule = coefficients.for_scheduler(DDIMScheduler(**DDIM), 4, eta=0.5)
-    assert torch.equal(schedule.table, table)
-    assert torch.equal(schedule.timesteps, timesteps)
-    with pytest.raises(TypeError, match=r"is a EulerDiscreteScheduler; .*DDIM.*EulerAnc.*LCM.*FlowMatch.*from_config"):
+    for build, make, options, _ in [*SAMPLERS.values(), (coefficients.lcm, Derived, {}, {})]:
+        if build not in (coefficients.flow_cps, coefficients.dance_sde):  # a flow's scheduler does not say which
+            expected = build(make(), 4, **options)
+            schedule = coefficients.for_scheduler(make(), 4, **options)
+            assert torch.equal(schedule.table, expected.table)
+            assert torch.equal(schedule.timesteps, expected.timesteps)
+    table = coefficients.for_scheduler(DDIMScheduler(**DDIM), 4, eta=0.5).table
+    assert torch.equal(table, coefficients.ddim(DDIMScheduler(**DDIM), 4, eta=0.5).table)
+    with pytest.raises(TypeError, match=r"is a EulerDiscreteScheduler; .*DDIM.*EulerAnc.*LCM.*TCD.*FlowM.*from_config"):
         coefficients.for_scheduler(EulerDiscreteScheduler(**SCHEDULE), 4)
     with pytest.raises(TypeError, match="eta"):
         coefficients.for_scheduler(LCMScheduler(), 4, eta=1.0)
 
 
-@pytest.mark.parametrize("build", [coefficients.euler_ancestral, coefficients.lcm, coefficients.flow_sde])
+@pytest.mark.parametrize("build", [coefficients.euler_ancestral, coefficients.lcm, coefficients.tcd, *OF_FLOWS])
 def test_other_schedulers_are_refused(build):
-    with pytest.raises(TypeError, match=r"is a DDIMScheduler; expected a (EulerAncestral|LCM|FlowMatch)"):
+    with pytest.raises(TypeError, match=r"is a DDIMScheduler; expected a (EulerAncestral|LCM|TCD|FlowMatch)"):
         build(DDIMScheduler(**DDIM), 4)
 
 
-@pytest.mark.parametrize(
-    ("build", "make"), [(coefficients.euler_ancestral, euler_ancestral), (coefficients.lcm, LCMScheduler)]
-)
+@pytest.mark.parametrize(("build", "make"), [
+    (coefficients.euler_ancestral, euler_ancestral), (coefficients.lcm, LCMScheduler), (coefficients.tcd, TCDScheduler),
+    (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler),
+])  # fmt: skip
 def test_the_last_step_has_no_log_prob(build, make):
-    with pytest.raises(ValueError, match=r"step 3 \(timestep 249|259\) has sigma = 0.*--no-train-last-step"):
+    message = r"step 3 \(timestep (249|259|1)\) has sigma = 0, so it has no log-prob to train; leave the step out of "
+    with pytest.raises(ValueError, match=message + r"training \(--no-train-last-step"):
         build(make(), 4, stochastic_steps=4)
     for wanted in (None, 3, 0):
         assert torch.equal(build(make(), 4, stochastic_steps=wanted).table, build(make(), 4).table)
     build(make(), 1)
 
 
-def test_flow_without_noise_has_no_log_prob():
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match=r"step 0 \(timestep 1000\) has sigma = 0.*level > 0"):
-        coefficients.flow_sde(scheduler, 4, level=0.0)
-    assert (coefficients.flow_sde(scheduler, 4).table[:, 4] > 0).all()
-    for level in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="level is"):
-            coefficients.flow_sde(scheduler, 4, level=level)
+@pytest.mark.parametrize(("build", "make", "most"), [
+    (coefficients.tcd, TCDScheduler, 1),
+    (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler, 1),
+    (coefficients.flow_sde, FlowMatchEulerDiscreteScheduler, math.inf),
+    (coefficients.dance_sde, FlowMatchEulerDiscreteScheduler, math.inf),
+])  # fmt: skip
+def test_noise_levels(build, make, most):
+    with pytest.raises(ValueError, match=r"step 0 \(timestep .*\) has sigma = 0.*choose a noise level > 0, or leave"):
+        build(make(), 4, level=0.0)
+    assert (build(make(), 4, level=0.0, stochastic_steps=0).table[:, 4] == 0).all()
+    trained = build(make(), 4).table[:-1, 4]
+    assert (trained > 0).all()
+    assert (build(make(), 4, level=1.0).table[:-1, 4] > trained).all()
+    for level in (-0.1, math.nan, math.inf, *([1.1] if most == 1 else [])):
+        with pytest.raises(ValueError, match=rf"noise level is {level}; expected 0 \(no noise\) (to 1|or above)"):
+            build(make(), 4, level=level)
+
+
+def test_sdes_of_flows_have_noise_at_the_last_step():
+    for build in (coefficients.flow_sde, coefficients.dance_sde):
+        assert (build(FlowMatchEulerDiscreteScheduler(), 4).table[:, 4] > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -470,6 +681,11 @@ def test_flow_without_noise_has_no_log_prob():
         ("lcm", LCMScheduler(clip_sample=True), {}, "clip_sample is on"),
         ("lcm", LCMScheduler(thresholding=True), {}, "thresholding is on"),
         ("lcm", LCMScheduler(rescale_betas_zero_snr=True), {}, r"step 0 \(timestep 999\) .*not finite"),
+        ("tcd", TCDScheduler(prediction_type="flow"), {}, "prediction_type is 'flow'; expected one of .*sample"),
+        ("tcd", TCDScheduler(clip_sample=True), {}, "clip_sample is on"),
+        ("tcd", TCDScheduler(thresholding=True), {}, "thresholding is on"),
+        ("tcd", TCDScheduler(rescale_betas_zero_snr=True), {}, r"step 0 \(timestep 999\) .*not finite"),
+        ("tcd", TCDScheduler(original_inference_steps=3), {}, "expected 1 to 3, the scheduler's original_inference"),
         ("lcm", LCMScheduler(original_inference_steps=3), {}, "expected 1 to 3, the scheduler's original_inference"),
         ("lcm", LCMScheduler(original_inference_steps=1001), {}, "which may be 1000 at most"),
         ("flow_sde", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {}, "mu is None.*True"),
@@ -498,13 +714,15 @@ def test_what_a_builder_cannot_use_is_refused(build, scheduler, options, message
 @pytest.mark.parametrize("steps", [0, -1])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_impossible_step_counts_of_every_sampler(name, steps):
-    make, options, _ = SAMPLERS[name]
+    build, make, options, _ = SAMPLERS[name]
     with pytest.raises(ValueError, match=f"steps is {steps}; expected 1 "):
-        coefficients.for_scheduler(make(), steps, **options)
+        build(make(), steps, **options)
 
 
 def test_zero_terminal_signal_is_finite_for_velocity():
     """v needs no division by sqrt(abar); Euler ancestral's own schedule never reaches abar = 0."""
     scheduler = LCMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert coefficients.lcm(scheduler, 4).table.isfinite().all()
+    scheduler = TCDScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert coefficients.tcd(scheduler, 4).table.isfinite().all()
     assert coefficients.euler_ancestral(euler_ancestral(rescale_betas_zero_snr=True), 4).table.isfinite().all()

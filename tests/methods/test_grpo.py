@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from support.groups import batch_of, permuted
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
@@ -13,7 +14,6 @@ from sdpo_bench.policies import load_policy
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.training.advantages import GroupNormalizer
 from sdpo_bench.training.trainer import Trainer
-from sdpo_bench.types import StepBatch
 
 CLIPS = {"clip_range": 1e-3, "advantage_clip": 5.0}
 
@@ -35,30 +35,6 @@ def config(tiny_model, tmp_path_factory):
         pairs_per_update=2,
         device="cpu",
     )
-
-
-def batch_of(groups=3, size=4, seed=0, **changes):
-    """A step of random groups, in float64, and the model's output there."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    latents = (groups, size, 2, 4, 4)
-    rows = torch.tensor([[0.9, -0.3, 1.1, -0.5, 0.2]], dtype=torch.float64).expand(groups, 5).contiguous()
-    output, sample, reference = normal(*latents), normal(*latents), normal(*latents)
-    means = rows[0, 0] * sample + rows[0, 1] * output
-    batch = StepBatch(
-        step=torch.zeros(groups, dtype=torch.int64),
-        sample=sample,
-        prev_sample=means + 0.2 * normal(*latents),
-        coefficients=rows,
-        old_log_prob=normal(groups, size) * 0.01 + 0.2,
-        advantages=normal(groups, size),
-        reference_log_prob=None,
-        reference_output=reference,
-    )
-    return output, dataclasses.replace(batch, **changes)
 
 
 def trainer_of(config, reward=None):
@@ -102,27 +78,22 @@ def test_the_penalty_of_the_pretrained_model_is_0():
     assert torch.equal(with_kl, without)
 
 
-@pytest.mark.parametrize("name", ["ddpo", "ddpo_dense", "grpo"])
+@pytest.mark.parametrize("name", ["ddpo", "ddpo_dense", "grpo", "grpo_guard", "flow_dppo", "dense_grpo"])
 def test_a_permutation_within_the_groups_changes_nothing(name):
     method, order = build_method(name), torch.tensor([2, 0, 3, 1])
     output, batch = batch_of()
-    moved = dataclasses.replace(
-        batch,
-        sample=batch.sample[:, order],
-        prev_sample=batch.prev_sample[:, order],
-        old_log_prob=batch.old_log_prob[:, order],
-        advantages=batch.advantages[:, order],
-    )
-    result, other = method.loss(output, batch, **CLIPS), method.loss(output[:, order], moved, **CLIPS)
+    result = method.loss(output, batch, **CLIPS)
+    other = method.loss(output[:, order], permuted(batch, order), **CLIPS)
     torch.testing.assert_close(other.loss, result.loss)
     torch.testing.assert_close(other.log_prob, result.log_prob[:, order])
 
 
-def test_a_gradient_step_moves_probability_to_the_better_samples():
+@pytest.mark.parametrize("name", ["grpo", "grpo_guard", "flow_dppo"])
+def test_a_gradient_step_moves_probability_to_the_better_samples(name):
     output, batch = batch_of(advantages=torch.tensor([[1.5, -0.5, -0.5, -0.5]]).double().expand(3, 4).contiguous())
-    method = build_method("grpo")
+    method = build_method(name)
     start = method.loss(output, batch, **CLIPS).log_prob
-    batch = dataclasses.replace(batch, old_log_prob=start)  # the ratio is 1
+    batch = dataclasses.replace(batch, old_log_prob=start, old_output=output)  # the ratio is 1
     _, grad = method.loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)
     moved = method.loss(output - 0.01 * grad, batch, **CLIPS).log_prob
     assert ((moved - start).sign() == batch.advantages.sign()).all()
@@ -190,3 +161,33 @@ def test_pairs_are_not_named_in_a_runs_identity():
         row = RunConfig(method=name).to_json()
         assert row.get("group_size") == (None if method.group_size == 2 else method.group_size), name
     assert "group_size" not in RunConfig(method="ddpo", group_size=2).to_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_window": 5, "steps": 4}, "--train-window is 5; expected at most 4"),
+        ({"train_window": 4, "steps": 4, "train_last_step": False}, "--train-window is 4; expected at most 3"),
+        (
+            {"train_window": 2, "method": "rebel", "group_size": None},
+            "--train-window: REBEL takes no log-probs of single",
+        ),
+        ({"train_share": 0.5, "method": "prdp", "group_size": None}, "--train-share: PRDP does not learn from single"),
+    ],
+)
+def test_steps_that_a_method_can_not_train(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, label="", **settings)
+
+
+def test_a_window_trains_its_steps_and_the_others_draw_no_noise(config):
+    config = dataclasses.replace(config, steps=4, train_window=1, train_window_epochs=1, epochs=3)
+    trainer = trainer_of(config)
+    trajectory = trainer.sample(trainer.plan(3))
+    assert (trajectory.coefficients[:, 4] > 0).tolist() == [False, False, True, False]
+    # Until the window's step the samples of a group are the same.
+    assert len(trajectory.latents[0, :, 2].flatten(1).unique(dim=0)) == 1
+    assert len(trajectory.latents[0, :, 3].flatten(1).unique(dim=0)) == 4
+    rows = [trainer.train_epoch(epoch).to_row() for epoch in (1, 2, 3)]
+    assert rows[-1]["model_evaluations"] == sum(cost_model.passes(config).values())
+    assert all(row["log_ratio_max"] > 0 for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -14,12 +15,13 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     LCMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
     UNet2DConditionModel,
 )
 from support.tiny import MODELS, SIZES, write_model
 
 from sdpo_bench.cli.main import main
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import NOISE_LEVELS, RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import FAMILIES, load_policy
 from sdpo_bench.policies.flux import pack, unpack
@@ -107,6 +109,14 @@ def test_pictures_are_the_pipelines(config, name, guidance):
     assert not torch.equal(encoded[0][0], encoded[0][1])
 
 
+@pytest.mark.parametrize("sampler", ["flow_cps", "dance_sde"])
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_without_noise_every_sampler_of_flows_is_the_pipelines(config, name, sampler):
+    c = config(name)
+    ours, start = our_pictures(without_noise(c, sampler=sampler), 4)
+    assert torch.allclose(ours, plain_pictures(c, 4, start), atol=2e-4)
+
+
 @pytest.mark.parametrize("method", ["sdpo", "ddpo"])
 @pytest.mark.parametrize("name", FAMILY_MODELS)
 def test_trains_evaluates_and_saves_what_diffusers_loads(config, tmp_path, name, method):
@@ -148,7 +158,8 @@ def test_full_finetuning_saves_a_pipeline(config, tmp_path, name):
 
 @pytest.mark.parametrize("changes", [
     {"guidance": 3.0}, {"sampler": "euler_ancestral", "train_last_step": False},
-    {"sampler": "lcm", "train_last_step": False},
+    {"sampler": "lcm", "train_last_step": False}, {"sampler": "tcd", "train_last_step": False},
+    {"sampler": "flow_cps", "train_last_step": False}, {"sampler": "dance_sde"},
     {"gradient_checkpointing": True}, {"offload_trajectories": True}, {"vae_slicing": True}, {"channels_last": True},
     {"rows": 2}, {"resolution": 12}, {"guidance": 2.0, "rows": 3},
 ], ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()))  # fmt: skip
@@ -156,8 +167,9 @@ def test_full_finetuning_saves_a_pipeline(config, tmp_path, name):
 def test_options_train_on_policy(config, name, changes):
     """With every option the unchanged policy's log-ratio is 0; those that only save memory change no result."""
     c = config(name, **changes)
-    if name == "sd3" and ("sampler" in changes or "channels_last" in changes):
-        with pytest.raises(UserError, match=r"flow_sde|has a transformer"):
+    other = {"euler_ancestral": "sd3", "lcm": "sd3", "tcd": "sd3", "flow_cps": "sd", "dance_sde": "sd"}
+    if other.get(changes.get("sampler")) == name or (name == "sd3" and "channels_last" in changes):
+        with pytest.raises(UserError, match=r"expected (flow_sde|ddim) or|has a transformer"):
             load_policy(c)
         return
     policy = load_policy(c)
@@ -185,11 +197,11 @@ def test_rows_count_both_branches(config):
     policy._denoise = lambda x, *rest: seen.append(len(x)) or original(x, *rest)
     our_pictures(policy, 1)
     assert seen == [4]  # two latents, and as many for the null prompt
-    assert policy.evaluations == 4
+    assert policy.passes == (4, 0)
 
 
 @pytest.mark.parametrize(("sampler", "kind"), [
-    ("euler_ancestral", EulerAncestralDiscreteScheduler), ("lcm", LCMScheduler),
+    ("euler_ancestral", EulerAncestralDiscreteScheduler), ("lcm", LCMScheduler), ("tcd", TCDScheduler),
 ])  # fmt: skip
 def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
     """A loop with diffusers' scheduler, its noise replaced by ours."""
@@ -214,8 +226,24 @@ def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
         assert (policy.schedule(4, eta=1.0).input_scale < 1).all()
 
 
+@pytest.mark.parametrize(("name", "sampler"), [
+    ("sd", "ddim"), ("sd", "euler_ancestral"), ("sd", "lcm"), ("sd", "tcd"), ("sd3", "flow_sde"), ("sd3", "flow_cps"),
+    ("sd3", "dance_sde"),
+])  # fmt: skip
+def test_schedules_are_float32_and_hold_the_levels(config, name, sampler):
+    schedule = load_policy(config(name, sampler=sampler)).schedule(4, eta=1.0)
+    for field in ("table", "input_scale", "signal_scale", "noise_scale"):
+        assert getattr(schedule, field).dtype == torch.float32
+    assert schedule.timesteps.dtype == (torch.float32 if name == "sd3" else torch.int64)
+    signal, noise = schedule.signal_scale, schedule.noise_scale
+    total = signal + noise if name == "sd3" else signal**2 + noise**2
+    total = signal if sampler == "euler_ancestral" else total
+    assert torch.allclose(total, torch.ones(4))
+    assert (noise.diff() < 0).all()
+
+
 @pytest.mark.parametrize("option", ["clip_sample", "thresholding"])
-@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "lcm"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "lcm", "tcd"])
 def test_a_file_that_asks_to_clip_is_refused_with_every_sampler(config, sampler, option):
     """A clipped step is not linear. Whatever class the file names, also one that does not read the option."""
     policy = load_policy(config("sd", sampler=sampler))
@@ -236,8 +264,8 @@ def test_schedulers_of_another_kind_of_model_are_refused(config):
 
 
 def test_last_steps_without_noise_are_refused_where_trained(config):
-    for sampler in ("euler_ancestral", "lcm"):
-        c = config("sd", sampler=sampler)
+    for name, sampler in (("sd", "euler_ancestral"), ("sd", "lcm"), ("sd", "tcd"), ("sd3", "flow_cps")):
+        c = config(name, sampler=sampler)
         with pytest.raises(UserError, match="--no-train-last-step"):
             Trainer(c, load_policy(c), load_reward(c.reward))
     c = config("sd3", noise_level=0.0)
@@ -439,8 +467,8 @@ def test_without_a_network(config, monkeypatch):
 
 def test_samplers_and_sizes_that_do_not_fit_are_refused(config):
     for name, change, message in (
-        ("sd", {"sampler": "flow_sde"}, "expected ddim or euler_ancestral or lcm"),
-        ("flux", {"sampler": "ddim"}, "expected flow_sde"),
+        ("sd", {"sampler": "flow_sde"}, "expected ddim or euler_ancestral or lcm or tcd"),
+        ("flux", {"sampler": "ddim"}, "expected flow_sde or flow_cps or dance_sde"),
         ("flux", {"resolution": 18}, "multiple of 4"),
         ("sd", {"resolution": 18}, "multiple of 4"),
         ("sd3", {"resolution": 36}, "--resolution is 36; this model's position grid allows at most 32"),
@@ -456,6 +484,24 @@ def test_samplers_and_sizes_that_do_not_fit_are_refused(config):
     ):
         with pytest.raises(UserError, match=message):
             config("sd", **change)
+
+
+@pytest.mark.parametrize(("name", "sampler"), [
+    ("sd", "tcd"), ("sd3", "flow_sde"), ("sd3", "flow_cps"), ("sd3", "dance_sde"),
+])  # fmt: skip
+def test_noise_levels(config, name, sampler):
+    """Each sampler has its own default, which is its builder's; one that is given is used instead."""
+    builder = getattr(sdpo_kernels.coefficients, sampler)
+    assert NOISE_LEVELS[sampler] == inspect.signature(builder).parameters["level"].default
+
+    def noise(**changes):
+        return load_policy(config(name, sampler=sampler, **changes)).schedule(4, eta=1.0).table[:-1, 4]
+
+    assert torch.equal(noise(), noise(noise_level=NOISE_LEVELS[sampler]))
+    assert (noise(noise_level=0.9) > noise()).all()
+    if sampler in ("tcd", "flow_cps"):
+        with pytest.raises(UserError, match=r"the noise level is 1.5; expected 0 \(no noise\) to 1"):
+            noise(noise_level=1.5)
 
 
 def test_new_fields_leave_run_ids_alone(config):

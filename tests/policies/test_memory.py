@@ -132,11 +132,21 @@ def test_estimate_by_hand(config):
         "optimiser step": 28,
         "sampling's end": trajectories,
     }
+    compared = config("sd", rows=6, steps=5, method="ddpo", eval_noises=2, eval_splits=("unseen",),
+                      eval_last_rewards=("kid_start",))  # fmt: skip
+    assert estimate(COSTS, compared).passing["decoding, 6 at a time"] == 390 + 3 * 8 * 48
     assert found.peak == 1000 + 500 + 84 + 360 + 2 * trajectories
     host = estimate(COSTS, config("sd", rows=6, steps=5, offload_trajectories=True))
     assert host.host == {"trajectories": 2 * trajectories}
     assert "trajectories" not in host.staying
     assert "training step, 2 latents" in estimate(COSTS, config("sd", rows=1)).passing  # a pair is never parted
+
+
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 1), ("float16", 2)])
+def test_kept_outputs_are_float32(config, dtype, each):
+    """Of the trained steps, beside a trajectory's latents, which have the size that COSTS gives in either dtype."""
+    c = config("sd", steps=5, method="grpo_guard", group_size=4, train_last_step=False, dtype=dtype)
+    assert estimate(COSTS, c).staying["trajectories"] == 16 * (11 + 4 * each) * 64
 
 
 def test_largest_rows(config):

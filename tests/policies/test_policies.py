@@ -47,6 +47,16 @@ def test_pictures_are_the_pipelines(config, tiny_model):
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_steps_without_noise_are_the_samplers_at_eta_0(config):
+    policy = load_policy(config)
+    noisy, quiet = (policy.schedule(4, eta=eta).table for eta in (1.0, 0.0))
+    table = policy.schedule(4, eta=1.0, trained_steps=3, noisy_steps=(1, 2)).table
+    assert torch.equal(table, torch.stack([quiet[0], noisy[1], noisy[2], quiet[3]]))
+    lcm = load_policy(replace(config, sampler="lcm"))
+    with pytest.raises(UserError, match=r"--sampler lcm has no steps without noise.*choose ddim"):
+        lcm.schedule(4, eta=1.0, noisy_steps=())
+
+
 def test_pictures_differ_by_prompt_noise_and_steps(config):
     policy = load_policy(config)
     first = pictures(policy, ["cat", "dog"], [0, 1], 2, config)

@@ -18,8 +18,10 @@ def test_a_fused_layer_computes_the_same(bias, size):
     plain = Upsample2D(12, use_conv=True, out_channels=7, bias=bias).requires_grad_(False).double()
     fused = copy.deepcopy(plain)
     assert fuse_upsampling(fused) == 1
-    x = torch.randn(3, 12, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 12, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.allclose(fused(x), plain(x), rtol=0, atol=1e-14)
+    gradients = [torch.autograd.grad(layer(x).square().sum(), x)[0] for layer in (fused, plain)]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-13)
     assert fused.state_dict().keys() == plain.state_dict().keys()
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards import PRETRAINED, _weights, canonical, imagereward, load_reward
 from sdpo_bench.rewards._clip import VIT_H, VIT_L
-from sdpo_bench.rewards._pixels import preprocess
+from sdpo_bench.rewards._pixels import MEAN, STD, preprocess
 from sdpo_bench.rewards.base import Pretrained
 from sdpo_bench.rewards.hpsv2 import renamed
+from sdpo_bench.training.memory_estimate import Live
 
 FULL = pytest.param(
     True, id="full", marks=pytest.mark.skipif("SDPO_BENCH_FULL_SIZE" not in os.environ, reason="minutes")
@@ -363,6 +364,90 @@ def test_every_reward(rewards, images, name):
     broken[1, 0, 5, 5] = torch.nan
     with pytest.raises(ValueError, match="pictures hold values that are not finite"):
         reward(broken, PROMPTS)
+
+
+# Gradients
+
+
+def plain_score(rewards: dict[str, nn.Module], name: str, pixels: Tensor) -> Tensor:
+    """The plain network's score of normalised pictures, in float64."""
+    model = rewards[name].double()
+    if name == "imagereward":
+        return model(pixels, *bert_tokens())
+    if name == "aesthetic":
+        embedding = rewards["clipscore"].double().visual(pixels)
+        return model.layers(embedding / embedding.norm(dim=1, keepdim=True))[:, 0]
+    return model.cosine(pixels, clip_tokens(PROMPTS))
+
+
+def gradient_of(reward, images: Tensor) -> Tensor:
+    x = images.clone().requires_grad_()
+    value = reward.differentiable_score(x, PROMPTS)
+    assert torch.equal(value.detach(), reward(images, PROMPTS))  # to the bit
+    value.sum().backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_gradients(rewards, images, name):
+    """Those of the plain network in float64, by autograd and by a finite difference; pictures have 224 pixels, and
+    are neither resized nor, having 8 bits, rounded."""
+    large = torch.nn.functional.interpolate(images, (224, 224), mode="bilinear").mul(255).round() / 255
+    reward = load_reward(name)
+    assert reward.differentiable
+    found = gradient_of(reward, large).double()
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+
+    def unrounded(x: Tensor) -> Tensor:
+        return plain_score(rewards, name, (x - mean) / std)
+
+    x = large.double().requires_grad_()
+    unrounded(x).sum().backward()
+    assert (found - x.grad).norm() < 1e-5 * x.grad.norm()
+    step = 1e-3 * found / found.norm()
+    with torch.no_grad():
+        rise = (unrounded(large.double() + step) - unrounded(large.double() - step)) / 2e-3
+    assert torch.allclose(rise, (found * found / found.norm()).flatten(1).sum(1), rtol=1e-4)
+
+    # In parts, on the other scale, in float16.
+    for reward.batch_size in (1, 3):
+        assert torch.allclose(gradient_of(reward, large).double(), found, rtol=1e-4, atol=1e-5 * found.abs().max())
+    value = reward(large, PROMPTS).double()
+    factor = {
+        "clipscore": 2.5 * (value > 0), "imagereward": torch.tensor(1 / 1.0333394966054072),
+        "pickscore": torch.tensor(1.5).exp(),
+    }.get(name, torch.ones(4)).reshape(-1, 1, 1, 1)  # fmt: skip
+    published = gradient_of(load_reward(f"{name}:published"), large).double()
+    assert torch.allclose(published, factor * found, rtol=1e-4, atol=1e-5 * found.abs().max())
+    half = gradient_of(load_reward(name, dtype=torch.float16), large).double()
+    assert (half - found).norm() < 0.02 * found.norm()
+
+    # And nothing is left behind.
+    networks = [value for value in vars(reward).values() if isinstance(value, nn.Module)]
+    assert networks
+    assert not any(p.requires_grad or p.grad is not None for network in networks for p in network.parameters())
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_of_sums_and_of_resized_pictures(rewards, images):
+    """The latter point uphill: a step of half an 8-bit level in each pixel raises the score."""
+    parts = [gradient_of(load_reward(name), images) for name in ("pickscore", "colourfulness")]
+    total = gradient_of(load_reward("0.5*pickscore+-2*colourfulness"), images)
+    assert torch.allclose(total, 0.5 * parts[0] - 2 * parts[1], rtol=1e-4, atol=1e-7)
+    reward = load_reward("pickscore")
+    uphill = images + parts[0].sign() * 1.5 / 255
+    assert (reward(uphill, PROMPTS) > reward(images, PROMPTS)).all()
+
+
+def test_memory_of_gradients_is_one_parts(rewards, images):
+    reward, peaks = load_reward("hpsv2", batch_size=1), []
+    for count in (1, 4):
+        x = images[:count].clone().requires_grad_()
+        with Live() as live:
+            reward.differentiable_score(x, PROMPTS[:count])
+        peaks.append(live.peak)
+    assert peaks[1] - peaks[0] < 4 * x.nbytes  # the gradients, and the same put together
 
 
 def test_sums_of_them(rewards, images):

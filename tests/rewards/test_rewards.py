@@ -12,6 +12,8 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.rewards import REWARDS, load_reward
 
+MEASURED = ["diversity", "diversity_heldout", "kid_start", "vendi", "vendi_heldout"]
+
 
 def test_jpeg_is_the_size_of_the_file():
     noise = normal(torch.tensor([0, 1]), (3, 32, 32)).mul(0.3).add(0.5).clamp(0, 1)
@@ -50,11 +52,13 @@ def test_heldout_diversity_is_of_the_scorers_embeddings():
     assert torch.allclose(reward(images[[0, 3]], ["same"] * 2), torch.zeros(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["diversity", "0.5*alignment+diversity_heldout"])
-def test_what_is_only_measured_cannot_be_optimised(spec):
-    with pytest.raises(UserError, match="name it with --eval-rewards"):
-        RunConfig(reward=spec)
-    assert RunConfig(eval_rewards=("diversity",)).eval_rewards == ("diversity",)
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_only_measured_cannot_be_optimised(name):
+    for spec in (name, f"0.5*alignment+{name}"):
+        message = f"^{name} is measured over the pictures of a prompt: name it with --eval-rewards$"
+        with pytest.raises(UserError, match=message):
+            RunConfig(reward=spec)
+    assert RunConfig(eval_rewards=(name,), eval_last_rewards=(name,)).eval_rewards == (name,)
 
 
 def test_colourfulness():
@@ -70,7 +74,13 @@ def test_colourfulness():
     assert value[2] == pytest.approx(1 + 0.3 * 0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", REWARDS)
+def test_what_is_only_measured():
+    """Nothing else takes a prompt's pictures together, and one of these compares them with the untrained model's."""
+    assert [name for name, reward in REWARDS.items() if not reward.optimisable] == MEASURED
+    assert [name for name, reward in REWARDS.items() if reward.needs_start] == ["kid_start"]
+
+
+@pytest.mark.parametrize("name", [name for name, reward in REWARDS.items() if not reward.needs_start])
 def test_every_reward(name):
     reward = load_reward(name)
     images = normal(torch.arange(3), (3, 32, 32)).mul(0.3).add(0.5).clamp(0, 1)

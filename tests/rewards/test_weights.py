@@ -184,7 +184,7 @@ def test_no_network(tmp_path, monkeypatch):
         f"fetched (Cannot reach the hub.); with a network: {command}; for a machine without: {command} --local-dir "
         f"FOLDER/THUDM/ImageReward, copy FOLDER there, set SDPO_BENCH_WEIGHTS=FOLDER. Rewards that need no weights: "
         f"alignment, alignment_heldout, colourfulness, diversity, diversity_heldout, jpeg_compressibility, "
-        f"jpeg_incompressibility"
+        f"jpeg_incompressibility, kid_start, vendi, vendi_heldout"
     )
     with pytest.raises(UserError, match=r"at revision main .* hf download .* --revision main"):
         load_reward("pickscore@main")

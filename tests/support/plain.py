@@ -107,7 +107,7 @@ class CLIP(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [n, 77], the end of the text having the highest, zeros after it."""
-        causal = torch.full((77, 77), -torch.inf).triu(1)
+        causal = self.positional_embedding.new_full((77, 77), -torch.inf).triu(1)
         x = self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding, causal))
         return x[torch.arange(len(x)), tokens.argmax(1)] @ self.text_projection
 

@@ -28,10 +28,11 @@ from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_run
-from sdpo_bench.rewards import load_reward
+from sdpo_bench.rewards import load_reward, load_rewards
 from sdpo_bench.rewards.colourfulness import Colourfulness
 from sdpo_bench.training.advantages import PerPromptNormalizer
 from sdpo_bench.training.checkpoint import load_checkpoint
+from sdpo_bench.training.evaluation import evaluate
 from sdpo_bench.training.loop import check_shares, train
 from sdpo_bench.training.trainer import Trainer
 
@@ -58,6 +59,7 @@ def config(tiny_model, tmp_path_factory):
         eval_every=1,
         eval_steps=(1, 3),
         eval_noises=2,
+        eval_last_rewards=("kid_start", "vendi"),
         checkpoint_every=1,
         device="cpu",
     )
@@ -135,6 +137,36 @@ def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
             assert all(row[name] == expected[name] for name in counters)
             for name in ("loss", "reward_mean", "clip_fraction", "log_ratio_max", "grad_norm"):
                 assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
+
+
+OTHER_KINDS = ("diffusion_nft", "draft", "rtdmd_lite")  # noised samples with old weights, the reward's gradient, both
+
+
+def one_epoch_of_each(ranks: ProcessGroup, config: RunConfig, folder: Path) -> None:
+    found = {}
+    for method in OTHER_KINDS:
+        changes = {"method": method, "label": "", "finetune": "full", "learning_rate": 1e-5, "group_size": 4}
+        given = dataclasses.replace(config, **changes)
+        trainer = Trainer(given, load_policy(given), load_reward(given.reward), ranks)
+        row = trainer.train_epoch(1).to_row()
+        counts = {name: row[name] for name in ("samples", "model_evaluations", "backward_passes", "reward_gradients")}
+        found[method] = counts, {name: value.clone() for name, value in trainer.policy.state_dict().items()}
+    torch.save(found, folder / f"{ranks.size}-{ranks.rank}")
+
+
+def test_the_same_epoch_of_other_kinds(config, tmp_path):
+    one_epoch_of_each(SINGLE_PROCESS, config, tmp_path)
+    one = torch.load(tmp_path / "1-0", weights_only=False)
+    start = load_policy(dataclasses.replace(config, finetune="full")).state_dict()
+    for size in (2, 3):
+        assert processes.run(size, one_epoch_of_each, config, tmp_path) == [0] * size
+        for rank in range(size):
+            for method, (counts, weights) in torch.load(tmp_path / f"{size}-{rank}", weights_only=False).items():
+                assert counts == one[method][0]
+                for name, weight in weights.items():
+                    assert (weight - one[method][1][name]).abs().max() < 1e-6, (method, name)
+    for _, weights in one.values():  # they move by far more
+        assert max((weight - start[name]).abs().max() for name, weight in weights.items()) > 5e-6
 
 
 def test_the_runs_differ_by_kind_and_train(runs, config):
@@ -314,6 +346,33 @@ def sharded_run(ranks: ProcessGroup, config: RunConfig, folder: Path, notes: Pat
         train(config, folder, resume=True, ranks=ranks, on_epoch=kill)
 
 
+def evaluations(ranks: ProcessGroup, config: RunConfig, folder: Path) -> None:
+    """Of weights that are not the model's own, by processes that share out prompts, and then weights too."""
+    for sharded in (False, True):
+        c = dataclasses.replace(config, finetune="full" if sharded else "lora")
+        policy, generator = load_policy(c), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in policy.parameters:
+                p += 0.05 * torch.randn(p.shape, generator=generator)
+        if sharded and ranks.size > 1:
+            ranks.sharded = True
+            policy.shard()
+        rows = evaluate(policy, c, load_rewards(c.eval_last_rewards), ranks)
+        (folder / f"{c.finetune}-{ranks.size}-{ranks.rank}").write_text(json.dumps(rows))
+
+
+def test_several_processes_compare_with_the_start(config, tmp_path):
+    """The 5 prompts are shared out over 2 processes, which both get the values of one."""
+    evaluations(SINGLE_PROCESS, config, tmp_path)
+    assert processes.run(2, evaluations, config, tmp_path) == [0, 0]
+    for finetune in ("lora", "full"):
+        found = [json.loads((tmp_path / f"{finetune}-{name}").read_text()) for name in ("1-0", "2-0", "2-1")]
+        assert found[0] == found[1] == found[2]
+        for row in found[0]:
+            assert list(row["values"]["seen"]) == ["cat", "dog", "horse"]
+            assert all(value != 0 for values in row["values"]["seen"].values() for value in values), "untrained"
+
+
 def test_a_sharded_run_goes_on(config, tmp_path):
     """After a failing reward and a kill, with shards and by one process without; to the run of one process, whose model
     plain diffusers loads. The two share 5 prompts."""
@@ -372,7 +431,8 @@ def test_the_real_command(config, tmp_path):
               "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     command = [sys.executable, "-m", *launch, "-m", "sdpo_bench", "train", "--device", "cpu"]
     for name in ("prompts", "unseen_prompts", "model", "reward", "eval_rewards", "steps", "epochs", "pairs",
-                 "pairs_per_update", "eval_every", "eval_steps", "eval_noises", "checkpoint_every"):  # fmt: skip
+                 "pairs_per_update", "eval_every", "eval_steps", "eval_noises", "eval_last_rewards",
+                 "checkpoint_every"):  # fmt: skip
         value = getattr(given, name)
         command += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path)}
@@ -404,7 +464,14 @@ def test_the_cost_model(config, name, dense, steps, last):
     method, row = METHODS[name], trainer.train_epoch(1).to_row()
     used = dense if method.dense else "terminal"
     costs = page["costs"](
-        6, steps, given.trained_steps, 3, given.resolved_updates, used, method.reference, method.whole_trajectory
+        6,
+        steps,
+        given.trained_steps,
+        3,
+        given.resolved_updates,
+        used,
+        method.reference,
+        method.learns_from == "trajectory",
     )
     assert costs == {name: row[name] for name in costs}
     trajectory = trainer.sample(trainer.plan(1))

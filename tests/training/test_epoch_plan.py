@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ProcessGroup
-from sdpo_bench.training.epoch_plan import EpochPlan, draw_samples
+from sdpo_bench.training.epoch_plan import EpochPlan, draw_samples, trained_steps
 
 PROMPTS = ("cat", "dog", "horse")
 
@@ -85,3 +85,31 @@ def test_prompts_are_drawn_with_replacement_from_all(count):
     drawn = Counter(draw_samples(PROMPTS, count, 2, 0, 1).prompts)
     assert drawn.keys() <= {*PROMPTS}
     assert drawn.total() == count
+
+
+def test_a_window_moves_on_and_begins_anew():
+    config = configuration(train_window=2, train_window_epochs=3, train_last_step=False)  # of steps 0 to 3
+    windows = [trained_steps(config, epoch) for epoch in range(1, 13)]
+    assert [window[0] for window in windows] == [0] * 3 + [1] * 3 + [2] * 3 + [0] * 3
+    plan = EpochPlan.draw(config, PROMPTS, 4)
+    assert set(plan.step_order.flatten().tolist()) == {1, 2}
+    assert (plan.noisy_steps, plan.log_prob_steps) == ((1, 2), 3)
+    assert EpochPlan.draw(configuration(), PROMPTS, 4).noisy_steps is None
+
+
+def test_a_share_of_the_steps_is_drawn_for_each_pair():
+    config = configuration(train_share=0.6)  # 3 of 5
+    plan = EpochPlan.draw(config, PROMPTS, 1)
+    assert plan.step_order.shape == (12, 3)
+    assert all(len(set(row)) == 3 for row in plan.step_order.tolist())
+    assert len({frozenset(row) for row in plan.step_order.tolist()}) > 1
+    ordered = EpochPlan.draw(configuration(train_share=0.6, step_shuffle=False), PROMPTS, 1).step_order
+    assert torch.equal(ordered, ordered.sort(1).values)
+    assert len(plan.optimizer_batches(99)) == 3 * 3  # an update for each of the three
+
+
+def test_samples_with_an_x_t_each():
+    draw = draw_samples(PROMPTS, 6, 2, 0, 1, shared_noise=False)
+    assert draw.initial_seeds.shape == (6, 2)
+    assert len(torch.cat([draw.initial_seeds, draw.step_seeds]).unique()) == 24
+    assert torch.equal(draw.of(torch.tensor([4, 1])).initial_seeds, draw.initial_seeds[[4, 1]])

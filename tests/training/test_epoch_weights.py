@@ -30,6 +30,7 @@ from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records.identity import run_id
+from sdpo_bench.records.schema import TRAIN_OPTIONAL
 from sdpo_bench.training.loop import train
 
 TABLE = Path(__file__).parents[1] / "data" / "epoch_weights.json"
@@ -127,7 +128,7 @@ def digest(config: RunConfig, folder: Path) -> str:
     for name, value in after(config, folder).items():
         sha.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
     for line in [*(folder / "train.jsonl").read_text().splitlines(), *(folder / "eval.jsonl").read_text().splitlines()]:
-        row = {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        row = {key: value for key, value in json.loads(line).items() if key not in ("seconds", *TRAIN_OPTIONAL)}
         sha.update(json.dumps(row, sort_keys=True).encode())
     sha.update(folder.name.encode())  # the run's identity
     return sha.hexdigest()

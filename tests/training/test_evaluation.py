@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from torch.nn.functional import interpolate
 
 from sdpo_bench.config import RunConfig
@@ -20,7 +22,7 @@ from sdpo_bench.training import evaluation
 from sdpo_bench.training.evaluation import evaluate, evaluate_model, evaluated_prompts, pictures, save_grid
 from sdpo_bench.training.memory_estimate import Live
 from sdpo_bench.training.sampling import derive_seeds, sample
-from sdpo_bench.training.scoring import score
+from sdpo_bench.training.scoring import score, score_with_gradient
 from sdpo_bench.training.trainer import Trainer
 
 
@@ -35,6 +37,10 @@ class Custom(Reward):
 
     def __call__(self, images, prompts):
         return self.function(images, prompts)
+
+
+class Differentiable(Custom):
+    differentiable = True
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +128,9 @@ def test_eight_bits_do_not_hold_nan():
 )
 def test_a_reward_that_returns_something_else_is_named(returned, what):
     message = rf"reward custom returned {what} for 2 pictures; expected a float tensor of shape \[2\]"
-    with pytest.raises(UserError, match=message):
-        score(Custom(lambda *_: returned), torch.zeros(2, 3, 8, 8), ["cat", "dog"])
+    for reward, ask in ((Custom, score), (Differentiable, score_with_gradient)):
+        with pytest.raises(UserError, match=message):
+            ask(reward(lambda *_: returned), torch.zeros(2, 3, 8, 8, requires_grad=True), ["cat", "dog"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -134,6 +141,64 @@ def test_rewards_of_any_float_type_become_float32_without_a_gradient(dtype):
     assert found.dtype == torch.float32
     assert not found.requires_grad
     assert found.tolist() == [0.5, 2]
+
+
+# A reward's gradient
+
+
+def mean(images, prompts):
+    return images.flatten(1).mean(1)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_scores_with_a_gradient_are_the_scores(images, dtype):
+    reward = Differentiable(lambda x, p: mean(x, p).to(dtype))
+    found = score_with_gradient(reward, images, ["a", "b"])
+    assert found.dtype == torch.float32
+    assert torch.equal(found.detach(), score(reward, images, ["a", "b"]))
+    (found * torch.tensor([1, -2])).sum().backward()
+    assert images.grad[0].unique().tolist() == pytest.approx([1 / 192], rel=1e-3)
+    assert images.grad[1].unique().tolist() == pytest.approx([-2 / 192], rel=1e-3)
+
+
+def test_what_has_no_gradient_is_named(images):
+    def without(images, prompts):
+        with torch.no_grad():
+            return mean(images, prompts)
+
+    with pytest.raises(UserError, match=r"^reward custom has no gradient$"):
+        score_with_gradient(Custom(mean), images, ["a", "b"])
+    with pytest.raises(UserError, match="reward custom says that it is differentiable, but its values have no grad"):
+        score_with_gradient(Differentiable(without), images, ["a", "b"])
+    with pytest.raises(ValueError, match="the pictures have no gradient: decode them with gradient=True"):
+        score_with_gradient(Differentiable(mean), images.detach(), ["a", "b"])
+    with torch.no_grad(), pytest.raises(ValueError, match="the pictures have no gradient"):
+        score_with_gradient(Differentiable(mean), images, ["a", "b"])
+
+
+@pytest.mark.parametrize("how", ["raises", "nan"])
+def test_a_score_with_a_gradient_is_asked_for_twice(images, capsys, how):
+    calls = []
+
+    def failing(images, prompts):
+        calls.append(images)
+        if len(calls) in failures:
+            if how == "raises":
+                raise ConnectionError("no answer")
+            return mean(images, prompts) * torch.nan
+        return mean(images, prompts)
+
+    failures = {1}
+    assert score_with_gradient(Differentiable(failing), images, ["a", "b"]).requires_grad
+    assert capsys.readouterr().err.startswith("warning: reward custom ")
+    failures = {3, 4}
+    with pytest.raises(UserError, match=r"reward custom .* for a picture of this run, twice"):
+        score_with_gradient(Differentiable(failing), images, ["a", "b"])
 
 
 # What a reward may not do to others
@@ -211,6 +276,15 @@ def test_what_a_reward_sets_in_torch_is_put_back(fails):
     assert settings() == before
 
 
+def test_what_a_differentiable_reward_sets_in_torch_is_put_back(images):
+    before = settings()
+    found = score_with_gradient(Differentiable(lambda x, p: (mean(x, p), meddle())[0]), images, ["a", "b"])
+    assert settings() == before
+    found.sum().backward()
+    assert settings() == before
+    assert images.grad.unique().tolist() == pytest.approx([1 / 192])
+
+
 def test_what_a_rewards_construction_sets_in_torch_is_put_back(monkeypatch):
     def construct(self):
         meddle()
@@ -265,7 +339,7 @@ def test_evaluation_takes_the_memory_of_rows_pictures(config, tmp_path, monkeypa
                                 eval_steps=(1,))  # fmt: skip
         policy = load_policy(c)
         monkeypatch.setattr(policy, "predict", lambda latents, *_: torch.zeros_like(latents))
-        monkeypatch.setattr(policy, "decode", lambda x: interpolate(x[:, :3], (128, 128)).clamp(0, 1))
+        monkeypatch.setattr(policy, "decode", lambda x, **_: interpolate(x[:, :3], (128, 128)).clamp(0, 1))
         rewards = load_rewards(["colourfulness", "diversity"])
         with Live() as live:
             rows = evaluate(policy, c, rewards)
@@ -287,6 +361,88 @@ def test_values_do_not_depend_on_how_many_prompts_are_evaluated_at_a_time(config
     for row, reward in zip(few, load_rewards(names).values(), strict=True):
         found = reward(images, [p for p in prompts for _ in range(noises)]).reshape(len(prompts), noises)
         assert row["values"]["seen"] == dict(zip(prompts, found.tolist(), strict=True))
+
+
+def test_a_prompt_that_stands_twice_is_evaluated_once(config, tmp_path):
+    """Its pictures would be compared with themselves."""
+    (tmp_path / "twice").write_text("cat\ndog\ncat\n")
+    (tmp_path / "once").write_text("cat\ndog\n")
+    rewards = load_rewards(["diversity", "vendi"])
+    found = []
+    for name in ("twice", "once"):
+        c = dataclasses.replace(config, prompts=str(tmp_path / name))
+        found.append(evaluate(load_policy(c), c, rewards))
+    assert found[0] == found[1]
+
+
+# The untrained model's pictures
+
+
+def changed(policy):
+    """Trained weights that a step of training might have made."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in policy.parameters:
+            p += 0.05 * torch.randn(p.shape, generator=generator)
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_a_model_is_compared_with_its_own_start(config, finetune):
+    """By pictures of the same prompts, noises and steps; an untrained model to exactly 0."""
+    c = dataclasses.replace(config, finetune=finetune, eval_steps=(1, 2), rows=16)
+    policy, rewards = load_policy(c), load_rewards(["kid_start", "colourfulness"])
+    before = evaluate(policy, c, rewards)
+    assert {v for row in before[::2] for values in row["values"]["seen"].values() for v in values} == {0.0}
+    prompts = evaluated_prompts(c)["seen"]
+    start = {steps: pictures(policy, prompts, [0, 1, 2], steps, c) for steps in (1, 2)}
+    changed(policy)
+    after = evaluate(policy, c, rewards)
+    assert [(row["reward"], row["steps"]) for row in after] == [
+        ("kid_start", 1), ("colourfulness", 1), ("kid_start", 2), ("colourfulness", 2),
+    ]  # fmt: skip
+    for row in after:
+        images = pictures(policy, prompts, [0, 1, 2], row["steps"], c)
+        assert not torch.equal(images, start[row["steps"]])
+        reward = rewards[row["reward"]]
+        reward = reward.against(start[row["steps"]]) if reward.needs_start else reward
+        found = reward(images, [p for p in prompts for _ in range(3)]).reshape(5, 3)
+        assert row["values"]["seen"] == dict(zip(prompts, found.tolist(), strict=True))
+
+
+def test_the_start_is_sampled_where_it_is_compared_with(config):
+    policy, passes = load_policy(config), []
+    for names in (["colourfulness", "vendi"], ["colourfulness", "kid_start"], ["kid_start", "2*kid_start"]):
+        before = policy.evaluations
+        evaluate(policy, config, load_rewards(names))
+        passes.append(policy.evaluations - before)
+    assert passes == [5 * 3 * 2, 2 * 5 * 3 * 2, 2 * 5 * 3 * 2]
+
+
+def test_saved_weights_are_compared_with_the_model_they_are_loaded_into(config, tmp_path):
+    c = dataclasses.replace(config, reward="kid_start", eval_rewards=("kid_start",), epochs=0, label="")
+    policy = load_policy(c)
+    changed(policy)
+    policy.save(tmp_path)
+    assert evaluate_model(c, tmp_path) == evaluate(policy, c, load_rewards(["kid_start"]))
+    assert evaluate_model(c)[0]["values"] != evaluate_model(c, tmp_path)[0]["values"]
+
+
+def test_a_text_encoders_lora_is_no_part_of_the_comparison(config, tmp_path):
+    """Evaluated as it is, but not beside the untrained model, whose prompts it would change too."""
+    policy = load_policy(config)
+    text = policy.pipeline.text_encoder
+    assert not policy.text_is_adapted
+    text.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    policy.pipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=policy.state_dict(),
+        text_encoder_lora_layers=get_peft_model_state_dict(text, adapter_name="default"),
+    )
+    c = dataclasses.replace(config, reward="kid_start", eval_rewards=("kid_start",), epochs=0, label="")
+    with pytest.raises(UserError, match=r"--weights .* change a text encoder too, .*; leave out kid_start"):
+        evaluate_model(c, tmp_path)
+    plain = dataclasses.replace(c, reward="colourfulness", eval_rewards=("colourfulness",))
+    assert evaluate_model(plain, tmp_path)[0]["values"] != evaluate_model(plain)[0]["values"]
 
 
 def test_few_prompts_stay_encoded(config, monkeypatch):

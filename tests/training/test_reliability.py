@@ -516,16 +516,16 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
     # 64 rows at once would be decoded by another kernel (RunConfig.pad_rows).
     (expected, expected_reference, expected_rewards, _), seen, policy = rollout_of(config, 40)
     assert seen == [("sample", True), ("score", False)]
-    evaluations = policy.evaluations
+    passes = policy.passes
     if failure == "reward raises":
         fail(monkeypatch, {2}, "raises")
     if failure == "memory of the thread":
         decode = StableDiffusionPolicy.decode
 
-        def short(self, latents):
+        def short(self, latents, **options):
             if self.rows > 16 and threading.current_thread() is not threading.main_thread():
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return decode(self, latents)
+            return decode(self, latents, **options)
 
         monkeypatch.setattr(StableDiffusionPolicy, "decode", short)
     rows = 32 if failure == "memory of the thread" else 16
@@ -533,7 +533,7 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
     # 3 parts of at most 16 of the 40 pairs.
     assert [main for what, main in seen if what == "sample"][-3:] == [True] * 3
     assert [main for what, main in seen if what == "score"][-3:] == [False] * 3
-    assert policy.evaluations == evaluations
+    assert policy.passes == passes
     assert policy.rows == 16
     assert trajectory.prompts == expected.prompts
     for name in ("latents", "predicted_clean", "log_prob"):
@@ -627,7 +627,7 @@ def test_rows_that_fit_are_found(config, monkeypatch, most, budget, found):
     monkeypatch.setattr(oom, "_peak", lambda: 100_000 * policy.rows)
     short_of_memory(monkeypatch, most)
     assert oom._most_rows(policy, config) == policy.rows == found
-    assert policy.evaluations == 0
+    assert policy.passes == (0, 0)
     assert all(p.grad is None and torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
 
 

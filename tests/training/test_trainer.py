@@ -18,6 +18,7 @@ from sdpo_bench import dense_rewards
 from sdpo_bench.catalogue import BUDGETS
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import cost_model
 from sdpo_bench.methods import METHODS, build_method
 from sdpo_bench.policies import load_policy
 from sdpo_bench.records.files import RecordError
@@ -82,18 +83,25 @@ def weights(policy):
 def test_every_method_trains(config, name, finetune):
     config = dataclasses.replace(config, method=name, finetune=finetune, label="", learning_rate=1e-4)
     trainer = trainer_of(config)
-    assert trainer.check_on_policy(1) == 0.0  # the unchanged policy's log-ratio
-    assert trainer.policy.evaluations == 0
+    method, G = build_method(name), config.samples_per_group
+    on_policy = 0.0 if method.learns_from in ("step", "trajectory") else None
+    assert trainer.check_on_policy(1) == on_policy  # the unchanged policy's log-ratio
+    assert trainer.policy.passes == (0, 0)
     before = weights(trainer.policy)
     row = trainer.train_epoch(1).to_row()
     assert any(not torch.equal(v, before[k]) for k, v in trainer.policy.state_dict().items())
-    method, G = build_method(name), config.samples_per_group
     assert row["samples"] == 4 * G
-    assert row["reward_queries"] == (4 * 5 if method.dense else 4 * G)
+    assert row["reward_queries"] == (4 * (1 + G * 2) if method.dense else 4 * G)
     assert row["optimiser_steps"] == (2 * 3 if method.updates == "step" else 2)
-    forward = 4 * (1 + G * 2)  # a group's first step is evaluated once
-    assert row["model_evaluations"] == forward * (2 + method.reference + method.whole_trajectory)
-    assert row["log_ratio_max"] > 0
+    passes = cost_model.passes(dataclasses.replace(config, epochs=1))
+    assert row["model_evaluations"] == sum(passes.values())
+    assert row["backward_passes"] == passes["train"]
+    if method.learns_from in ("step", "trajectory"):
+        forward = 4 * (1 + G * 2)  # a group's first step is evaluated once
+        again = method.reference + method.reference_output + (method.learns_from == "trajectory")
+        assert passes == {"sample": forward, "log_prob": again * forward, "train": forward}
+    assert row["reward_gradients"] == 4 * G * (method.reward_gradient(3) is not None)
+    assert (row["log_ratio_max"] > 0) == (method.learns_from != "reward")
     assert all(value >= 0 for value in row["seconds"].values())
 
 
@@ -101,9 +109,13 @@ class Constant(Reward):
     """A saturated grader: every picture gets the same value, which no binary fraction equals."""
 
     name, revision, scale = "constant", "1", "none"
+    differentiable = True
 
     def __call__(self, images, prompts):
         return torch.full((len(prompts),), 12.7)
+
+    def differentiable_score(self, images, prompts):
+        return self(images, prompts) + 0 * images.flatten(1).sum(1)
 
 
 @pytest.mark.parametrize("steps", [3, 7])
@@ -143,6 +155,7 @@ def test_a_compiled_model_is_not_trained_on_a_cpu(config):
 @pytest.mark.parametrize("name", METHODS)
 def test_accumulation_gives_the_gradient_of_the_batch(config, name):
     """One pair at a time, or all at once; whole-trajectory methods too, whose loss is no sum over steps."""
+    entries = 1 if METHODS[name].learns_from == "reward" else 3
     gradients = []
     G = dataclasses.replace(config, method=name, label="").samples_per_group
     for rows in (12 * G, G):
@@ -156,8 +169,8 @@ def test_accumulation_gives_the_gradient_of_the_batch(config, name):
         reference = trainer.reference_log_prob(trajectory) if trainer.method.reference else None
         (group,) = trainer.optimizer_batches(trainer.plan(1))
         # 4 pairs at 3 steps: micro-batches may hold several steps, and never more latents than --rows.
-        assert [len(steps) for _, steps in group] == ([12] if rows > G else [1] * 12)
-        assert len({tuple(entry) for part in group for entry in torch.stack(part, 1).tolist()}) == 12
+        assert [len(steps) for _, steps in group] == ([4 * entries] if rows > G else [1] * 4 * entries)
+        assert len({tuple(entry) for part in group for entry in torch.stack(part, 1).tolist()}) == 4 * entries
         trainer.update(group, trajectory, advantages, reference)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.policy.parameters]))
     difference = (gradients[0] - gradients[1]).abs()
@@ -210,7 +223,7 @@ def test_step_gradient_is_the_graphs(config):
     assert torch.allclose(ours, direct, rtol=1e-3, atol=1e-5 * direct.abs().max())
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.whole_trajectory])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.learns_from == "trajectory"])
 def test_updates_per_step_keep_the_last_visit_of_the_other_steps(config, name):
     c = dataclasses.replace(config, method=name, label="", updates="step", pairs_per_update=4)
     trainer = trainer_of(c)
@@ -810,7 +823,7 @@ class NoWaiting(TorchDispatchMode):
         return function(*arguments, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.learns_from != "reward"])
 def test_updates_read_nothing_from_the_device(config, name):
     trainer = trainer_of(dataclasses.replace(config, method=name, label=""))
     trajectory = trainer.sample(trainer.plan(1))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, Values
 from sdpo_bench.analysis.tables.base import (
+    ABOUT,
     MIN_RUNS,
     Block,
     Subject,
@@ -76,7 +77,7 @@ def hacking_table(group: Group) -> Table | None:
     return Table(
         f"hacking{group.suffix}",
         f"What rose and what fell, {group.title}",
-        note_of(NOTE, blocks, group.profile),
+        note_of(" ".join([NOTE, *(ABOUT[name] for name in rewards if name in ABOUT)]), blocks, group.profile),
         ("method", *rewards, "fell"),
         tuple(blocks),
         pd.DataFrame([row for found in cases.values() for case in found for row in _frame_rows(group, case)]),

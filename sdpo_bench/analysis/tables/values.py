@@ -17,6 +17,7 @@ from sdpo_bench.analysis.comparisons import (
     steps_of,
 )
 from sdpo_bench.analysis.tables.base import (
+    ABOUT,
     DASH,
     Subject,
     Table,
@@ -87,10 +88,11 @@ def main_table(group: Group, reward: str | None = None) -> Table:
     """Final values by method and sampling steps, of the trained reward or of another (did the run only hack
     its own?)."""
     if reward is not None and reward != group.reward:
-        note = (
-            f"{CELLS} No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked "
-            "its reward."
+        hacked = (
+            f"No run here was trained on {reward}: where it falls while {group.reward} rises, the run hacked its "
+            "reward."
         )
+        note = f"{CELLS} {ABOUT.get(reward, hacked)}"
         name = f"other{group.suffix}_{name_part(reward)}"
         return _value_table(group, name, f"{reward} of runs {group.title}", note, reward, Subject.OTHER_REWARDS)
     title = f"{group.reward}, {group.title}"
