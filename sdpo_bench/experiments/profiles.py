@@ -14,7 +14,16 @@ from typing import Any, Literal
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.experiments.learning_rates import SWEEP, learning_rate
-from sdpo_bench.experiments.variants import ABLATIONS, METHOD_NAMES, PAPER_METHODS, STUDIED, VARIANTS, Options
+from sdpo_bench.experiments.variants import (
+    ABLATIONS,
+    GROUPS,
+    METHOD_NAMES,
+    PAPER_METHODS,
+    RECENT,
+    STUDIED,
+    VARIANTS,
+    Options,
+)
 from sdpo_bench.methods import METHODS
 
 
@@ -142,6 +151,17 @@ def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """As `sweep_jpeg`, at K = 20."""
     return _sweep(methods, seeds, 20, reward="jpeg_compressibility")
+
+
+def recent_sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `sweep`, for the methods of 2024 to 2026."""
+    return _sweep(methods, seeds, 4)
+
+
+def recent(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The methods of 2024 to 2026 beside SDPO, DDPO and REBEL at K = 4: equal samples, each with its swept rate."""
+    settings: Options = MEASURED | {"eval_last_rewards": (*MEASURED["eval_last_rewards"], "vendi_heldout", "kid_start")}
+    return [start(**settings), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -329,6 +349,8 @@ PROFILES = {
     "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
     "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
+    "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS),
+    "recent": Profile(recent, ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS), (0, 1, 2, 3, 4)),
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),

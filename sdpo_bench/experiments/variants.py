@@ -62,6 +62,14 @@ VARIANTS = {
 } | ABLATIONS
 
 
+# What does a group give over pairs, at the same number of samples?
+GROUPS = {
+    "ddpo_groups8": Variant("ddpo", "DDPO (groups of 8)", {"group_size": 8}),
+    "grpo_groups4": Variant("grpo", "GRPO (groups of 4)", {"group_size": 4}),
+}
+VARIANTS |= GROUPS
+
+
 VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})
 
 
@@ -69,6 +77,12 @@ METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 
 
 STUDIED = (*METHOD_NAMES, "ddpo_dense")
+
+
+RECENT = (
+    "grpo", "grpo_guard", "flow_dppo", "dense_grpo", "diffusion_nft", "crd", "pso", "draft", "rtdmd_lite",
+)  # fmt: skip
+"""Methods of 2024 to 2026, and DRaFT, the upper reference."""
 
 
 PAPER_METHODS = ("sdpo", "ddpo", "rebel", "d3po")  # that its figure compares
