@@ -21,11 +21,11 @@ class Reproduce:
     """
 
     profile: str = "quick"
-    """quick; smoke (a minute, shows that all works); sweep, sweep-k8, sweep-k20, sweep-k50, sweep-jpeg, sweep-
-    jpeg-k20 (learning rates); recent, recent-sweep (the methods of 2024 to 2026, and their learning rates); first-
-    look (K = 4 against K = 20); full (all methods, ablations, rewards, K: a night and more); paper-k20, paper-k4 (the
-    paper's number of samples, one learning rate for all methods: days), paper-k20-rates, paper-k4-rates, paper-pilot
-    (other shared rates); sd-turbo (the paper's setting, on GPUs)."""
+    """quick; smoke (a minute, shows that all works); sweep, sweep-k8, sweep-k20, sweep-k50, sweep-jpeg,
+    sweep-jpeg-k20 (learning rates); recent, recent-sweep (the methods of 2024 to 2026, and their learning rates);
+    first-look (K = 4 against K = 20); full (all methods, ablations, rewards, K: a night and more); paper-k20,
+    paper-k4 (the paper's number of samples, one learning rate for all methods: days), paper-k20-rates,
+    paper-k4-rates, paper-pilot (other shared rates); sd-turbo (the paper's setting, on GPUs)."""
     results: Path = Path("runs")
     """Where to write: a folder for each profile. The committed results are in results/, which is the reference."""
     methods: tuple[str, ...] = ()
