@@ -1,4 +1,4 @@
-"""`nox -l` lists the sessions, `nox -s reproduce` is the benchmark; arguments after `--` go to the command."""
+"""`nox -l` lists the sessions, `nox -s reproduce` runs the benchmark; arguments after `--` go to the command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRITON = sys.platform == "linux"
 
 
 def install(session: nox.Session, extra: str = "") -> None:
-    """Installs the project with an extra, pinned by constraints.txt, unless that was done before."""
+    """Installs the project with an extra, pinned by constraints.txt, unless it is installed already."""
     if not Path(PYTHON).exists():
         # nox brings virtualenv; Debian's Python has no ensurepip, which venv would need.
         session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
@@ -42,7 +42,7 @@ def python(
 
 
 def run_kernel_tests(session: nox.Session, mode: str, *arguments: str, program: str = PYTHON) -> None:
-    """The tests of one mode (tests/conftest.py), in processes of their own: two, or on a GPU one."""
+    """The tests of one mode (tests/conftest.py), in separate processes: two, or one on a GPU."""
     files = {"interpreter": ["test_kernels.py"], "compiler": ["test_compiled.py"]}
     paths = [f"tests/kernels/{name}" for name in files.get(mode, ["test_kernels.py", "test_gpu.py"])]
     env = {"SDPO_KERNELS_TESTS": mode, "TRITON_CACHE_DIR": str(ENVIRONMENT / "triton")}
@@ -84,7 +84,7 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session(python="3.12")
 def tests_gpu_stack(session: nox.Session) -> None:
-    """All tests with Python 3.12, PyTorch 2.11 and Triton 3.6, in an environment of their own; no GPU is needed.
+    """All tests with Python 3.12, PyTorch 2.11 and Triton 3.6, in a separate environment; no GPU is needed.
 
     PyPI's PyTorch brings CUDA's libraries; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares them.
     """
@@ -113,7 +113,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tables(session: nox.Session) -> None:
-    """Tables, figures and report from the raw records in results/, the benchmarks' too; `-- --check` only compares."""
+    """Tables, figures and reports from the raw records in results/, also of benchmarks; `-- --check` only compares."""
     install(session)
     python(session, "-m", "sdpo_bench", "tables", *session.posargs)
     if not set(session.posargs) - {"--check"}:  # no folders are named: the devices' too
@@ -122,7 +122,7 @@ def tables(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """The operations' speed, into results/kernels/<device>/<commit>.json: `-- --kernel-matrix full --kernel-force`."""
+    """Speed of the operations, in results/kernels/<device>/<commit>.json: `-- --kernel-matrix full --kernel-force`."""
     install(session, "dev")
     arguments = ("benchmarks", "--benchmark-only", "--kernel-results", "results/kernels", *session.posargs)
     python(session, "-m", "pytest", *arguments, threads=1)

@@ -71,9 +71,13 @@ def methods(device: str, dry: bool, folder: Path) -> dict[str, Callable[[], Any]
 def settings(device: str, dry: bool, folder: Path) -> dict[str, Callable[[], Any]]:
     """Precisions, compilation, offloading, rows to be found, all weights; a CPU refuses some of them."""
     found: dict[str, dict[str, Any]] = {
-        "bfloat16": {"dtype": "bfloat16"}, "float16": {"dtype": "float16"}, "rows 0": {"rows": 0},
-        "offload": {"offload_trajectories": True}, "full": {"finetune": "full"}, "compile": {"compile": True},
-    }  # fmt: skip
+        "bfloat16": {"dtype": "bfloat16"},
+        "float16": {"dtype": "float16"},
+        "rows 0": {"rows": 0},
+        "offload": {"offload_trajectories": True},
+        "full": {"finetune": "full"},
+        "compile": {"compile": True},
+    }
     names = ["bfloat16"] if dry else found
     return {name: lambda name=name: summary(trained(config(device, dry, **found[name]), folder)) for name in names}
 
@@ -82,8 +86,10 @@ def repeats(device: str, dry: bool, folder: Path) -> dict[str, Callable[[], Any]
     """The first epoch's rewards against a CPU's, and a training that was stopped against one that was not."""
 
     def across() -> dict[str, Any]:
-        one = {place: trained(config(place, dry, epochs=1), folder / place).train[0]["reward_mean"]
-               for place in ("cpu", device)}  # fmt: skip
+        one = {
+            place: trained(config(place, dry, epochs=1), folder / place).train[0]["reward_mean"]
+            for place in ("cpu", device)
+        }
         difference = abs(one["cpu"] - one[device])
         assert difference <= ACROSS_DEVICES, f"the mean rewards are {difference:.3g} apart: {one}"
         return {"reward_mean": one, "difference": difference}

@@ -117,8 +117,9 @@ class OfficialLoop:
 
     def encode(self, prompts: list[str]) -> Tensor:
         tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                        return_tensors="pt").input_ids  # fmt: skip
+        ids = tokenizer(
+            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        ).input_ids
         return self.pipeline.text_encoder(ids.to(self.device))[0]
 
     def timesteps(self) -> Tensor:
@@ -176,8 +177,9 @@ class OfficialLoop:
 
     def returns(self, samples: Samples) -> list[Tensor]:
         """Of each sample [B, K]: discounted sums from a step on."""
-        discount = [[0.99 ** (j - k) if j >= k else 0.0 for k in range(self.config.steps)]
-                    for j in range(self.config.steps)]  # fmt: skip
+        discount = [
+            [0.99 ** (j - k) if j >= k else 0.0 for k in range(self.config.steps)] for j in range(self.config.steps)
+        ]
         return [x @ x.new_tensor(discount) for x in samples.rewards]
 
     def advantages(self, samples: Samples) -> list[Tensor]:
@@ -197,8 +199,9 @@ class OfficialLoop:
 
     def update(self, samples: Samples, advantages: list[Tensor], pairs: Tensor, steps: Tensor) -> tuple[float, float]:
         self.optimiser.zero_grad()
-        chosen = [[x[pairs, steps] for x in parts]
-                  for parts in (samples.before, samples.after, samples.log_probs, advantages)]  # fmt: skip
+        chosen = [
+            [x[pairs, steps] for x in parts] for parts in (samples.before, samples.after, samples.log_probs, advantages)
+        ]
         timesteps, embeddings = samples.timesteps[pairs, steps], samples.embeddings[pairs]
         losses = []
         for first in range(0, len(pairs), self.microbatch):

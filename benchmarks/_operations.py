@@ -208,8 +208,9 @@ def our_log_prob(m, x, prev, coefficients, backend):
 def our_loss(function: Callable, lead: int) -> Call:
     def call(m, *rest, backend):
         scale = float(math.prod(m.shape[lead:]))
-        result, grad = function(m, *rest, clip_range=CLIP, advantage_clip=ADVANTAGE_CLIP, grad_scale=scale,
-                                backend=backend)  # fmt: skip
+        result, grad = function(
+            m, *rest, clip_range=CLIP, advantage_clip=ADVANTAGE_CLIP, grad_scale=scale, backend=backend
+        )
         return *result, grad
 
     return call

@@ -120,13 +120,21 @@ def pipeline(architecture: Architecture, device: torch.device | str) -> Any:
         TOKENIZER, model_max_length=architecture.text_encoder["max_position_embeddings"]
     )
     scheduler = diffusers.EulerDiscreteScheduler(  # SD-Turbo's
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing",
-        prediction_type="epsilon", steps_offset=1,
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        timestep_spacing="trailing",
+        prediction_type="epsilon",
+        steps_offset=1,
+    )
     made = diffusers.StableDiffusionPipeline(
-        **parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     made.set_progress_bar_config(disable=True)
     return made
 

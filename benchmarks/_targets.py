@@ -35,14 +35,20 @@ EAGER_TRAFFIC = {
 }
 # Microseconds of the host for a call of ours: measured without a GPU by test_host_time.py (docs/kernels.md).
 HOST_US = {
-    "ddim_step": 21.0, "gaussian_log_prob": 20.0, "sdpo_loss_and_grad": 33.0, "ppo_clip_loss_and_grad": 30.0,
+    "ddim_step": 21.0,
+    "gaussian_log_prob": 20.0,
+    "sdpo_loss_and_grad": 33.0,
+    "ppo_clip_loss_and_grad": 30.0,
     "anchor_similarity": 26.0,
-}  # fmt: skip
+}
 # Instructions of a thread for 16 elements, fp16, one tile: counted in the compiled code (docs/kernels.md).
 INSTRUCTIONS = {
-    "ddim_step": 980, "ddim_step_noise_given": 460, "gaussian_log_prob": 367, "sdpo_loss_and_grad": 747,
+    "ddim_step": 980,
+    "ddim_step_noise_given": 460,
+    "gaussian_log_prob": 367,
+    "sdpo_loss_and_grad": 747,
     "ppo_clip_loss_and_grad": 471,
-}  # fmt: skip
+}
 TWICE = {"sdpo_loss_and_grad": 7 / 4, "ppo_clip_loss_and_grad": 7 / 4}  # transfers over the least, in many tiles
 
 # Assumed of an H100 and its host.

@@ -37,9 +37,13 @@ def settings(**changes: Any) -> RunConfig:
     """K = 4; the rest as the official setting has it, but for what is changed. The reward takes the device no time: it
     is not what is measured."""
     fixed: dict[str, Any] = {
-        "steps": 4, "reward": "colourfulness", "lora_rank": RANK, "lora_alpha": RANK, "eval_rewards": (),
+        "steps": 4,
+        "reward": "colourfulness",
+        "lora_rank": RANK,
+        "lora_alpha": RANK,
+        "eval_rewards": (),
         "eval_steps": (4,),
-    }  # fmt: skip
+    }
     return RunConfig(**fixed | changes)
 
 
@@ -101,9 +105,13 @@ class Bench:
     """Both loops on one pipeline and its one LoRA, so that they have the same weights in the same memory."""
 
     def __init__(
-        self, architecture: Architecture, device: torch.device, dtype: torch.dtype, pairs: int = 8,
+        self,
+        architecture: Architecture,
+        device: torch.device,
+        dtype: torch.dtype,
+        pairs: int = 8,
         reward: Reward | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.architecture, self.device = architecture, device
         self.agreement = Agreement({}, [])
         self.seconds: dict[str, float] = {}  # of an epoch, by variant
@@ -158,8 +166,9 @@ class Bench:
             raise AssertionError(f"the trainer went through {tuple(clock.seconds)}")
         forwards = policy.passes.forward - before
         sampled = self.config.pairs * (2 * self.config.steps - 1)  # the first step has one output for both
-        return Result(clock.seconds, clock.memory, forwards, forwards - sampled,
-                      self.trainer.counts.reward_queries - queries)  # fmt: skip
+        return Result(
+            clock.seconds, clock.memory, forwards, forwards - sampled, self.trainer.counts.reward_queries - queries
+        )
 
     def official_epoch(self, loop: OfficialLoop, epoch: int) -> Result:
         loop.calls = loop.pictures = 0
@@ -191,8 +200,9 @@ class Bench:
         trajectory = trainer.sample(trainer.plan(1))
         differences = [
             (trainer.log_prob(trajectory, pairs, steps) - trajectory.log_prob[pairs, :, steps]).abs().max()
-            for group in trainer.optimizer_batches(trainer.plan(1)) for pairs, steps in group
-        ]  # fmt: skip
+            for group in trainer.optimizer_batches(trainer.plan(1))
+            for pairs, steps in group
+        ]
         return max(x.item() for x in differences)
 
     def official_on_policy(self, loop: OfficialLoop) -> float:
@@ -253,8 +263,9 @@ def agreement(device: torch.device, microbatch: int = 2) -> Agreement:
         allowed = min(max(least, ROUNDING * rounding), MOST * least)
         found.failures.extend(
             f"{name}: {loop} is off by {error:.3g} of the largest entry; allowed are {allowed:.3g}"
-            for loop, error in errors.items() if not error <= allowed
-        )  # fmt: skip
+            for loop, error in errors.items()
+            if not error <= allowed
+        )
         found.errors[name] = {loop: error for loop, error in errors.items() if math.isfinite(error)}
     return found
 
@@ -268,9 +279,10 @@ def off(exact: Tensor, **loops: Tensor) -> dict[str, float]:
     largest = exact.abs().max().clamp_min(1e-30)
     return {
         loop: ((x.double() - exact).abs().max() / largest).item()
-        if x.shape == exact.shape and bool(torch.isfinite(x).all()) else math.inf
+        if x.shape == exact.shape and bool(torch.isfinite(x).all())
+        else math.inf
         for loop, x in loops.items()
-    }  # fmt: skip
+    }
 
 
 def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -291,8 +303,11 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
         reference = exact.sample(trajectory.prompts, lambda part: None, noise)
 
     def compared(ours: Tensor, part: Callable[[Samples], list[Tensor]]) -> dict[str, float]:
-        return off(torch.stack(part(reference), 1), ours=ours,
-                   **{name: torch.stack(part(theirs), 1) for name, theirs in samples.items()})  # fmt: skip
+        return off(
+            torch.stack(part(reference), 1),
+            ours=ours,
+            **{name: torch.stack(part(theirs), 1) for name, theirs in samples.items()},
+        )
 
     yield "latents", compared(trajectory.latents[:, :, :-1], lambda x: x.before)
     yield "next latents", compared(trajectory.latents[:, :, 1:], lambda x: x.after)
@@ -349,10 +364,14 @@ def shared(samples: Samples, trajectory: Any, dtype: torch.dtype) -> Samples:
     """The official loop's samples with the trainer's latents and log-probs, bit for bit: a clip's edge is sharp."""
     latents, log_prob = trajectory.latents.to(dtype), trajectory.log_prob.to(dtype)
     return Samples(
-        samples.prompts, samples.embeddings, samples.timesteps,
-        list(latents[:, :, :-1].unbind(1)), list(latents[:, :, 1:].unbind(1)), list(log_prob.unbind(1)),
+        samples.prompts,
+        samples.embeddings,
+        samples.timesteps,
+        list(latents[:, :, :-1].unbind(1)),
+        list(latents[:, :, 1:].unbind(1)),
+        list(log_prob.unbind(1)),
         samples.rewards,
-    )  # fmt: skip
+    )
 
 
 def gradient(parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -25,14 +25,29 @@ SKIPPED: dict[str, str] = {}
 
 def pytest_addoption(parser):
     group = parser.getgroup("kernels")
-    group.addoption("--kernel-matrix", choices=("auto", "small", "core", "full"), default="auto",
-                    help="sizes to measure; auto: core on a GPU, small on a CPU")  # fmt: skip
-    group.addoption("--kernel-compile", choices=("all", "extremes"), default="all",
-                    help="torch.compile is a rival of all cases, or of the smallest and largest in fp16")  # fmt: skip
-    group.addoption("--kernel-results", type=Path, metavar="FOLDER",
-                    help="write FOLDER/<device>/<commit>.json, of which `sdpo-bench tables` makes tables")  # fmt: skip
-    group.addoption("--kernel-add", action="store_true",
-                    help="add to the record of the same device and commit: with -k, a part at a time")  # fmt: skip
+    group.addoption(
+        "--kernel-matrix",
+        choices=("auto", "small", "core", "full"),
+        default="auto",
+        help="sizes to measure; auto: core on a GPU, small on a CPU",
+    )
+    group.addoption(
+        "--kernel-compile",
+        choices=("all", "extremes"),
+        default="all",
+        help="time torch.compile in all cases, or only in the smallest and largest in fp16",
+    )
+    group.addoption(
+        "--kernel-results",
+        type=Path,
+        metavar="FOLDER",
+        help="write FOLDER/<device>/<commit>.json, from which `nox -s tables` makes tables",
+    )
+    group.addoption(
+        "--kernel-add",
+        action="store_true",
+        help="add to the record of the same device and commit; use it with -k to measure in parts",
+    )
     group.addoption("--kernel-force", action="store_true", help="replace the record of the same device and commit")
 
 
@@ -64,10 +79,12 @@ def collect(config) -> dict[str, object]:
         "backend": "triton" if cuda else "torch",
         "command": provenance.command(["pytest", *map(str, config.invocation_params.args)]),
         # The commit counts changes of the package and the kernels only, and a copy without git has none.
-        "sources": {"kernels": provenance.source_hash(Path(sdpo_kernels.__file__).parent),
-                    "benchmarks": provenance.source_hash(HERE)},
+        "sources": {
+            "kernels": provenance.source_hash(Path(sdpo_kernels.__file__).parent),
+            "benchmarks": provenance.source_hash(HERE),
+        },
         **({"gpu": gpu()} if cuda else {}),
-    }  # fmt: skip
+    }
 
 
 def pytest_configure(config):

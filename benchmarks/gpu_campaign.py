@@ -112,8 +112,9 @@ def trainings(place: Place) -> list[Piece]:
     tiny = ("--steps", 2, "--eval-steps", 1, "--epochs", 1, "--pairs", 2, "--pairs-per-update", 2, "--no-eval-start")
     options = tiny if place.dry else ("--epochs", 3, "--eval-noises", 1)
     # The folder is taken up where an earlier try left it, so that nothing needs to be removed.
-    command = python("-m", "sdpo_bench", "train", "--device", place.device, "--out", folder / "command", "--resume",
-                     *options)  # fmt: skip
+    command = python(
+        "-m", "sdpo_bench", "train", "--device", place.device, "--out", folder / "command", "--resume", *options
+    )
     return [*pieces, Piece("command", command)]
 
 
@@ -138,8 +139,9 @@ def kernels(*operations: str) -> Callable[[Place], list[Piece]]:
             return [benchmark(place, operations[0], "test_kernels.py", f"{operations[0]} and 64-1-float16", *options)]
         return [
             benchmark(place, f"{operation} {dtype}", "test_kernels.py", f"{operation} and {select}", *options)
-            for operation in operations for dtype, select in DTYPES.items()
-        ]  # fmt: skip
+            for operation in operations
+            for dtype, select in DTYPES.items()
+        ]
 
     return pieces
 
@@ -195,8 +197,12 @@ def run_piece(piece: Piece, seconds: float, log: Path) -> dict[str, Any]:
     with log.open("a") as file:
         file.write(f"### {piece.name}: {' '.join(piece.command)}\n{text}\n")
     state = "left" if cut else "done" if process.returncode == 0 else "failed"
-    found: dict[str, Any] = {"state": state, "seconds": round(time.monotonic() - begin, 1),
-                             "exit_code": process.returncode, "output": text[-TAIL:]}  # fmt: skip
+    found: dict[str, Any] = {
+        "state": state,
+        "seconds": round(time.monotonic() - begin, 1),
+        "exit_code": process.returncode,
+        "output": text[-TAIL:],
+    }
     if cut:
         found["why"] = "its time was up"
     if results := re.findall(r"^RESULT (.*)$", text, re.MULTILINE):
@@ -247,8 +253,10 @@ def done_before(number: int, piece: Piece, folders: Sequence[Path], made: dict[s
 
 
 def write_part(path: Path, record: dict[str, Any]) -> None:
-    lists = {state: [name for name, found in record["pieces"].items() if found["state"] == state]
-             for state in ("done", "failed", "left")}  # fmt: skip
+    lists = {
+        state: [name for name, found in record["pieces"].items() if found["state"] == state]
+        for state in ("done", "failed", "left")
+    }
     write_atomic(path, (json.dumps(record | lists, indent=1) + "\n").encode())
 
 
@@ -337,7 +345,9 @@ def merge(folders: Sequence[Path], results: Path) -> list[Path]:
 
     records = [load(path) for folder in folders for path in sorted(folder.glob("kernels/*/*.json"))]
     if not records:
-        raise UserError(f"no records of benchmarks in {', '.join(map(str, folders))}; give the folders that came back")
+        raise UserError(
+            f"no records of benchmarks in {', '.join(map(str, folders))}; give the folders with the results"
+        )
     joined: dict[Path, dict[str, Any]] = {}
     for record in sorted(records, key=lambda record: record["datetime"]):
         for family, prefix in TESTS.items():
@@ -369,7 +379,7 @@ def of_family(record: dict[str, Any], prefix: str) -> dict[str, Any]:
 def same(path: Path, first: dict[str, Any], second: dict[str, Any]) -> None:
     for key in ("sources", "versions"):
         if first["machine_info"][key] != second["machine_info"][key]:
-            raise UserError(f"{path}: its parts are of other {key}; merge only what belongs together")
+            raise UserError(f"{path}: its parts have different {key}; merge only records that belong together")
 
 
 # The command ----------------------------------------------------------------------------------------------------
@@ -398,17 +408,23 @@ def campaign(number: int, place: Place, earlier: Sequence[Path], budget: float) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="gpu_campaign.sh", description="docs/gpu_campaign.md says what each part is.")
+    parser = argparse.ArgumentParser(prog="gpu_campaign.sh", description="docs/gpu_campaign.md describes the parts.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="PART")
     for number, (title, _) in PARTS.items():
         part = commands.add_parser(str(number), help=title)
-        part.add_argument("--out", type=Path, help="what comes back; default: $OUT")
-        part.add_argument("--earlier", type=Path, nargs="*", default=[], help="folders of before: skip what they have")
-        part.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu_campaign", help="what need not come back")
-        part.add_argument("--seconds", type=float, default=BUDGET, help=f"of the part; default: {BUDGET:g}")
-        part.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) - 2, 1), help="of part 8")
-        part.add_argument("--dry", action="store_true", help="tiny, on a CPU")
-    joining = commands.add_parser("merge", help="the records of parts 3 to 7")
+        part.add_argument("--out", type=Path, help="folder for the results; default: $OUT")
+        part.add_argument(
+            "--earlier", type=Path, nargs="*", default=[], help="results of earlier calls: skip what they have"
+        )
+        part.add_argument(
+            "--work", type=Path, default=ROOT / "runs" / "gpu_campaign", help="folder for files that are not results"
+        )
+        part.add_argument("--seconds", type=float, default=BUDGET, help=f"time limit; default: {BUDGET:g}")
+        part.add_argument(
+            "--workers", type=int, default=max((os.cpu_count() or 1) - 2, 1), help="runs at the same time, in part 8"
+        )
+        part.add_argument("--dry", action="store_true", help="tiny sizes, on a CPU")
+    joining = commands.add_parser("merge", help="merge the records of parts 3 to 7")
     joining.add_argument("folders", type=Path, nargs="+")
     joining.add_argument("--results", type=Path, default=ROOT / "results")
     given = parser.parse_args(argv)
@@ -418,7 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(path)
             return 0
         if given.out is None and not os.environ.get("OUT"):
-            raise UserError("OUT is not set: it names the folder that comes back; or give --out")
+            raise UserError("OUT is not set; set it to the folder for the results, or give --out")
         out = (given.out or Path(os.environ["OUT"])).absolute()
         place = Place(out, given.work.absolute(), given.dry, 1 if given.dry else given.workers)
         return campaign(int(given.what), place, [path.absolute() for path in given.earlier], given.seconds)

@@ -163,10 +163,11 @@ def peer_table(rows: pd.DataFrame, name: str, title: str) -> Table:
         lines = [
             (
                 f"{row['shape']} {row['dtype']}, {row['pairs']}",
-                *(_number(row[f"speedup_{peer}"], ".3g", "x") for peer in present), _number(row["drift"], ".3f", "x"),
+                *(_number(row[f"speedup_{peer}"], ".3g", "x") for peer in present),
+                _number(row["drift"], ".3f", "x"),
             )
             for row in group.to_dict("records")
-        ]  # fmt: skip
+        ]
         blocks.append((operation, tuple(lines)))
     note = "A rival's time over ours. " + "; ".join(f"{peer}: {PEERS[peer]}" for peer in present)
     note += ". drift: ours, measured once more after all others, over its first median."
@@ -184,13 +185,15 @@ def speed_table(rows: pd.DataFrame, name: str, title: str) -> Table:
     for operation, group in by_operation(rows):
         lines = [
             (
-                f"{row['shape']} {row['dtype']}, {row['pairs']}", f"{row['bytes'] / 1e6:.3g}",
+                f"{row['shape']} {row['dtype']}, {row['pairs']}",
+                f"{row['bytes'] / 1e6:.3g}",
                 *(_number(row[f"{rival}_us"], ".4g") for rival in RIVALS),
-                f"{row['ours_gb_per_s']:.4g}", f"{row['share_of_copy']:.0%}",
+                f"{row['ours_gb_per_s']:.4g}",
+                f"{row['share_of_copy']:.0%}",
                 *(_number(row[f"speedup_{rival}"], ".3g", "x") for rival in ("eager", "compile")),
             )
             for row in group.to_dict("records")
-        ]  # fmt: skip
+        ]
         blocks.append((operation, tuple(lines)))
     note = (
         f"Medians in microseconds ({clock}: {CLOCKS[clock]}). MB: the least traffic, each input read once and each "
@@ -226,8 +229,10 @@ def verdicts(long: pd.DataFrame) -> list[str]:
     lines = ["| regime, clock | met | missed | not measured |", "|---|---|---|---|"]
     for (regime, clock), group in long.groupby(["regime", "clock"], sort=False):
         missed = group[group["verdict"] == "missed"]
-        texts = "; ".join(f"{row['operation']} {row['target']} ({row['dtypes']}): {row['value']:.3g}x"
-                          for row in missed.to_dict("records"))  # fmt: skip
+        texts = "; ".join(
+            f"{row['operation']} {row['target']} ({row['dtypes']}): {row['value']:.3g}x"
+            for row in missed.to_dict("records")
+        )
         counts = [int((group["verdict"] == verdict).sum()) for verdict in ("met", "not measured")]
         lines.append(f"| {regime}, {clock} | {counts[0]} of {len(group)} | {texts or DASH} | {counts[1]} |")
     return lines
@@ -242,8 +247,9 @@ def render(infos: Sequence[Mapping[str, Any]]) -> str:
         parts.append("\n".join([f"{clock}: {CLOCKS[str(clock)]}", *aligned([HEADER, *lines])]))
         if "drift" in rows:
             table = peer_table(rows, "", "")
-            lines = [line for title, block in table.blocks
-                     for line in ((title, *[""] * (len(table.header) - 1)), *block)]  # fmt: skip
+            lines = [
+                line for title, block in table.blocks for line in ((title, *[""] * (len(table.header) - 1)), *block)
+            ]
             parts.append("\n".join([*aligned([table.header, *lines]), table.note]))
     return "\n\n".join(parts)
 
@@ -322,10 +328,14 @@ def step_table(rows: pd.DataFrame, name: str, title: str) -> Table:
     speeds, shares, memory = [], [], []
     for row in rows.to_dict("records"):
         label, rest = step_label(row), (DASH,) * 3
-        speeds.append((
-            label, *(f"{row[f'pairs_per_s_{part}']:.4g}" for part in STEP_PARTS),
-            *(_number(row[f"speedup_{n}"], ".3g", "x") for n in (1, 2)), f"{row['log_ratio']:.2g}",
-        ))  # fmt: skip
+        speeds.append(
+            (
+                label,
+                *(f"{row[f'pairs_per_s_{part}']:.4g}" for part in STEP_PARTS),
+                *(_number(row[f"speedup_{n}"], ".3g", "x") for n in (1, 2)),
+                f"{row['log_ratio']:.2g}",
+            )
+        )
         shares.append((label, *(_number(row[f"utilisation_{part}"], ".1%") for part in STEP_PARTS), *rest))
         memory.append((label, *(_number(row[f"memory_gib_{part}"], ".3g") for part in STEP_PARTS), *rest))
     blocks = [("pairs per second", tuple(speeds))]
@@ -520,23 +530,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernel_results", description="Tables and plots of the benchmarks' records."
     )
-    parser.add_argument("folders", type=Path, nargs="*", help="devices' folders; default: all in results/")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
+    parser.add_argument("folders", type=Path, nargs="*", help="folders of devices; default: all in results/")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file differs")
     given = parser.parse_args(argv)
     try:
         found = given.folders or sorted(path for family in FAMILIES for path in RESULTS.glob(f"{family}/*"))
         for folder in given.folders:
             if not record_files(folder):
-                raise UserError(f"{folder} has no benchmark's records; give a folder as results/kernels/DEVICE")
+                raise UserError(f"{folder} has no benchmark records; give a folder such as results/kernels/DEVICE")
         folders = [folder for folder in found if record_files(folder)]
         if not folders:
-            raise UserError(f"{shown(RESULTS)} has no benchmark's records; `nox -s bench` makes some")
+            raise UserError(f"{shown(RESULTS)} has no benchmark records; `nox -s bench` makes some")
         if given.check:
-            wrong = [f"{shown(folder / name)}: {why}" for folder in folders
-                     for name, why in generated.differences(folder, kernel_files(folder)).items()]  # fmt: skip
+            wrong = [
+                f"{shown(folder / name)}: {why}"
+                for folder in folders
+                for name, why in generated.differences(folder, kernel_files(folder)).items()
+            ]
             print("\n".join(wrong) or f"{len(folders)} folders: all files are what their records give")
             if wrong:
-                print("error: the files above differ; without --check they are written anew", file=sys.stderr)
+                print("error: the files above differ; without --check they are written again", file=sys.stderr)
             return 1 if wrong else 0
         for folder in folders:
             write_all(folder)

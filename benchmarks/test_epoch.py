@@ -58,8 +58,10 @@ def run_phase(benchmark, phase, peak_flop_per_s, function, *args, rounds=5, warm
     result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=warmup_rounds)
     if benchmark.stats is not None:  # None where benchmarks are switched off
         speed = counted / benchmark.stats.stats.median
-        benchmark.extra_info |= {"flop_per_s": float(f"{speed:.4g}"),
-                                 "utilisation": float(f"{speed / peak_flop_per_s:.4g}")}  # fmt: skip
+        benchmark.extra_info |= {
+            "flop_per_s": float(f"{speed:.4g}"),
+            "utilisation": float(f"{speed / peak_flop_per_s:.4g}"),
+        }
     return result
 
 

@@ -82,10 +82,13 @@ def bare(call: Call) -> Call:
     with recorded() as launches:
         call()
     calls = [
-        (launch.kernel[launch.options["grid"]], launch.arguments,
-         {k: v for k, v in launch.options.items() if k not in ("grid", "warmup")})
+        (
+            launch.kernel[launch.options["grid"]],
+            launch.arguments,
+            {k: v for k, v in launch.options.items() if k not in ("grid", "warmup")},
+        )
         for launch in launches
-    ]  # fmt: skip
+    ]
 
     def again() -> None:
         for kernel, arguments, options in calls:

@@ -47,8 +47,12 @@ class Variant(NamedTuple):
     again: bool = False
 
     def __str__(self) -> str:
-        marks = {"compile": self.compiled, "fused": self.fused, self.backend: self.backend != "auto",
-                 "again": self.again}  # fmt: skip
+        marks = {
+            "compile": self.compiled,
+            "fused": self.fused,
+            self.backend: self.backend != "auto",
+            "again": self.again,
+        }
         return "-".join([f"{self.loop}-{self.rows}-{self.dtype}", *(mark for mark, there in marks.items() if there)])
 
 

@@ -1,4 +1,4 @@
-"""`python -m sdpo_bench`, which is also the command sdpo-bench."""
+"""`python -m sdpo_bench`, the same as the command sdpo-bench."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What there is to choose from, without PyTorch: methods, dense rewards, samplers.
+"""Lists the methods, dense rewards and samplers without PyTorch.
 
 A method's or a dense reward's own file is the one place that says what it is called and how it looks. Those files
 import PyTorch, which --help, records and tables do without: here the plain values that their classes begin with are
@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """What a class says about itself. `row`: its place in tables and legends, None after the others, by name; `colour`
-    and `marker`: matplotlib's, "" for spare ones."""
+    """The attributes of a class. `row`: its place in tables and legends; None puts it after the others, by name.
+    `colour` and `marker`: matplotlib's; "" takes spare ones."""
 
     name: str
     title: str = ""
@@ -36,7 +36,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class DenseReward(Entry):
-    """`budget`: its name in dense.jsonl, "" where its accuracy is not measured; see dense_rewards/."""
+    """`budget`: its name in dense.jsonl; "" if its accuracy is not measured. See dense_rewards/."""
 
     meaning: str = ""
     queries: int | None = None
@@ -47,8 +47,8 @@ E = TypeVar("E", bound=Entry)
 
 
 def declared(folder: Path, kind: type[E]) -> tuple[E, ...]:
-    """An entry for each class in the files of `folder` that has a `name`, of the plain values that stand in its own
-    body, in the order of their rows."""
+    """Entries for the classes in the files of `folder` that have a `name`, from the plain values in their bodies, in
+    the order of their rows."""
     wanted = {f.name for f in fields(kind)}
     found = []
     for path in sorted(folder.glob("*.py")):
@@ -61,7 +61,7 @@ def declared(folder: Path, kind: type[E]) -> tuple[E, ...]:
 
 
 def _values(node: ast.ClassDef) -> Iterable[tuple[str, Any]]:
-    """The names and values of the assignments of constants in a class's body."""
+    """The names and values of assigned constants in a class's body."""
     for line in node.body:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             name, value = line.targets[0].id, line.value
@@ -74,7 +74,7 @@ def _values(node: ast.ClassDef) -> Iterable[tuple[str, Any]]:
 
 
 def classes(package: str, path: Iterable[str], base: type[T], own: str = "name") -> list[type[T]]:
-    """The subclasses of `base` that say `own` themselves, in the modules of a package, sorted by their modules."""
+    """The subclasses of `base` in the modules of a package that define `own` themselves, sorted by module."""
     found: dict[type[T], None] = {}
     for info in sorted(pkgutil.iter_modules(path), key=lambda info: info.name):
         for value in vars(importlib.import_module(f"{package}.{info.name}")).values():
@@ -92,9 +92,9 @@ SAMPLERS = {
     "auto": "ddim for Stable Diffusion kinds [official], flow_sde for flow-matching ones",
     "dance_sde": "DanceGRPO's SDE of a flow-matching model (arXiv 2505.07818), with noise by --noise-level",
     "ddim": "DDIM, with noise by --eta",
-    "euler_ancestral": "Euler's, with the ancestral noise of its scheduler",
-    "flow_cps": "a flow-matching model's steps with as much noise as their timesteps say (arXiv 2509.05952), of which "
-    "--noise-level is fresh",
+    "euler_ancestral": "Euler ancestral, with its scheduler's noise",
+    "flow_cps": "a flow-matching model's steps with exactly the noise of their timesteps (arXiv 2509.05952); "
+    "--noise-level sets how much of it is new",
     "flow_sde": "Flow-GRPO's SDE of a flow-matching model (arXiv 2505.05470), with noise by --noise-level",
     "lcm": "the multistep sampler of latent consistency models",
     "tcd": "that of trajectory consistency distillation (arXiv 2402.19159), with noise by --noise-level",

@@ -135,9 +135,9 @@ class RunSettings(Group):
         for name in ("label", "reward"):
             if len(slug(getattr(self, name))) > LONGEST_NAME:
                 raise UserError(f"{flag(name)} has {len(slug(getattr(self, name)))} letters; expected at most "
-                                f"{LONGEST_NAME}, for folders and tables are named after it")  # fmt: skip
+                                f"{LONGEST_NAME}, since folders and tables are named after it")  # fmt: skip
         if self.epochs and self.label == "start":
-            raise UserError("--label start is the untrained model's; choose another")
+            raise UserError("--label start is reserved for the untrained model; choose another")
         if self.label and not is_line(self.label):
             raise UserError(f"--label is {self.label!r}; expected a line of text, without control characters")
 
@@ -354,7 +354,7 @@ class RunConfig(
             check_fields(self, group)
             group.check(self)
         if self.finetune == "full" and self.dtype != "float32":
-            raise UserError(f"--finetune full trains the weights themselves, which {self.dtype} is too coarse for; "
+            raise UserError(f"--finetune full needs more precision than {self.dtype} has; "
                             f"use --dtype float32, or --finetune lora")  # fmt: skip
         if self.pairs % self.pairs_per_update:
             raise UserError(
@@ -376,8 +376,8 @@ class RunConfig(
             raise UserError(f"--group-size is {size}; {method.title} learns from pairs, so expected 2")
         if method.normalizer == "group" and size < 4:
             raise UserError(
-                f"--group-size is {size}; {method.title} takes advantages by the statistics of a group, and of two "
-                f"samples one would always have 1 and the other -1; expected at least 4"
+                f"--group-size is {size}; {method.title} normalises advantages within a group, and those of two "
+                f"samples would always be 1 and -1; expected at least 4"
             )
 
     def check_trained_steps(self) -> None:

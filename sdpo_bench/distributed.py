@@ -1,4 +1,4 @@
-"""The processes of a run: one, or several that `accelerate launch` or torchrun started, on one machine or more.
+"""The processes of a run: one, or several started by `accelerate launch` or torchrun, on one or more machines.
 
 Pairs, prompts and rewards are shared out, their results gathered; with --shard the trained weights too, else every
 process holds the whole model. Which process does what changes no result: every random number belongs to a sample's own
@@ -30,11 +30,11 @@ UNSUPPORTED = {
 
 
 class OtherFailed(Exception):
-    """Another process of this run has failed, and reports why."""
+    """Another process of this run failed and reported the reason."""
 
 
 class ProcessGroup:
-    """One process alone; `LaunchedProcesses` has the same methods for several."""
+    """A single process. `LaunchedProcesses` has the same methods for several."""
 
     rank, size = 0, 1
     sharded = False
@@ -43,15 +43,15 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def local_slice(self, items: Any) -> Any:
-        """What this process does of a sequence (a tensor, a list): every `size`-th, from its rank on."""
+        """This process's part of a sequence (a tensor, a list): every `size`-th item, starting at its rank."""
         return items[self.rank :: self.size]
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        """work() in every process, to a result of its own.
+        """Calls work() in every process and returns this process's result.
 
         An error in one of them is raised there, and `OtherFailed` in the others: nobody waits for a process that
         has failed, and it is reported once. A signal that stops one of them (`interruption.check`) stops all.
@@ -60,40 +60,40 @@ class ProcessGroup:
 
     @property
     def may_stop(self) -> bool:
-        """Whether a process may raise `Interrupted` here: the others learn of it, and wait for nothing before."""
+        """Whether a process may raise `Interrupted` here: the others will notice and are not waiting for it."""
         return True
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's values, in the order of ranks. Tensors among them are on the CPU."""
+        """Returns the values of all processes, in the order of ranks. Tensors among them are on the CPU."""
         return [value]
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """work() in the first process; all get its result. Errors as in `run_on_all`."""
+        """Calls work() in the first process and returns its result in all. Errors are raised as in `run_on_all`."""
         return self.gather(self.run_on_all(work if self.is_main else lambda: None))[0]  # type: ignore[return-value]
 
     def raised_on_all(self, error: BaseException) -> bool:
-        """Whether all processes have this error or its `OtherFailed`, so that they still go in step."""
+        """Whether all processes raised this error or its `OtherFailed`, so that they are still in step."""
         return True
 
     def all_reduce_sum(self, tensors: Iterable[Tensor]) -> None:
-        """Adds up each tensor over the processes, in place: to the same bits in all of them."""
+        """Sums each tensor over the processes, in place, with the same bits in all of them."""
 
     def close(self) -> None:
-        """Ends the connection to the others."""
+        """Closes the connection to the other processes."""
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
 class LaunchedProcesses(ProcessGroup):
-    """The processes of a launcher, whose environment variables say who and where they are."""
+    """The processes of a launcher, which sets the environment variables with their ranks and addresses."""
 
     def __init__(self, cpu: bool = False) -> None:
         for variable, name in UNSUPPORTED.items():
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise UserError(
                     f"accelerate is configured for {name}, which is not supported; launch with accelerate's "
-                    f"--multi_gpu, or with torchrun, and give --shard to share a model's weights out"
+                    f"--multi_gpu, or with torchrun, and use --shard to divide a model's weights"
                 )
         from accelerate import PartialState  # here, since it takes a second that a single process need not wait
 
@@ -154,7 +154,7 @@ class LaunchedProcesses(ProcessGroup):
 
 
 def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in their order, in lists of about BUCKET elements: few messages, and little memory for them."""
+    """Divides the tensors, in their order, into lists of about BUCKET elements, for few messages and little memory."""
     bucket: list[Tensor] = []
     for x in tensors:
         if bucket and sum(y.numel() for y in bucket) + x.numel() > BUCKET:
@@ -171,22 +171,22 @@ def is_dtensor(tensor: Any) -> bool:
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """All of a tensor, of which a process may have a shard: then all processes must call this."""
+    """Gathers a tensor that may be sharded. If it is, all processes must call this."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def full_tensor_on_cpu(tensor: Any) -> Tensor:
-    """As `full_tensor`, for a checkpoint: in the host's memory, since all weights need not fit a GPU."""
+    """Like `full_tensor`, but into the host's memory for a checkpoint, because all weights may not fit a GPU."""
     return tensor.full_tensor().cpu() if is_dtensor(tensor) else tensor
 
 
 def to_local(tensor: Any) -> Tensor:
-    """This process's shard of a tensor, or all of one that is not shared out."""
+    """This process's shard of a tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def distribute_like(tensor: Tensor, like: Any) -> Tensor:
-    """A tensor that all processes have, shared out as `like` is, which may be not at all."""
+    """Shards a tensor that all processes have in the way `like` is sharded, if it is."""
     if not is_dtensor(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -195,10 +195,10 @@ def distribute_like(tensor: Tensor, like: Any) -> Tensor:
 
 
 def join(device: str, shard: bool = False) -> ProcessGroup:
-    """The processes that this one was launched with; SINGLE_PROCESS where there are no others."""
+    """The processes that this one was launched with; SINGLE_PROCESS if there are no others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if shard:
-            raise UserError("--shard shares weights out over processes, and there is one; leave it out")
+            raise UserError("--shard divides weights among processes, but there is only one; leave it out")
         return SINGLE_PROCESS
     ranks = LaunchedProcesses(cpu=device == "cpu" or not torch.cuda.is_available())
     ranks.sharded = shard

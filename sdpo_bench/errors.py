@@ -1,4 +1,4 @@
-"""Errors a user can cause: one clear line that says what to do; the command line exits with code 2."""
+"""Errors that a user can cause: one clear line that says what to do. The command line exits with code 2."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message names what came, what is expected, and what to do."""
+    """Bad input. The message names the value, what is expected, and what to do."""
 
 
 def choose(kind: str, name: str, valid: Iterable[str]) -> str:
-    """`name`, if it is one of `valid`; otherwise a UserError that lists them."""
+    """Returns `name` if it is one of `valid`; otherwise raises a UserError that lists them."""
     valid = sorted(valid)
     if name not in valid:
         raise UserError(f"unknown {kind} {name!r}; choose one of: {', '.join(valid)}")
@@ -23,7 +23,9 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a write failed for lack of space: the disk is full, a quota is used up or a file has its largest size.
-    Not every library that writes files raises OSError, hence the texts."""
+    """Whether a write failed for lack of space: the disk is full, a quota is used up or a file has its maximum size.
+
+    The texts are compared too, because not every library that writes files raises OSError.
+    """
     texts = (os.strerror(code) for code in FULL_DISK)
     return getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in texts)

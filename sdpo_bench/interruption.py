@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: a run stops where the state after its last whole epoch can be saved.
+"""SIGINT and SIGTERM stop a run at a point where the state after its last whole epoch can be saved.
 
-A handler only notes the signal; the run asks for it, between denoising steps and between optimiser steps. Who installs
-none, as a program that calls `train`, has Python's own KeyboardInterrupt, and nothing here does anything.
+A handler only notes the signal. The run checks for it between denoising steps and between optimiser steps. A program
+that calls `train` without installing the handlers has Python's own KeyboardInterrupt, and nothing here takes effect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has stopped the work; `said` is what became of it."""
+    """A signal stopped the work. `said` says what was saved."""
 
     def __init__(self, number: int, said: str = "") -> None:
         super().__init__(said)
@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """As of a process that the signal ended: 130 for SIGINT, 143 for SIGTERM."""
+    """The exit code after a signal: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
 
 
@@ -44,7 +44,7 @@ class _Watch:
         if self.may_stop is None:
             raise Interrupted(number)
         if first:  # not by print, which the signal may have interrupted
-            os.write(2, b"\nstopping as soon as the state can be saved; a second signal stops at once\n")
+            os.write(2, b"\nstopping as soon as the state is saved; a second signal stops at once\n")
 
 
 _watch: _Watch | None = None
@@ -52,8 +52,8 @@ _watch: _Watch | None = None
 
 @contextlib.contextmanager
 def watched(launched: bool = False) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted`, in `deferred` parts where they let it; a second one ends the
-    process at once. `launched`: by a launcher, with others."""
+    """Inside, SIGINT and SIGTERM raise `Interrupted`; in `deferred` parts only where these allow it. A second signal
+    ends the process at once. `launched`: whether a launcher started this process with others."""
     global _watch
     before = {}
     _watch = _Watch(launched)
@@ -73,7 +73,8 @@ def watched(launched: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(may_stop: Callable[[], bool]) -> Iterator[None]:
-    """Inside, a signal raises `Interrupted` at the next `check` at which `may_stop()`; at the latest at the end."""
+    """Inside, a signal raises `Interrupted` at the next `check` at which `may_stop()` is true, and at the latest at the
+    end."""
     if _watch is not None:
         _watch.may_stop = may_stop
     try:
@@ -90,16 +91,16 @@ def is_watched() -> bool:
 
 
 def is_deferred() -> bool:
-    """Whether signals are raised by `check` alone, rather than wherever they come."""
+    """Whether only `check` raises signals, instead of raising them where they arrive."""
     return _watch is not None and _watch.may_stop is not None
 
 
 def pending() -> int | None:
-    """The signal that has come, if any."""
+    """The signal that has arrived, if any."""
     return None if _watch is None else _watch.number
 
 
 def check() -> None:
-    """Raises `Interrupted` if a signal has come and the work may stop here."""
+    """Raises `Interrupted` if a signal has arrived and the work may stop here."""
     if _watch is not None and _watch.number is not None and _watch.may_stop is not None and _watch.may_stop():
         raise Interrupted(_watch.number)

@@ -1,4 +1,4 @@
-"""Prompt lists: what is trained on, what is held out, and what learning rates are chosen on."""
+"""Prompt lists: for training, held out, and for choosing learning rates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ALL = "animals"  # the name of that file on every machine: a path would be part 
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a text file in UTF-8, one a line; "animals" are the paper's 45.
+    """The prompts of a UTF-8 text file, one per line. "animals" are the paper's 45.
 
-    Only a line feed, with or without a carriage return, ends a line. Blank lines are skipped, byte order marks and
-    white space around a prompt dropped; UserError for a control character within one, but for tabs: no text encoder
-    has a use for it, and it may mean that the file is something else.
+    Only a line feed, with or without a carriage return, ends a line. Blank lines are skipped. Byte order marks and
+    white space around a prompt are removed. UserError for a control character within a prompt, except tabs: no text
+    encoder uses it, and it may mean that the file is something else.
     """
     file = ANIMALS if path == ALL else Path(path)
     try:
@@ -29,7 +29,7 @@ def read_prompts(path: str | Path) -> list[str]:
         for character in prompt:
             if unicodedata.category(character) == "Cc" and character != "\t":
                 raise UserError(
-                    f"prompts file {path}, line {number} has the control character U+{ord(character):04X}; take it out"
+                    f"prompts file {path}, line {number} has the control character U+{ord(character):04X}; remove it"
                 )
         if prompt:
             prompts.append(prompt)
@@ -39,15 +39,16 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def compared(prompt: str) -> str:
-    """What two prompts have in common that differ in white space or in the form of their accents only."""
+    """A form of a prompt that is equal for two prompts that differ only in white space or in the form of their
+    accents."""
     return " ".join(unicodedata.normalize("NFC", prompt).split())
 
 
 def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list[str]]:
-    """seen: trained on and reported; unseen: reported only; tuning: for choosing settings only.
+    """seen: trained on and reported; unseen: only reported; tuning: only for choosing settings.
 
-    The default is the paper's 45 animals (DDPO's list): of every nine, the fifth is unseen, the third and the ninth
-    are tuning. With files of one's own there is no tuning list.
+    The default is the paper's 45 animals (DDPO's list): of every nine, the fifth is unseen, the third and the ninth are
+    tuning. With other prompt files there is no tuning list.
     """
     animals = read_prompts(ANIMALS)
     default = {
@@ -61,5 +62,5 @@ def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list
     seen_forms = {compared(prompt) for prompt in out["seen"]}
     both = sorted({prompt for prompt in out["unseen"] if compared(prompt) in seen_forms})
     if both:
-        raise UserError(f"prompts {both[:5]} are both trained on and held out; take them out of one file")
+        raise UserError(f"prompts {both[:5]} are both trained on and held out; remove them from one file")
     return out | {"tuning": []}

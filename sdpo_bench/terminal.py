@@ -1,4 +1,4 @@
-"""The border between texts from records, models or arguments and the reader's terminal."""
+"""Makes texts from records, models or arguments safe for the terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def printable(text: str) -> str:
-    """The text with control characters as Python writes them, "\\x1b": a terminal shows them and does not obey."""
+    """The text with control characters escaped, such as "\x1b", so that a terminal shows them and does not execute
+    them."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def echo(text: str, file: TextIO | None = None) -> None:
-    """Prints a text that holds what the suite did not write itself."""
+    """Prints a text that may contain text from outside the suite."""
     print(printable(text), file=file, flush=True)

@@ -74,8 +74,11 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
 
 
 RANGES = {  # the lowest valid values, or what is above the bound; then words
-    "at least 1": (1, "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
-                      "prompt_stats_min_count reward_batch steps train_window train_window_epochs"),
+    "at least 1": (
+        1,
+        "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
+        "prompt_stats_min_count reward_batch steps train_window train_window_epochs",
+    ),
     "at least 2": (2, "group_size"),
     "0 or more": (0, "checkpoint_every epochs noise_level probe_every rows weight_decay"),
     "a number > 0": (1e-9, "advantage_clip clip_range learning_rate lora_alpha max_grad_norm resolution"),
@@ -83,7 +86,7 @@ RANGES = {  # the lowest valid values, or what is above the bound; then words
     "above 0, to 1": (1e-9, "train_share"),
     "0 (DDIM) to 1 (DDPM)": (0, "eta"),
     "1 (none) or more": (1, "guidance"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -135,9 +138,9 @@ def test_a_value_that_is_no_choice_is_refused(name):
         ({"prompt_stats_min_count": 33}, "expected 1 to --prompt-stats-buffer"),
         ({"eval_interim_noises": 0}, "--eval-interim-noises is 0; expected 1 to --eval-noises"),
         ({"pairs": 24}, "expected a multiple of --pairs-per-update"),
-        ({"finetune": "full", "dtype": "float16"}, "--finetune full trains the weights themselves"),
+        ({"finetune": "full", "dtype": "float16"}, "--finetune full needs more precision"),
         ({"steps": 1}, "--steps is 1; expected at least 2"),
-        ({"label": "start"}, "--label start is the untrained model's"),
+        ({"label": "start"}, "--label start is reserved for the untrained model"),
         ({"label": "a\nb"}, "without control characters"),
         ({"label": "x" * 101}, "--label has 101 letters"),
         ({"seed": 2**64}, "--seed is 18446744073709551616; expected 0 to 2"),

@@ -53,7 +53,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
 @pytest.mark.parametrize("character", ["\x00", "\x0c", "\x0b", "\x1b", "\x1c", "\x7f", "\x85", "\r"])
 def test_control_characters_within_a_prompt_are_refused(tmp_path, character):
     path = write(tmp_path / "file", f"cat\na red{character}car\n")
-    with pytest.raises(UserError, match=rf"file, line 2 has the control character U\+{ord(character):04X}; take it"):
+    with pytest.raises(UserError, match=rf"file, line 2 has the control character U\+{ord(character):04X}; remove it"):
         read_prompts(path)
 
 

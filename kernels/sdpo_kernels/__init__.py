@@ -1,15 +1,15 @@
-"""The part of the training loop that is RL's own: transition, log-prob, losses, similarities.
+"""The RL-specific operations of the training loop: transition, log-prob, losses, similarities.
 
-One form serves every sampler: with `m` the model's output and `x` the latent,
+One form serves every sampler. With `m` the model's output and `x` the latent,
 
     mean = a x + b m,   predicted clean = c x + d m,   next = mean + sigma z,   z ~ N(0, 1)
 
-and a row `(a, b, c, d, sigma)` of float32 coefficients per sample. Latents have shape [N, ...] or [P, 2, ...]
-with any trailing shape, contiguous within a sample. Log-probs are means over a latent's elements, not sums.
+and a row `(a, b, c, d, sigma)` of float32 coefficients per sample. Latents have shape [N, ...] or [P, 2, ...] with any
+trailing shape, contiguous within a sample. Log-probs are means over a latent's elements, not sums.
 
-Each operation has a PyTorch reference and a Triton kernel, and is a `torch.library` operation, so torch.compile,
-autograd and CUDA graphs take it as one. `backend` chooses; by default CUDA tensors go to Triton. The package needs
-torch, and triton for CUDA tensors, nothing else.
+Each operation has a PyTorch reference and a Triton kernel. It is a `torch.library` operation, so torch.compile,
+autograd and CUDA graphs treat it as one. `backend` chooses the implementation; by default CUDA tensors use Triton. The
+package needs only torch, and triton for CUDA tensors.
 """
 
 from sdpo_kernels import coefficients

@@ -1,4 +1,4 @@
-"""Which implementation runs: `auto` takes the fastest that the device has; an explicit choice never falls back."""
+"""Chooses the implementation: `auto` takes the fastest that the device has; an explicit choice never falls back."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def settings() -> tuple[str, bool, bool]:
-    """What `resolve_backend` reads beside its arguments."""
+    """The state that `resolve_backend` reads in addition to its arguments."""
     return _current, HAVE_TRITON, INTERPRETED
 
 
 def resolve_backend(
     name: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> str:
-    """`torch` or `triton`: what an operation on tensors of this device and dtype uses.
+    """Returns the backend, `torch` or `triton`, for tensors of this device and dtype.
 
-    `name`, or else the surrounding `backend(...)`, or else the environment's SDPO_KERNELS_BACKEND, or else `auto`:
-    Triton for CUDA tensors, PyTorch for others and for float64. Raises where the choice can't run (ValueError;
-    TypeError for float64; RuntimeError without Triton) rather than running another one in its place.
+    The choice is `name`; without it the surrounding `backend(...)`, then the environment's SDPO_KERNELS_BACKEND, then
+    `auto`: Triton for CUDA tensors, PyTorch for others and for float64. If the choice cannot run, it raises an error
+    (ValueError; TypeError for float64; RuntimeError without Triton) and does not fall back.
     """
     name = _checked(_current if name is None else name)
     device = torch.device(device)
@@ -66,14 +66,14 @@ def resolve_backend(
 
 
 def of(name: str | None, *tensors: Tensor) -> str:
-    """`resolve_backend` for these tensors, of one device."""
+    """Calls `resolve_backend` for these tensors, which are on one device."""
     wide = any(t.dtype == torch.float64 for t in tensors)
     return resolve_backend(name, tensors[0].device, torch.float64 if wide else torch.float32)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context every operation of the process uses the backend `name`, if it is not told otherwise."""
+    """Makes every operation of the process use the backend `name` in this context, unless the call names another."""
     global _current
     previous, _current = _current, _checked(name)
     try:

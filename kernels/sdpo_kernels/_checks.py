@@ -1,4 +1,4 @@
-"""Argument checks: each error names the argument, what came and what is expected."""
+"""Checks of arguments: each error names the argument, its value and what is expected."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LATENT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def latents(lead: int, **tensors: Tensor) -> torch.Size:
-    """All `tensors` share one shape with at least `lead` + 1 dimensions and one device, have a float dtype, and are
-    contiguous within each sample. Returns the shape."""
+    """Checks that all `tensors` have one shape with at least `lead` + 1 dimensions, one device, a float dtype, and
+    samples that are contiguous. Returns the shape."""
     (first, reference), *_ = tensors.items()
     for name, t in tensors.items():
         if t.dtype not in LATENT_DTYPES:
@@ -34,7 +34,7 @@ def latents(lead: int, **tensors: Tensor) -> torch.Size:
 
 
 def contiguous_within(t: Tensor, lead: int) -> bool:
-    """Whether a sample's elements, behind the `lead` leading dimensions, lie one after the other."""
+    """Whether the elements of each sample, after the `lead` leading dimensions, are contiguous."""
     expected = 1
     for size, stride in zip(reversed(t.shape[lead:]), reversed(t.stride()[lead:]), strict=True):
         if size != 1 and stride != expected:
@@ -44,7 +44,7 @@ def contiguous_within(t: Tensor, lead: int) -> bool:
 
 
 def rows(name: str, t: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """`t` has exactly this shape, lies on this device and has this dtype (if none is given: a float one)."""
+    """Checks that `t` has exactly this shape, is on this device and has this dtype (by default any float dtype)."""
     if tuple(t.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {tuple(shape)}")
     if t.device != device:
@@ -56,7 +56,7 @@ def rows(name: str, t: Tensor, shape: tuple[int, ...], device: torch.device, dty
 
 
 def coefficients(t: Tensor, n: int, *latents: Tensor) -> None:
-    """Rows (a, b, c, d, sigma) of [N, 5]: float32, or float64 where one of the `latents` has it."""
+    """Checks rows (a, b, c, d, sigma) of [N, 5]: float32, or float64 if one of the `latents` has it."""
     rows("coefficients", t, (n, 5), latents[0].device)
     wide = any(x.dtype == torch.float64 for x in latents)
     if t.dtype != torch.float32 and not (wide and t.dtype == torch.float64):
@@ -64,9 +64,9 @@ def coefficients(t: Tensor, n: int, *latents: Tensor) -> None:
 
 
 def coefficient_values(t: Tensor, *, stochastic: bool) -> None:
-    """Finite, and sigma > 0 where a log-prob is wanted. On the CPU only: to read values of an accelerator is to wait
-    for it. There such a row's log-prob comes out not finite, and `sdpo_kernels.coefficients` refuses it beforehand.
-    """
+    """Checks that values are finite, and sigma > 0 if a log-prob is needed. Only on the CPU, because reading values of
+    an accelerator makes the host wait. There such a row gives a log-prob that is not finite, and
+    `sdpo_kernels.coefficients` refuses it beforehand."""
     if t.device.type != "cpu":
         return
     if not bool(torch.isfinite(t).all()):
@@ -76,7 +76,8 @@ def coefficient_values(t: Tensor, *, stochastic: bool) -> None:
 
 
 def constants(**tensors: Tensor) -> None:
-    """Only the model's output is differentiated: a gradient that would be dropped in silence is refused."""
+    """Refuses tensors that require a gradient: only the model's output is differentiated, and their gradient would be
+    lost silently."""
     for name, t in tensors.items():
         if t.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} requires a gradient, but only model_output is differentiated; detach {name}")

@@ -1,4 +1,5 @@
-"""Whether an operation has to pass through torch.library, and its checks, made once for each layout of arguments.
+"""Decides whether an operation must pass through torch.library, and keeps its checks, made once per layout of
+arguments.
 
 The passage takes longer than the launch of a kernel. It is needed where somebody watches: a compiler or tracer, which
 records the operation; a transform or mode, which puts something in its place; autograd, which differentiates it.
@@ -20,7 +21,8 @@ _passed: dict[tuple[Any, ...], str] = {}
 
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a function with torch.library as `sdpo_kernels::name`; the function itself stays as `.direct`."""
+    """Registers a function with torch.library as `sdpo_kernels::name`; the function itself stays available as
+    `.direct`."""
 
     def register(function: Callable[..., Any]) -> Any:
         registered: Any = torch.library.custom_op(f"sdpo_kernels::{name}", function, mutates_args=())
@@ -31,7 +33,7 @@ def operation(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def watched() -> bool:
-    """Whether operations are recorded, transformed or replaced here: torch.compile, torch.export, make_fx, torch.func,
+    """Whether operations are being recorded, transformed or replaced: torch.compile, torch.export, make_fx, torch.func,
     torch.jit.trace, FakeTensorMode and other modes."""
     return bool(
         torch.compiler.is_compiling()
@@ -43,7 +45,7 @@ def watched() -> bool:
 
 
 def prepare(check: Callable[..., str], backend: str | None, *tensors: Tensor | None) -> tuple[str, bool]:
-    """The tensors' backend, as `check(backend, *tensors)` returns it, and whether the operation may run directly.
+    """Returns the tensors' backend, as `check(backend, *tensors)` does, and whether the operation may run directly.
 
     Directly: as a function, past torch.library. So it may where nobody watches, no gradient is wanted and all tensors
     are plain ones. There a check is made once for each layout of the tensors: it must not read their values.

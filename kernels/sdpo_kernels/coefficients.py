@@ -20,12 +20,12 @@ LCM_SIGMA_DATA = 0.5  # LCMScheduler sets it at every step; it is no option
 
 
 class Schedule(NamedTuple):
-    """What a sampler needs of K steps, noisiest first.
+    """The values that a sampler needs for K steps, noisiest first.
 
-    timesteps [K], int64, or float64 where the schedule has fractions (Euler ancestral's "linspace", flow); table
-    float64 [K, 5]; input_scale float64 [K]: the model sees input_scale[k] * x; initial_scale: the first latent is
-    initial_scale * z. Both scales are 1 but for Euler ancestral. signal_scale and noise_scale, float64 [K]: the latent
-    that step k takes is distributed as signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
+    timesteps [K] are int64, or float64 if the schedule has fractions (Euler ancestral's "linspace", flow). table is
+    float64 [K, 5]. input_scale is float64 [K]: the model sees input_scale[k] * x. initial_scale: the first latent is
+    initial_scale * z. Both scales are 1 except for Euler ancestral. signal_scale and noise_scale are float64 [K]: the
+    latent that step k takes is distributed as signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
     """
 
     timesteps: Tensor
@@ -48,10 +48,11 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
 def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int | None = None) -> Schedule:
     """DDIM (arXiv 2010.02502, eq. 12 and 16), from any scheduler with `alphas_cumprod`.
 
-    A step's previous timestep is the next one of the schedule, and 0 for the last step. The first
-    `stochastic_steps` of the steps (default: all) need sigma > 0, since their log-prob is wanted.
-    Raises ValueError where the schedule leaves sigma = 0 there, for a scheduler that clips (no linear step), and where
-    a coefficient is not finite.
+    A step's previous timestep is the next one of the schedule, and 0 for the last step. The first `stochastic_steps` of
+    the steps (default: all) need sigma > 0, since their log-prob is needed.
+
+    Raises ValueError if the schedule has sigma = 0 there, for a scheduler that clips (no linear step), and if a
+    coefficient is not finite.
     """
     prediction = _prediction_type(scheduler, PREDICTION_TYPES)
     _refuse_clipping(scheduler)
@@ -73,10 +74,11 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
     """Euler ancestral (arXiv 2011.13456, eq. 47, in k-diffusion's form), from an EulerAncestralDiscreteScheduler.
 
     The latent is x = x0 + sigma z with sigma^2 = (1 - abar) / abar, not DDIM's: it starts at `initial_scale` and the
-    model sees `input_scale` of it. The timesteps have the scheduler's own spacing. The last step goes to sigma = 0
-    without noise, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
-    Raises TypeError for another scheduler; ValueError for an unknown prediction type or spacing, for one that clips (no
-    linear step), for sigma = 0 where a log-prob is wanted, and for a coefficient that is not finite.
+    model sees `input_scale` of it. The timesteps have the scheduler's spacing. The last step goes to sigma = 0 without
+    noise, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
+
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type or spacing, for a scheduler that
+    clips (no linear step), for sigma = 0 if a log-prob is needed, and for a coefficient that is not finite.
     """
     _require(scheduler, "EulerAncestralDiscreteScheduler")
     prediction = _prediction_type(scheduler, ("epsilon", "v_prediction"))
@@ -108,11 +110,12 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
 def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
     """Multistep latent consistency sampling (arXiv 2310.04378), from an LCMScheduler, with its own timesteps.
 
-    Each step noises f = c_out x0 + c_skip x (c_skip and c_out: arXiv 2303.01469, eq. 5) to the next timestep; the last
-    one returns f itself, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given. The
-    predicted clean latent is x0, not f; they differ by c_skip, 7e-6 at most on the default options' timesteps.
-    Raises TypeError for another scheduler; ValueError for an unknown prediction type, for one that clips (no linear
-    step), for sigma = 0 where a log-prob is wanted, and for a coefficient that is not finite.
+    Each step adds the noise of the next timestep to f = c_out x0 + c_skip x (c_skip and c_out: arXiv 2303.01469, eq.
+    5). The last one returns f, so only the steps before it have a log-prob: `stochastic_steps` is K - 1 unless given.
+    The predicted clean latent is x0, not f; they differ by c_skip, at most 7e-6 on the default options' timesteps.
+
+    Raises TypeError for another scheduler; ValueError for an unknown prediction type, for a scheduler that clips (no
+    linear step), for sigma = 0 if a log-prob is needed, and for a coefficient that is not finite.
     """
     _require(scheduler, "LCMScheduler")
     config = scheduler.config
@@ -173,14 +176,15 @@ def flow_sde(
     """Flow-GRPO's SDE (arXiv 2505.05470, eq. 9), from a FlowMatchEulerDiscreteScheduler; m is the velocity z - x0.
 
     `level` is the paper's a (0.7 in its appendix B.3), in g = a sqrt(sigma_t / (1 - sigma_t)); 0 is the Euler step of
-    the ODE. Where sigma_t = 1 (diffusers' first step) g is infinite: there its 1 - sigma_t takes the next step's sigma,
-    as the authors' code has it (github.com/yifan123/flow_grpo, sd3_sde_with_logprob.py). Every step has noise, the last
-    one too.
-    `mu` is the shift that use_dynamic_shifting wants; `sigmas` are [K] values before the shift, such as a pipeline
-    gives (Flux: linspace(1, 1 / K, K)), the scheduler's own by default. The first `stochastic_steps` of the steps
-    (default: all) need sigma > 0.
+    the ODE. At sigma_t = 1 (diffusers' first step) g is infinite. There 1 - sigma_t uses the next step's sigma, as in
+    the authors' code (github.com/yifan123/flow_grpo, sd3_sde_with_logprob.py). Every step has noise, the last one too.
+
+    `mu` is the shift for use_dynamic_shifting. `sigmas` are [K] values before the shift, such as a pipeline gives
+    (Flux: linspace(1, 1 / K, K)); by default the scheduler's. The first `stochastic_steps` of the steps (default: all)
+    need sigma > 0.
+
     Raises TypeError for another scheduler; ValueError for options of the scheduler that are not supported, for a
-    schedule that does not fall within 1 to 0, and for sigma = 0 where a log-prob is wanted.
+    schedule that does not fall from 1 to 0, and for sigma = 0 if a log-prob is needed.
     """
     _require_level(level)
     timesteps, sigma_t, sigma_to = _flow_steps(scheduler, steps, mu, sigmas)
@@ -244,7 +248,7 @@ def dance_sde(
 
 
 def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
-    """The schedule of the scheduler's own sampler, `flow_sde` for flows; `options` are those of its builder.
+    """Builds the schedule for a scheduler by its class, `flow_sde` for flows; `options` are those of its builder.
 
     Raises TypeError for a scheduler that has no stochastic step here, and what the builder raises.
     """
@@ -281,7 +285,7 @@ def _prediction_type(scheduler: Any, known: tuple[str, ...]) -> str:
 
 
 def _refuse_clipping(scheduler: Any) -> None:
-    """Also where the scheduler's own class does not read the option: its file asks for it, whatever the sampler is."""
+    """Refuses clipping even if the scheduler's class does not read the option, because its file asks for it."""
     for option in ("clip_sample", "thresholding"):
         if getattr(scheduler.config, option, False):
             raise ValueError(f"the scheduler's {option} is on, but a clipped step is not linear; turn it off")

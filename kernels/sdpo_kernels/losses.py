@@ -1,7 +1,7 @@
 """The clipped losses of SDPO and of PPO (DDPO, the GRPO family) from the model's output, with their gradients.
 
-Arranged as transition.py; the Triton kernels stand in losses_triton.py. Both know the loss's derivative by the
-log-prob in closed form (`slope`), so the gradient needs no second pass through autograd.
+The file is arranged like transition.py; the Triton kernels are in losses_triton.py. Both use the closed form of the
+loss's derivative by the log-prob (`slope`), so the gradient needs no second pass through autograd.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SDPOLoss(NamedTuple):
 
 
 def larger(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """max(first, second) and its derivatives by both: halves where they are equal. NaN propagates."""
+    """max(first, second) and its derivatives by both, 1/2 each if they are equal. NaN propagates."""
     of_first = (first > second).to(first) + 0.5 * (first == second)
     return torch.maximum(first, second), of_first, 1 - of_first
 
@@ -34,7 +34,8 @@ def larger(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def sdpo_reference(
     log_prob: Tensor, old: Tensor, advantages: Tensor, weight: Tensor, clip_range: float, advantage_clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """SDPO's loss [P], whether a log-ratio is clipped [P], and slope [P, 2], the loss's derivative by log_prob [P, 2].
+    """SDPO's loss [P], whether a log-ratio is clipped [P], and the slope [P, 2]: the derivative of the loss by log_prob
+    [P, 2].
 
     D_i = rho_i - old_i,  u = w (D_1 - D_2) - dA,  c = w (clip D_1 - clip D_2) - dA,  loss = max(u^2, c^2)
     """

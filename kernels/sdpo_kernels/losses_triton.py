@@ -1,4 +1,4 @@
-"""Triton kernels of losses.py's formulas.
+"""Triton kernels of the formulas in losses.py.
 
 Where a sample is one tile, one program does a whole pair (or sample): both residuals stay in its registers between
 the sum and the gradient, so 3 reads and 1 write an element are all the traffic, in one launch. Larger samples take
@@ -88,15 +88,16 @@ def sdpo_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     GRAD: tl.constexpr,
 ):  # fmt: skip
-    """A program a pair. Several tiles: from their sums. One tile: from the latents; with GRAD the gradient in place of
-    the slopes."""
+    """One program per pair. With several tiles it starts from their sums; with one tile from the latents, and with GRAD
+    it writes the gradient instead of the slopes."""
     pair = tl.program_id(0).to(tl.int64)
     coefficients = coefficients_ptr + pair * coefficients_stride
     sigma = tl.load(coefficients + 4)
     if BLOCKS == 1:
         offsets = elements(0, one, BLOCK, VECTOR)
-        first = residual(m_ptr + pair * m_outer, x_ptr + pair * x_outer, prev_ptr + pair * prev_outer,
-                         coefficients, offsets, E)  # fmt: skip
+        first = residual(
+            m_ptr + pair * m_outer, x_ptr + pair * x_outer, prev_ptr + pair * prev_outer, coefficients, offsets, E
+        )
         total1 = tl.sum(first * first, axis=0)
         second = residual(m_ptr + pair * m_outer + m_inner, x_ptr + pair * x_outer + x_inner,
                           prev_ptr + pair * prev_outer + prev_inner, coefficients, offsets, E)  # fmt: skip
@@ -129,13 +130,14 @@ def ppo_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     GRAD: tl.constexpr,
 ):  # fmt: skip
-    """A program a sample, as sdpo_kernel does a pair."""
+    """One program per sample; otherwise like sdpo_kernel."""
     row = tl.program_id(0).to(tl.int64)
     coefficients = coefficients_ptr + row * coefficients_stride
     if BLOCKS == 1:
         offsets = elements(0, one, BLOCK, VECTOR)
-        r = residual(m_ptr + row * m_stride, x_ptr + row * x_stride, prev_ptr + row * prev_stride,
-                     coefficients, offsets, E)  # fmt: skip
+        r = residual(
+            m_ptr + row * m_stride, x_ptr + row * x_stride, prev_ptr + row * prev_stride, coefficients, offsets, E
+        )
         total = tl.sum(r * r, axis=0)
     else:
         total = sum_of_tiles(sums_ptr, row, BLOCKS, WIDTH)
@@ -151,10 +153,10 @@ def ppo_kernel(
 
 
 def run(kernel, tensors, scalars, per_loss, grad_scale: float | None):
-    """Both losses' launches. `per_loss` are the rows that one loss has: 2 (a pair) or 1.
+    """Launches both losses. `per_loss` is the number of rows of one loss: 2 (a pair) or 1.
 
-    Returns loss, log_prob, clipped, slope (None where the gradient is made with it, in one launch) and, with a
-    `grad_scale`, the gradient (else None).
+    Returns loss, log_prob, clipped, slope (None if the gradient is computed in the same launch) and the gradient (None
+    without a `grad_scale`).
     """
     m, x, prev, coefficients, *vectors = tensors
     coefficients, lead = table(coefficients), per_loss

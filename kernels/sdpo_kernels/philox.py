@@ -1,4 +1,4 @@
-"""Counter-based normal noise: the numbers of a sample depend on its own seed alone, never on the batch.
+"""Counter-based normal noise: the numbers of a sample depend only on its seed, never on the batch.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and Box-Muller, with the
 seed as the key and (block, step) as the counter; so a GPU kernel can draw the same numbers in registers.

@@ -1,8 +1,8 @@
-"""philox.py's noise, drawn inside a Triton kernel.
+"""The noise of philox.py, drawn inside a Triton kernel.
 
-Box-Muller is written with polynomials: Triton's sin and cos keep a table in local memory, and a logarithm that needs no
-special cases is shorter. What they give is philox.py's to a few 1e-7. Their coefficients are minimax fits, by
-iteratively reweighted least squares: of log(1 + f) to 6e-9 relative, of sine and cosine to 5e-9 and 6e-8 absolute.
+Box-Muller is written with polynomials, because Triton's sin and cos keep a table in local memory, and a logarithm that
+needs no special cases is shorter. The results equal those of philox.py to a few 1e-7. The coefficients are minimax fits
+by iteratively reweighted least squares: of log(1 + f) to 6e-9 relative, of sine and cosine to 5e-9 and 6e-8 absolute.
 """
 
 import triton
@@ -88,8 +88,9 @@ def four_normals(block, step, k0, k1):
 def normal(seed, step, offsets, first, BLOCK: tl.constexpr, TOGETHER: tl.constexpr):
     """Elements first, ..., first + BLOCK - 1 of philox.normal's row, float32 [BLOCK]; `first` is a multiple of 8.
 
-    TOGETHER, 8 or 4, arranges neighbours in a thread as 16-byte accesses of 16-bit or 32-bit latents do, so that the
-    noise is born in the registers where it is added. 1: each element by itself, wherever `offsets` lie; it draws four.
+    TOGETHER, 8 or 4, arranges neighbours in a thread like 16-byte accesses of 16-bit or 32-bit latents, so that the
+    noise is drawn in the registers in which it is added. With 1 each element is drawn separately for any `offsets`;
+    this draws four for each.
     """
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)

@@ -1,4 +1,5 @@
-"""Similarities of the predicted clean latents: SDPO's anchor and its weights. Kernels in similarity_triton.py."""
+"""Similarities of the predicted clean latents, which give SDPO's anchor and its weights. The kernels are in
+similarity_triton.py."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class AnchorSimilarity(NamedTuple):
 def anchor_similarity(predicted_clean: Tensor, *, backend: str | None = None) -> AnchorSimilarity:
     """Cosine similarities along each trajectory of `predicted_clean` [N, K, ...] (arXiv 2411.11727).
 
-    The anchor is the step least similar to the first and the last together. For K > 2 it lies within 1..K-2, so
-    that three different steps are queried; for K <= 2 it is the last step. Not differentiable.
+    The anchor is the step with the smallest sum of similarities to the first and the last step. For K > 2 it is within
+    1..K-2, so that three different steps are queried; for K <= 2 it is the last step. Not differentiable.
     """
     chosen, direct = _dispatch.prepare(_check, backend, predicted_clean)
     operation = _anchor_similarity.direct if direct else _anchor_similarity

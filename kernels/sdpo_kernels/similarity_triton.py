@@ -1,7 +1,7 @@
-"""Triton kernels of similarity.py's formulas: the Gram matrix of a trajectory's predictions from one read.
+"""Triton kernels of the formulas in similarity.py: one read gives the Gram matrix of a trajectory's predictions.
 
-The matrix units want at least 16 rows, a few-step trajectory has fewer: so several stretches of the latents lie
-under each other as rows, and the blocks of the product that pair a stretch with itself are added up.
+The matrix units need at least 16 rows, and a few-step trajectory has fewer. So several sections of the latents are
+stacked as rows, and the blocks of the product that pair a section with itself are summed.
 """
 
 import functools
@@ -23,7 +23,8 @@ def gram_kernel(
     E: tl.constexpr, K: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, LENGTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A program a part of a sample: [ROWS, LENGTH] elements times their transpose, summed by BLOCK columns.
+    """One program per part of a sample: multiplies [ROWS, LENGTH] elements by their transpose, in blocks of BLOCK
+    columns.
 
     Row r holds step r % STEPS of stretch r // STEPS; STEPS is K rounded up to a power of two.
     """
@@ -49,7 +50,7 @@ def cosines_kernel(
     gram_ptr, first_ptr, anchor_ptr, last_ptr, index_ptr,
     K: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A program a sample: adds up the parts' Gram matrices in order; cosines, and the anchor."""
+    """One program per sample: adds the parts' Gram matrices in order and computes the cosines and the anchor."""
     n = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, STEPS)[:, None]
     j = tl.arange(0, STEPS)[None, :]
@@ -82,7 +83,7 @@ def cosines_kernel(
 
 @functools.cache
 def shape(elements: int, steps: int, item: int) -> dict[str, int]:
-    """How a sample of K steps, E elements of `item` bytes each, is divided: by its own size alone."""
+    """Divides a sample of K steps with E elements of `item` bytes each; depends only on the sample's size."""
     width = triton.next_power_of_2(steps)
     rows = max(16, width)
     # A part's Gram matrix is written and read again: so that this is a tenth of its latents at most.

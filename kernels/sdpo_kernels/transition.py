@@ -1,8 +1,8 @@
 """The Gaussian step of every sampler, and its log-probability.
 
-Each operation: the public function (checks, backend), its PyTorch reference (the formula), and the registration as
-a `torch.library` operation, which torch.compile and autograd see as one. The Triton kernels of the same formulas
-stand in transition_triton.py.
+Each operation has a public function (checks, backend), a PyTorch reference (the formula), and a registration as a
+`torch.library` operation, which torch.compile and autograd see as one. The Triton kernels of the same formulas are in
+transition_triton.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DDIMStep(NamedTuple):
 
 
 def sum_dtype(*tensors: Tensor) -> torch.dtype:
-    """What sums are made in: float32, or float64 where an argument has it."""
+    """The dtype of sums: float32, or float64 if an argument has it."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 

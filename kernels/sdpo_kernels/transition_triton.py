@@ -1,9 +1,9 @@
-"""Triton kernels of transition.py's formulas.
+"""Triton kernels of the formulas in transition.py.
 
-A sample's elements are divided into tiles by a table that depends on their number alone: so a row's result is the
-same in any batch, and the step's log-prob the same to the bit as the losses', which sum in the same order. Up to
-SINGLE elements a sample is one tile, and the log-prob is finished where it is summed; above that, every tile stores
-its sum, and a second, tiny kernel adds those in order. No atomics, no autotuning.
+A table that depends only on the number of elements divides a sample into tiles. So a row's result is the same in any
+batch, and the step's log-prob equals that of the losses to the bit, because they sum in the same order. Up to SINGLE
+elements a sample is one tile, and one kernel finishes the log-prob. Above that, every tile stores its sum, and a
+second, tiny kernel adds the sums in order. There are no atomics and no autotuning.
 """
 
 import functools
@@ -28,7 +28,7 @@ OPTIONS = {"enable_fp_fusion": False}
 
 @functools.cache  # Triton's helpers take longer than a launch
 def tiles(elements: int) -> dict[str, int]:
-    """E elements a sample as BLOCKS tiles of BLOCK elements, for programs of `num_warps` warps.
+    """Divides E elements of a sample into BLOCKS tiles of BLOCK elements, for programs of `num_warps` warps.
 
     WIDTH is BLOCKS rounded up to a power of two. VECTOR: all threads access 16 bytes at a time, in all kernels, or
     one element at a time. The compiler's own choice would differ between kernels, and so would the order of sums.
@@ -41,7 +41,7 @@ def tiles(elements: int) -> dict[str, int]:
 
 
 def aligned(t: Tensor, lead: int, tiling: dict[str, int]) -> Tensor:
-    """`t`, or a copy of it where its samples could not be read 16 bytes at a time though their size would allow it."""
+    """Returns `t`, or a copy if its samples could not be read 16 bytes at a time although their size allows it."""
     places = t.stride()
     if not tiling["VECTOR"] or (t.data_ptr() % 16 == 0 and places[0] % 16 == 0 and (lead == 1 or places[1] % 16 == 0)):
         return t
@@ -64,7 +64,8 @@ def place(program, BLOCKS: tl.constexpr):
 
 @triton.jit
 def elements(tile, one, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
-    """Offsets of a tile's elements. Times a 1 that the compiler can't see, neighbours are no neighbours to it."""
+    """Offsets of a tile's elements. They are multiplied by a 1 that the compiler cannot see, so that it does not merge
+    accesses."""
     offsets = tl.arange(0, BLOCK)
     if not VECTOR:
         offsets *= one
@@ -73,7 +74,7 @@ def elements(tile, one, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def row_start(row, outer, inner, GROUP: tl.constexpr):
-    """Where sample `row` begins: groups of GROUP samples, `outer` apart, the samples of a group `inner` apart."""
+    """The start of sample `row`: groups of GROUP samples are `outer` apart, the samples of a group `inner` apart."""
     return (row // GROUP) * outer + (row % GROUP) * inner
 
 
@@ -94,13 +95,13 @@ def residual(m_ptr, x_ptr, prev_ptr, coefficients, offsets, E: tl.constexpr):
 
 @triton.jit
 def log_prob(total, sigma, E: tl.constexpr):
-    """rho of a sample whose residuals' squares add up to `total`."""
+    """rho of a sample whose squared residuals have the sum `total`."""
     return tl.div_rn(-total, 2.0 * E * sigma * sigma) - tl.log(sigma) - HALF_LOG_2PI
 
 
 @triton.jit
 def sum_of_tiles(sums_ptr, row, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Adds up what the tiles of a sample stored, in rows of WIDTH: aligned alike for every row."""
+    """Adds the sums that the tiles of a sample stored, in rows of WIDTH, with the same alignment for every row."""
     tile = tl.arange(0, WIDTH)
     return tl.sum(tl.load(sums_ptr + row * WIDTH + tile, mask=tile < BLOCKS, other=0.0), axis=0)
 
@@ -115,8 +116,8 @@ def step_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     DRAW: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile: reads m and x (and noise, or draws it: DRAW, its order in the threads), writes next,
-    predicted clean and log-prob."""
+    """One program per tile: reads m and x (and the noise, or draws it: DRAW is its order in the threads) and writes
+    next, predicted clean and log-prob."""
     row, tile = place(tl.program_id(0), BLOCKS)
     offsets = elements(tile, one, BLOCK, VECTOR)
     inside = offsets < E
@@ -152,7 +153,7 @@ def log_prob_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile: reads m, x and prev."""
+    """One program per tile: reads m, x and prev."""
     row, tile = place(tl.program_id(0), BLOCKS)
     offsets = elements(tile, one, BLOCK, VECTOR)
     coefficients = coefficients_ptr + row_start(row, coefficients_stride, 0, GROUP)
@@ -160,8 +161,10 @@ def log_prob_kernel(
         m_ptr + row_start(row, m_outer, m_inner, GROUP),
         x_ptr + row_start(row, x_outer, x_inner, GROUP),
         prev_ptr + row_start(row, prev_outer, prev_inner, GROUP),
-        coefficients, offsets, E,
-    )  # fmt: skip
+        coefficients,
+        offsets,
+        E,
+    )
     total = tl.sum(r * r, axis=0)
     if BLOCKS == 1:
         tl.store(log_prob_ptr + row, log_prob(total, tl.load(coefficients + 4), E))
@@ -174,7 +177,7 @@ def finish_kernel(
     sums_ptr, coefficients_ptr, log_prob_ptr, coefficients_stride,
     E: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A program a sample: its log-prob from its tiles' sums."""
+    """One program per sample: computes its log-prob from the sums of its tiles."""
     row = tl.program_id(0).to(tl.int64)
     sigma = tl.load(coefficients_ptr + row * coefficients_stride + 4)
     tl.store(log_prob_ptr + row, log_prob(sum_of_tiles(sums_ptr, row, BLOCKS, WIDTH), sigma, E))
@@ -187,9 +190,10 @@ def grad_kernel(
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A program a tile: reads m, x and prev, writes scale * slope * b r / (sigma^2 E).
+    """One program per tile: reads m, x and prev, writes scale * slope * b r / (sigma^2 E).
 
-    In the opposite order of the log-prob's, which has just read the same: what it read last still lies in the cache.
+    The order is opposite to that of the log-prob's kernel, which has just read the same data: the last of them are
+    still in the cache.
     """
     row, tile = place(tl.num_programs(0) - 1 - tl.program_id(0), BLOCKS)
     offsets = elements(tile, one, BLOCK, VECTOR)
@@ -198,8 +202,10 @@ def grad_kernel(
         m_ptr + row_start(row, m_outer, m_inner, GROUP),
         x_ptr + row_start(row, x_outer, x_inner, GROUP),
         prev_ptr + row_start(row, prev_outer, prev_inner, GROUP),
-        coefficients, offsets, E,
-    )  # fmt: skip
+        coefficients,
+        offsets,
+        E,
+    )
     factor = grad_factor(scale * tl.load(slope_ptr + row), coefficients, E)
     grad = (factor * r).to(grad_ptr.dtype.element_ty)
     tl.store(grad_ptr + row * E + offsets, grad, mask=offsets < E)
@@ -207,7 +213,7 @@ def grad_kernel(
 
 @triton.jit
 def grad_factor(slope, coefficients, E: tl.constexpr):
-    """slope b / (sigma^2 E): what a residual is multiplied by."""
+    """slope b / (sigma^2 E), the factor of a residual."""
     b = tl.load(coefficients + 1)
     sigma = tl.load(coefficients + 4)
     return tl.div_rn(slope * b, sigma * sigma * E)
@@ -237,7 +243,7 @@ def finish(sums: Tensor, coefficients: Tensor, log_prob: Tensor, tiling: dict[st
 
 
 def drawn_together(x: Tensor, tiling: dict[str, int]) -> int:
-    """How many neighbouring normal numbers a thread draws: as many as it reads elements at once."""
+    """The number of neighbouring normal numbers that a thread draws: as many as it reads elements at once."""
     if not tiling["VECTOR"]:
         return 1
     return 8 if x.element_size() == 2 and tiling["BLOCK"] >= 256 else 4
@@ -269,7 +275,7 @@ def ddim_step(
 def tile_sums(
     m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, log_prob: Tensor, tiling: dict[str, int]
 ) -> Tensor | None:
-    """The tiles' sums of squares [rows, WIDTH]; where a sample is one tile, its log-prob instead, and None."""
+    """The tiles' sums of squares [rows, WIDTH]; if a sample is one tile, its log-prob instead and None."""
     lead = log_prob.ndim
     sums = None if tiling["BLOCKS"] == 1 else log_prob.new_empty(log_prob.numel(), tiling["WIDTH"])
     launch(

@@ -1,1 +1,1 @@
-"""The command line: a file per command. Modules that import PyTorch are imported where they are used."""
+"""The command line: a file per command. Modules that import PyTorch are imported when they are used."""

@@ -14,7 +14,7 @@ from sdpo_bench.terminal import echo
 @dataclass(frozen=True)
 class Compare:
     """Compare two methods, models or commits: differences of the trained reward paired by seed, with 95 % intervals,
-    and the probability that a run of the first beats one of the second. Reads records only.
+    and the probability that a run of the first beats a run of the second. Reads only records.
 
     examples:
       sdpo-bench compare SDPO DDPO                                 # two rows of results/full
@@ -26,13 +26,13 @@ class Compare:
     a: tyro.conf.Positional[str]
     """A label of the profile (as in its tables, or in lower case with hyphens), or a folder of results."""
     b: tyro.conf.Positional[str]
-    """What is subtracted: another label, or another folder, whose rows of the same label are compared."""
+    """The label or folder that is subtracted. Two folders are compared label by label."""
     profile: str = "full"
-    """Whose records, of two labels."""
+    """The profile whose records are used to compare two labels."""
     results: Path | None = None
-    """Where the profiles' folders are; default: the committed results/."""
+    """The folder that holds the profiles' folders; default: the committed results/."""
     format: Literal["text", "markdown", "csv"] = "text"
-    """How it is printed."""
+    """The format of the output."""
 
     def __call__(self) -> int:
         from sdpo_bench.analysis.compare import compare, rendered

@@ -22,8 +22,8 @@ from sdpo_bench.errors import UserError
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this installation: versions, device, embedded model, scorers, results; says what to do about problems.
-    With --model: whether a run of it fits the device, before any weights are downloaded.
+    """Check this installation: versions, device, embedded model, scorers, results. Says what to do about problems.
+    With --model, estimate whether a run of it fits into the device's memory, before any weights are downloaded.
 
     examples:
       sdpo-bench doctor
@@ -34,15 +34,15 @@ class Doctor:
     model: OmitArgPrefixes[ModelConfig] = field(default_factory=lambda: ModelConfig(model=""))
     """Without --model this installation is checked. The options below are those of train."""
     method: str = "sdpo"
-    """Methods differ in how many pictures of an epoch they have scored."""
+    """The method; methods differ in how many images of an epoch are scored."""
     sampler: OmitArgPrefixes[SamplerConfig] = field(default_factory=SamplerConfig)
     rollout: OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
     optimizer: OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
     device_memory: OmitArgPrefixes[TrainingMemoryConfig] = field(default_factory=TrainingMemoryConfig)
     rewards: tuple[str, ...] = ()
-    """The rewards of the run: networks with published weights take memory too."""
+    """The rewards of the run, whose networks take memory too."""
     memory: float | None = None
-    """GiB of a device that is not here, in place of this machine's."""
+    """Memory in GiB of another device, instead of this machine's."""
 
     def __call__(self) -> int:
         from sdpo_bench.cli.installation import examine, fits
@@ -51,7 +51,7 @@ class Doctor:
         if not given["model"]:
             changed = [name for name in given if given[name] != default[name]]
             if changed:
-                raise UserError(f"{flag(changed[0])} is about a model; name one with --model")
+                raise UserError(f"{flag(changed[0])} needs --model")
             return examine()
         memory, rewards = given.pop("memory"), given.pop("rewards")
         if memory is not None and not memory > 0:

@@ -16,7 +16,7 @@ from sdpo_bench.terminal import echo
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a model, or one with the weights that a run saved, on fixed prompts and fixed noise.
+    """Evaluate a model, or the weights that a run saved, on fixed prompts and fixed noise.
 
     examples:
       sdpo-bench evaluate                                       # the embedded model as it is
@@ -31,13 +31,13 @@ class Evaluate:
     weights: Path | None = None
     """A run's `adapter` or `model` folder."""
     lora_rank: int | None = None
-    """Refuse an adapter in --weights of another rank; the rank itself is read from the file."""
+    """Check that the adapter in --weights has this rank. The rank itself is read from the file."""
     lora_alpha: float | None = None
-    """Refuse an adapter in --weights of another alpha; read from the file too."""
+    """Check that the adapter in --weights has this alpha. Alpha itself is read from the file."""
     rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards to report; `sdpo-bench train --help` lists them."""
     out: Path | None = None
-    """Also write every value, as JSON, to this file."""
+    """Also write every value to this file, as JSON."""
 
     def __call__(self) -> int:
         if not self.rewards:

@@ -29,8 +29,8 @@ def _device() -> str:
 
     text = f"{device_name('cpu')}, {physical_cores()} cores for workers; kernels: {sdpo_kernels.resolve_backend()}"
     if torch.cuda.is_available():
-        return f"{text}; {device_name('cuda')} (train and evaluate take it, reproduce with --device cuda)"
-    return f"{text}; no GPU: the quick profile needs none"
+        return f"{text}; {device_name('cuda')} (used by train and evaluate, and by reproduce with --device cuda)"
+    return f"{text}; no GPU (the quick profile needs none)"
 
 
 def _model() -> str:
@@ -56,7 +56,7 @@ def _results() -> str:
     from sdpo_bench.analysis.tables.build import build_tables
     from sdpo_bench.records.reader import finished_runs, has_records
 
-    # The tables of all take a minute: here only those that the first command is compared with.
+    # All tables would take a minute. The first command is compared with these.
     quick = reference_results() / "quick"
     if quick.is_dir():
         build_tables(load_groups(quick))
@@ -66,7 +66,7 @@ def _results() -> str:
 
 
 CHECKS: dict[str, tuple[Callable[[], str], str]] = {
-    "versions": (_versions, "install anew: python -m pip install -c constraints.txt -e ."),
+    "versions": (_versions, "reinstall: python -m pip install -c constraints.txt -e ."),
     "device": (_device, "install PyTorch for this machine, see README.md"),
     "embedded model": (_model, "restore sdpo_bench/assets from version control, or rebuild it: nox -s testbed"),
     "rewards": (_rewards, "restore sdpo_bench/assets from version control, or rebuild it: nox -s testbed"),
@@ -75,22 +75,25 @@ CHECKS: dict[str, tuple[Callable[[], str], str]] = {
 
 
 def examine() -> int:
-    """Prints a line for each check; exit code 1 if one failed."""
+    """Prints a line for each check. Returns the exit code: 1 if a check failed."""
     failed = 0
     for name, (check, remedy) in CHECKS.items():
         try:
             echo(f"ok      {name}: {check()}")
-        except Exception as error:  # whatever is wrong, the other checks should still be made
+        except Exception as error:  # the other checks should still run
             failed += 1
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             echo(f"FAILED  {name}: {kind}{' '.join(str(error).split())}\n        {remedy}")
-    print("all is well: sdpo-bench reproduce" if not failed else f"{failed} of {len(CHECKS)} checks failed")
+    print("all checks passed; next: sdpo-bench reproduce" if not failed else f"{failed} of {len(CHECKS)} checks failed")
     return 1 if failed else 0
 
 
 def fits(config: Any, memory: float | None = None) -> int:
-    """Prints what a run of `config` needs, part by part, and whether that fits its device, or one of `memory` GiB; exit
-    code 1 if it does not. UserError for a folder that can't be trained at all."""
+    """Prints the memory that a run of `config` needs, part by part, and whether it fits the device.
+
+    `memory`: GiB of another device. Returns the exit code: 1 if the run does not fit. UserError for a folder that
+    cannot be trained.
+    """
     from sdpo_bench.policies.loading import check_files
     from sdpo_bench.training.memory_estimate import SHARE, estimate, largest_rows, measure
 
@@ -107,8 +110,8 @@ def fits(config: Any, memory: float | None = None) -> int:
         f"{config.rows} rows, {costs.trained:,} trained weights"
     )
     for title, parts in (
-        ("throughout", found.staying),
-        ("and one of these at a time", found.passing),
+        ("during the whole run", found.staying),
+        ("in addition, one of these at a time", found.passing),
         ("in the host's memory", found.host),
     ):
         if parts:
@@ -124,14 +127,14 @@ def fits(config: Any, memory: float | None = None) -> int:
     print(f"does not fit: {need}")
     rows = largest_rows(costs, config, allowed)
     if rows is not None:
-        print(f"    with --rows {rows} it does")
+        print(f"    it fits with --rows {rows}")
     else:
-        print(f"    nor with --rows 1; try {' '.join(savings(config))}")
+        print(f"    it does not fit with --rows 1 either; try {' '.join(savings(config))}")
     return 1
 
 
 def savings(config: Any) -> list[str]:
-    """The options that save memory and are not yet taken, in the order of what they cost."""
+    """The unused options that save memory, cheapest first."""
     options = {
         "--finetune lora": config.finetune == "full",
         "--dtype bfloat16": config.dtype == "float32",
@@ -143,7 +146,7 @@ def savings(config: Any) -> list[str]:
 
 
 def device_memory(name: str) -> tuple[str, int]:
-    """The name and the bytes of the device that a run with --device `name` takes."""
+    """The name and the memory in bytes of the device that --device `name` selects."""
     import psutil
     import torch
 

@@ -1,4 +1,4 @@
-"""The command line. Modules that import PyTorch are imported where they are used, so that --help comes at once."""
+"""The command line. Modules that import PyTorch are imported when they are used, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ from sdpo_bench.interruption import Interrupted, exit_code
 from sdpo_bench.terminal import echo
 
 NOT_WRITABLE = (
-    errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
-)  # fmt: skip
-
+    errno.EACCES,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 COMMANDS: dict[str, Callable[[], type]] = {
     "reproduce": lambda: Reproduce,
@@ -45,7 +50,7 @@ A benchmark of reinforcement learning on few-step diffusion models.
   reproduce  run a profile of the benchmark and print its tables (start here)
   train      train a model with one method on one reward
   evaluate   evaluate a model, or the weights that a run saved
-  tables     make tables, figures and report anew from raw records
+  tables     make tables, figures and report again from raw records
   compare    compare two methods, models or commits
   doctor     check this installation
 
@@ -53,7 +58,7 @@ A benchmark of reinforcement learning on few-step diffusion models.
 
 
 def parse(cls: type, arguments: Sequence[str], prog: str) -> Any:
-    """The command from its arguments. What tyro has to say about bad ones is brought into one line."""
+    """Parses the arguments of a command. UserError with tyro's message in one line if they are bad."""
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
@@ -65,8 +70,8 @@ def parse(cls: type, arguments: Sequence[str], prog: str) -> Any:
 
 
 def unboxed(text: str) -> str:
-    """The message of a box that tyro draws, without its frame, its copy of the help and its line breaks."""
-    # The title is in the frame's first line; where the terminal has no such characters, above a line of dashes.
+    """The message in a box that tyro draws, without the frame, the copy of the help and the line breaks."""
+    # The title is in the frame's first line, or above a line of dashes if the terminal has no frame characters.
     lines = [line.strip(" │") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     sections = [" ".join(section.split()) for section in re.split("[─-]{20,}", "\n".join(lines))]
     message, *more = sections if "╭" in text else sections[1:]
@@ -78,10 +83,11 @@ def unboxed(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 where something failed, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs a command. Returns the exit code: 0, 1 if something failed, 2 for bad input, 130 after Ctrl-C, 143 after
+    SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # What concerns a user comes as an exception too, and then in one line; set before the libraries are imported, for
-    # workers too.
+    # The libraries' messages repeat exceptions, which are printed in one line. This is set before the libraries are
+    # imported, and for worker processes too.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "critical")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -104,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = stop.said if isinstance(stop, Interrupted) else ""
         print("\nstopped" + f": {said}" * bool(said), file=sys.stderr)
         return exit_code(stop)
-    except BrokenPipeError:  # a reader such as `head` has seen enough
+    except BrokenPipeError:  # a reader such as `head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -114,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OtherFailed):
             return 2
         if is_full_disk(error):
-            message = f"the disk is full ({error}): free space and go on with --resume"
+            message = f"the disk is full ({error}): free space and continue with --resume"
         elif isinstance(error, OSError) and error.errno in NOT_WRITABLE:
             message = f"{error.strerror}: {error.filename or 'while writing'}"
         elif isinstance(error, RecordError | RunLocked):

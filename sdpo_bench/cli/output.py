@@ -1,4 +1,4 @@
-"""What several commands print."""
+"""Output that several commands share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def quiet_libraries() -> None:
-    """No bars for reading files that are here; those of downloads, huggingface_hub's own, stay."""
+    """Turns off the progress bars for reading local files. huggingface_hub's bars for downloads stay."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -16,7 +16,7 @@ def quiet_libraries() -> None:
 
 
 def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over prompts and noises, a line per reward and split, a column per number of steps."""
+    """A table of means over prompts and noises: a line per reward and split, a column per number of steps."""
     steps = list(dict.fromkeys(row["steps"] for row in rows))
     cells: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:

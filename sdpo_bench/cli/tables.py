@@ -15,29 +15,29 @@ from sdpo_bench.terminal import echo
 
 @dataclass(frozen=True)
 class Tables:
-    """Make tables, figures and report anew from records; the same records give the same bytes.
+    """Make tables, figures and report again from records. The same records give the same bytes.
 
     examples:
-      sdpo-bench tables             # all in results/: profiles, the paper's curves
-      sdpo-bench tables runs/quick  # one
-      sdpo-bench tables --check     # change nothing, list what would differ
-      sdpo-bench tables runs/quick --latex                # tables as LaTeX too
-      sdpo-bench tables results/full --pack               # before committing: a few files in place of a folder per run
-      sdpo-bench tables results/full --unpack runs/full   # packed runs as folders again
+      sdpo-bench tables             # everything in results/: profiles, the paper's curves
+      sdpo-bench tables runs/quick  # one profile
+      sdpo-bench tables --check     # change nothing, list the differences
+      sdpo-bench tables runs/quick --latex                # also write tables as LaTeX
+      sdpo-bench tables results/full --pack               # before a commit: a few files instead of a folder per run
+      sdpo-bench tables results/full --unpack runs/full   # turn packed runs into folders again
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Profiles' folders, as results/quick; default: all in results/."""
+    """Folders of profiles, such as results/quick; default: all in results/."""
     check: bool = False
-    """Write nothing; exit with code 1 where a committed file is not what the records give, or a packed mean is not that
-    of its values (needs pyarrow)."""
+    """Write nothing. Exit with code 1 if a committed file differs from what the records give, or a packed mean differs
+    from that of its values (needs pyarrow)."""
     pack: bool = False
-    """Pack the finished runs of the named folders into the form that is committed, and remove them from raw/; weights
-    and checkpoints stay. Of pictures one run's a method is kept. Both forms are read alike (docs/records.md)."""
+    """Pack the finished runs of the named folders into the form that is committed, and remove them from raw/. Weights,
+    checkpoints and the images of one run per method are kept. Both forms are read alike (docs/records.md)."""
     latex: bool = False
-    """Write the tables as LaTeX too, or compare them too; without it such files go."""
+    """Also write or compare the tables as LaTeX. Without it, LaTeX files of an earlier call are removed."""
     unpack: Path | None = None
-    """Write nothing else: give the named folder's packed runs folders again, in UNPACK/raw/."""
+    """Only write the packed runs of the named folder as folders again, into UNPACK/raw/."""
 
     def __call__(self) -> int:
         from sdpo_bench.analysis.outputs import reference_results, shown, sources, write_all
@@ -45,12 +45,12 @@ class Tables:
         results = reference_results()
         folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
         if not folders:
-            raise UserError(f"{shown(results)} has no profile's records; `sdpo-bench reproduce` makes some")
+            raise UserError(f"{shown(results)} has no records of a profile; `sdpo-bench reproduce` makes some")
         for folder in folders:
             if not sources(folder):
                 raise UserError(
-                    f"{folder} has no records, packed or in a raw/ folder; give a profile's folder, as results/quick "
-                    "(a device's benchmarks: python -m benchmarks.kernel_results)"
+                    f"{folder} has no records, packed or in a raw/ folder; give the folder of a profile, such as "
+                    "results/quick (for benchmarks use python -m benchmarks.kernel_results)"
                 )
         if self.unpack is not None:
             return self._unpack(self.unpack)
@@ -77,30 +77,34 @@ class Tables:
         from sdpo_bench.records.packing import unpack_profile
 
         if self.check or self.pack or len(self.folders) != 1:
-            raise UserError("--unpack is of one folder: name it, and leave out --check and --pack")
+            raise UserError("--unpack needs the name of one folder, without --check and --pack")
         echo(f"{shown(out / 'raw')}: {unpack_profile(self.folders[0], out)} runs unpacked")
         return 0
 
 
 def check_tables(folders: Sequence[Path], tex: bool = False) -> int:
-    """Compares generated files byte by byte with what the records give now, and packed means with their values."""
+    """Compares generated files byte by byte with what the records give, and packed means with their values."""
     from sdpo_bench.analysis.outputs import files, shown
     from sdpo_bench.records.generated import differences
     from sdpo_bench.records.packed import is_packed
     from sdpo_bench.records.packing import check_values
 
-    wrong = [f"{shown(folder / name)}: {why}" for folder in folders
-             for name, why in differences(folder, files(folder, tex)).items()]  # fmt: skip
+    wrong = [
+        f"{shown(folder / name)}: {why}"
+        for folder in folders
+        for name, why in differences(folder, files(folder, tex)).items()
+    ]
     values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
     echo("\n".join([*wrong, *values]) or f"{len(folders)} folders: all files are what their records give")
     if wrong:
         print(
-            "error: the files above differ; `sdpo-bench tables` writes them anew. (Pictures are the same to the byte "
+            "error: the files above differ; `sdpo-bench tables` writes them again. (Figures are the same to the byte "
             "only with the versions in constraints.txt.)",
             file=sys.stderr,
         )
     if values:
         print(
-            "error: packed means are not those of the values: restore the files from version control", file=sys.stderr
+            "error: packed means differ from those of the values; restore the files from version control",
+            file=sys.stderr,
         )
     return 1 if wrong or values else 0

@@ -30,7 +30,7 @@ from sdpo_bench.terminal import echo
 
 
 def train_command() -> type:
-    """`sdpo-bench train`: RunConfig's fields, and where to write. Built on use: to list the methods needs PyTorch."""
+    """`sdpo-bench train`: RunConfig's fields and where to write. Built when used: listing methods needs PyTorch."""
     from sdpo_bench.methods import METHODS
     from sdpo_bench.rewards import PRETRAINED, REWARDS
 
@@ -52,13 +52,13 @@ def train_command() -> type:
         evaluation: OmitArgPrefixes[TrainingEvaluationConfig] = field(default_factory=TrainingEvaluationConfig)
         memory: OmitArgPrefixes[TrainingMemoryConfig] = field(default_factory=TrainingMemoryConfig)
         out: Path = field(default=Path("runs/train"))
-        """Where to write: the run gets a folder of its own in OUT/raw/."""
+        """The folder to write to. The run's folder is in OUT/raw/."""
         resume: bool = False
-        """Go on with the same run from its checkpoint, also with more epochs or other settings of execution."""
+        """Continue the same run from its checkpoint. More epochs and other settings of execution are allowed."""
         tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
         """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
         shard: bool = False
-        """Share the weights of --finetune full out over the processes (FSDP)."""
+        """Divide the weights of --finetune full among the processes (FSDP)."""
 
         def __call__(self) -> int:
             given = flat(self)
@@ -77,7 +77,7 @@ examples:
 methods, with their options and defaults:
 {methods}
 
-dense rewards, of the methods that take one at every step:
+dense rewards, for methods that use a reward at every step:
 {dense}
 
 samplers:
@@ -85,12 +85,12 @@ samplers:
 
 rewards: {", ".join(name for name in REWARDS if REWARDS[name].optimisable)}
 measured only, with --eval-rewards: {", ".join(name for name in REWARDS if not REWARDS[name].optimisable)}
-rewards with published weights, which docs/rewards.md says how to get: {", ".join(PRETRAINED)}"""
+rewards with published weights (how to get them: docs/rewards.md): {", ".join(PRETRAINED)}"""
     return Train
 
 
 def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
-    """One run, with a progress bar; says what it made. Of several processes the first one does."""
+    """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
     from sdpo_bench.records.lookup import find_run
     from sdpo_bench.training.loop import train as run
@@ -111,7 +111,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
             run(config, folder, resume=resume, on_epoch=display.show, ranks=ranks, tracker=followed, keep=True)
     except Interrupted as stop:
         if ranks.is_main:
-            again = f"stopped: {stop.said or 'what was saved stays'}. Go on with: {resuming(ranks.size)}"
+            again = f"stopped: {stop.said or 'saved files stay'}. Continue with: {resuming(ranks.size)}"
             print(f"\n{again}", file=sys.stderr)
         return exit_code(stop)
     if not display.begun and ranks.is_main:
@@ -125,7 +125,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
 
 
 class EpochDisplay:
-    """How far a run is: a bar on a terminal, elsewhere a line every PLAIN_EVERY epochs. A context, for the bar."""
+    """Shows the progress of a run: a bar on a terminal, otherwise a line every PLAIN_EVERY epochs."""
 
     PLAIN_EVERY = 10
 
@@ -143,7 +143,7 @@ class EpochDisplay:
         self.bar.close()
 
     def show(self, event: dict[str, Any]) -> None:
-        """What the training loop reports (training/loop.py): where the run begins, and each epoch's end."""
+        """Shows an event of the training loop (training/loop.py): the beginning of the run, or the end of an epoch."""
         from sdpo_bench.experiments.progress import beginning
 
         if event["phase"] == "begin":
@@ -159,7 +159,7 @@ class EpochDisplay:
 
 
 def show_results(config: Any, out: Path, folder: Path) -> None:
-    """The last evaluation, the seconds of an epoch, and where the records and the weights of a finished run lie."""
+    """Prints the last evaluation, the seconds per epoch, and the folders of records and weights of a finished run."""
     from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.experiments.progress import speed
     from sdpo_bench.records.reader import load_run
@@ -174,15 +174,17 @@ def show_results(config: Any, out: Path, folder: Path) -> None:
         echo(f'weights: {how}("{shown(weights)}")')
     elif config.epochs:
         print(
-            f"warning: {shown(weights)} was deleted, and no checkpoint is left to make it from: to have the weights, "
-            f"delete {shown(folder)} and train the run again",
+            f"warning: {shown(weights)} was deleted and there is no checkpoint to restore it from; to get the weights, "
+            f"delete {shown(folder)} and train again",
             file=sys.stderr,
         )
 
 
 def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
-    """UserError where --resume finds no run with these settings, but one with the same label, reward, K and seed: the
-    other settings are probably a slip, and to begin at epoch 1 is not what was asked for."""
+    """UserError if --resume finds no run with these settings, but one with the same label, reward, K and seed.
+
+    The other settings are then probably a mistake, and the user did not ask to begin at epoch 1.
+    """
     from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.records.lookup import fewer_epochs, nearest_run
 
@@ -192,15 +194,15 @@ def refuse_other_settings(raw: Path, row: dict[str, Any]) -> None:
         if only_epochs and (why := fewer_epochs(folder, row)):
             raise UserError(f"--resume: {why}, with another --label or --out")
         finished = (folder / "done.json").exists() and only_epochs
-        why = ", and it is finished: there is no checkpoint to go on from" if finished else ""
+        why = ", and it is finished, so there is no checkpoint to continue from" if finished else ""
         raise UserError(
             f"--resume: {shown(folder)} has the same label, reward, K and seed, but other settings: "
-            f"{', '.join(found)}{why}; give its settings, or for another run another --label, or no --resume"
+            f"{', '.join(found)}{why}; use its settings, or for a new run another --label, or leave out --resume"
         )
 
 
 def resuming(processes: int) -> str:
-    """The command that goes on with a run of `train`."""
+    """The command that continues a run of `train`."""
     if processes > 1:
         return "the same command with --resume"
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]

@@ -1,4 +1,4 @@
-"""SDPO's dense reward (arXiv 2411.11727): three queries, the other steps averaged from them."""
+"""SDPO's dense reward (arXiv 2411.11727): three queries; the other steps are averages of them."""
 
 from __future__ import annotations
 

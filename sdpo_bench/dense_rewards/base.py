@@ -1,4 +1,4 @@
-"""What every dense reward has in common: the plan of its queries, and the rewards that come of it."""
+"""Common parts of all dense rewards: the plan of their queries, and the interpolation of rewards."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Plan:
     compares: ClassVar[bool] = False
 
     def __call__(self, trajectory: Trajectory) -> QueryPlan:
-        """Which steps of `trajectory` are queried; the last one is, of every sample."""
+        """Chooses which steps of `trajectory` are queried. The last step of every sample must be."""
         raise NotImplementedError
 
 
 def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
-    """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried are read.
+    """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried ones are read.
 
-    The last step is always queried. What is averaged is the distance from its reward, in float64: equal rewards then
-    stay equal to the bit, where rounding would make differences that the advantages' division magnifies.
+    The last step is always queried. Distances from its reward are averaged, in float64. So equal rewards stay equal to
+    the bit; rounding would make differences that the division in the advantages magnifies.
     """
     last = values[..., -1:].double()
     distance = torch.where(plan.queried, values - last, 0)
@@ -52,8 +52,8 @@ def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
 
 
 def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor, int]:
-    """Rewards at the `queried` [B, G, K] steps, NaN elsewhere, and how many pictures were scored: the first picture of
-    a group that shares its initial noise once."""
+    """Rewards at the `queried` [B, G, K] steps, NaN elsewhere, and the number of scored images. The first image of a
+    group that shares its initial noise is scored once."""
     unique = unshared(queried) if trajectory.shared_noise else queried
     index = unique.nonzero()
     pictures = trajectory.predicted_clean[tuple(index.T)]
@@ -66,19 +66,19 @@ def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor
 
 
 def last_queried(values: Tensor, queried: Tensor) -> Tensor:
-    """The reward [B, G, K] last queried at or before each step (fixed before its noise), 0 where there is none."""
+    """The reward [B, G, K] last queried at or before each step (fixed before its noise); 0 if there is none."""
     steps = torch.arange(queried.shape[-1], device=queried.device)
     latest = torch.where(queried, steps, -1).cummax(-1).values
     return torch.where(latest >= 0, values.gather(-1, latest.clamp_min(0)), 0)
 
 
 def unshared(queried: Tensor) -> Tensor:
-    """`queried` without the first step of all but the first sample of each group, which show the same picture."""
+    """`queried` without the first step of all samples of a group but the first, because they show the same image."""
     unique = queried.clone()
     unique[:, 1:, 0] = False
     return unique
 
 
 def none(trajectory: Trajectory) -> Tensor:
-    """False [B, G, K], where the latents are."""
+    """A tensor of False [B, G, K], on the device of the latents."""
     return torch.zeros_like(trajectory.log_prob, dtype=torch.bool, device=trajectory.predicted_clean.device)

@@ -1,4 +1,4 @@
-"""The exact dense reward: what the others predict."""
+"""The exact dense reward, which the others predict."""
 
 from __future__ import annotations
 

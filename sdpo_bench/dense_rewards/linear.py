@@ -1,4 +1,4 @@
-"""The paper's three queries, joined by straight lines: what does the similarity of the pictures add?"""
+"""The paper's three queries, interpolated linearly: shows the effect of the similarity of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdpo_bench.types import Trajectory
 
 
 class Linear(Plan):
-    """The queries of `anchored`, but each other step is interpolated linearly between its two queried neighbours."""
+    """Makes the queries of `anchored`; each other step is interpolated linearly between its two queried neighbours."""
 
     name = "linear"
     meaning = "the same three queries, interpolated linearly in time"

@@ -1,4 +1,4 @@
-"""SDPO's averaging with other numbers of queries than its three."""
+"""SDPO's averaging with numbers of queries other than three."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ COVERED = 0.95  # `adaptive` queries until every predicted picture is this simil
 
 
 class Queries2(Plan):
-    """After the first and the last step again and again the step least similar to all that are chosen is queried, until
-    these are `queries`; weights as of `anchored`."""
+    """Queries the first and the last step, then repeatedly the step that is least similar to all chosen ones, until
+    there are `queries`. The weights are those of `anchored`."""
 
     name = "queries2"
     meaning = "averaged from two queries"
@@ -43,7 +43,7 @@ class Queries2(Plan):
 
 
 class Queries4(Queries2):
-    """Of four queries."""
+    """The same with four queries."""
 
     name = "queries4"
     meaning = "averaged from four queries"
@@ -57,8 +57,7 @@ class Queries4(Queries2):
 
 
 class Adaptive(Queries2):
-    """Of as many as it takes until every step's picture has a cosine of COVERED with a queried one, but at most of
-    `queries`."""
+    """Queries steps until every step's image has a cosine of COVERED with a queried one, but at most `queries`."""
 
     name = "adaptive"
     meaning = "averaged from as many queries as a sample needs, at most eight"

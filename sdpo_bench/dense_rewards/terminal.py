@@ -1,4 +1,4 @@
-"""The final reward alone: the sparse ablation, and what methods without dense rewards take."""
+"""Only the final reward: the sparse ablation, and the choice of methods without dense rewards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sdpo_bench.types import Trajectory
 
 
 class Terminal(Plan):
-    """Only the last step is queried; its reward stands at every step."""
+    """Queries only the last step; every step gets its reward."""
 
     name = "terminal"
     meaning = "the final one at every step (the sparse ablation)"

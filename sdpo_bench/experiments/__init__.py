@@ -1,1 +1,1 @@
-"""Experiments: which runs a profile has, and how they are made."""
+"""Experiments: the runs of each profile, and the code that makes them."""

@@ -1,4 +1,4 @@
-"""The time and disk space that runs take: measured seconds on a CPU, counted operations on a GPU."""
+"""Estimates the time and disk space of runs: measured seconds on a CPU, counted operations on a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdpo_bench.training.epoch_plan import trained_steps
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one unit of each kind of work, on one core; `source` says where they come from."""
+    """Seconds of one unit of each kind of work, on one core. `source` says where they come from."""
 
     sample: float = 1.2e-3  # a denoising step of a picture
     reward: float = 2.0e-3  # a reward query: decoding and scoring
@@ -41,8 +41,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class GPUCost:
-    """Time on a GPU from the arithmetic of SD-Turbo's networks, counted at 512 x 512 pixels. The reward networks' is
-    less than a hundredth of it and left out."""
+    """Time on a GPU from the arithmetic of SD-Turbo's networks, counted at 512 x 512 pixels. The reward networks take
+    less than a hundredth of it and are left out."""
 
     forward: float = 0.804  # TFLOP: the UNet, for a latent
     backward: float = 0.973  # TFLOP: its gradient, to a LoRA
@@ -75,9 +75,9 @@ class GPUCost:
 
 
 def passes(config: RunConfig) -> dict[str, int]:
-    """Forward passes of the UNet on single latents in a run's training: to sample, for log-probs without a gradient
-    (the reference's, old weights'; a loss over whole trajectories needs them before its gradient), and to train. A
-    group that shares its initial noise shares its first step."""
+    """Forward passes of the UNet on single latents in a run's training: for sampling, for log-probs without a gradient
+    (of the reference and of old weights; for losses over whole trajectories), and for training. A group that shares its
+    initial noise shares its first step."""
     method = build_method(config.method, config.options)
     samples = config.pairs * config.epochs * config.samples_per_group
     repeated = (samples - config.pairs * config.epochs) * method.shared_noise  # first steps that are another sample's
@@ -103,7 +103,7 @@ def trained_first_steps(config: RunConfig) -> float:
 
 
 def evaluated_images(config: RunConfig) -> int:
-    """Pictures that all of a run's evaluations draw at one number of sampling steps."""
+    """Images that all evaluations of a run draw at one number of sampling steps."""
     before = (config.eval_start or not config.epochs) + math.ceil(config.epochs / config.eval_every) - 1
     return images_each(config) + before * images_each(config) * interim_noises(config) // config.eval_noises
 
@@ -118,13 +118,13 @@ def sampled_images(config: RunConfig) -> tuple[int, int]:
 
 
 def images_each(config: RunConfig) -> int:
-    """Pictures of one evaluation at one number of sampling steps."""
+    """Images of one evaluation at one number of sampling steps."""
     lists = config.prompt_lists
     return config.eval_noises * sum(len(lists[split]) for split in config.eval_splits)
 
 
 def interim_noises(config: RunConfig) -> int:
-    """Noises of each prompt in an evaluation before the last."""
+    """Initial noises per prompt in an evaluation before the last."""
     return config.eval_interim_noises or config.eval_noises
 
 
@@ -133,7 +133,7 @@ PIXELS = 512
 
 
 def disk(config: RunConfig) -> dict[str, float]:
-    """Bytes that a LoRA run of SD-Turbo takes: what stays, and the checkpoint, twice while it is replaced."""
+    """Bytes on disk of a LoRA run of SD-Turbo: the final files, and the checkpoint, twice while it is replaced."""
     weights = 4.0 * LORA_WEIGHTS * config.lora_rank * (config.epochs > 0)
     lists = config.prompt_lists
     prompts = [p for split in config.eval_splits for p in lists[split]]
@@ -150,7 +150,7 @@ def disk(config: RunConfig) -> dict[str, float]:
 
 
 def work(config: RunConfig) -> dict[str, float]:
-    """How many units of each kind of work a run has: see `Cost`. UserError for prompts that can't be read."""
+    """The number of units of each kind of work in a run: see `Cost`. UserError for prompts that cannot be read."""
     method = build_method(config.method, config.options)
     pictures = config.samples_per_group * config.pairs * config.epochs
     queries = most_queries(config.dense if method.dense else "terminal", config.steps, config.samples_per_group)
@@ -171,7 +171,8 @@ def _parsed(paths: Iterable[Path]) -> list[Any]:
 
 
 def _finished(profile: Path) -> Iterator[Callable[[], Iterable[Any]]]:
-    """What reads done.json, config.json and provenance.json of each finished run in a profile's folder, or packed."""
+    """The contents of done.json, config.json and provenance.json of each finished run of a profile, in folders or
+    packed."""
     with contextlib.suppress(RecordError):
         for run in packed_only(profile).values():
             yield functools.partial(list, (run.done, run.config, run.provenance))
@@ -183,8 +184,8 @@ def _finished(profile: Path) -> Iterator[Callable[[], Iterable[Any]]]:
 def calibrate(
     results: Iterable[Path], device: str = "cpu", model: str = EMBEDDED, otherwise: Cost | GPUCost | None = None
 ) -> Cost | GPUCost:
-    """Costs from the finished runs of `model` on a kind of device in the given profile folders; where there are none
-    `otherwise`, by default the constants.
+    """Costs from the finished runs of `model` on a kind of device in the given profile folders. If there are none,
+    returns `otherwise`, by default the constants.
 
     Read without the checks of `records`: an estimate should not fail for a record that no table uses.
     """

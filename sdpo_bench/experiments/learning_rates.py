@@ -1,4 +1,4 @@
-"""Learning rates, by method, reward and K, as the sweeps chose them."""
+"""Learning rates by method, reward and K, as chosen by the sweeps."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ REWARD_RATES: dict[str, dict[str, dict[int, float]]] = {
 
 
 def learning_rate(name: str, steps: int, reward: str = "alignment") -> float:
-    """The swept learning rate of a variant at K = `steps`; UserError for a variant without a sweep."""
+    """The swept learning rate of a variant at K = `steps`. UserError for a variant without a sweep."""
     method = VARIANTS[name].method if name in VARIANTS else name
     own = REWARD_RATES.get(reward, {})
     rates = own.get(name) or own.get(method) or LEARNING_RATES.get(name) or LEARNING_RATES.get(method)
     rates = rates or (METHODS[method].learning_rates if method in METHODS else {})
     if not rates:
         raise UserError(
-            f"no learning rate is known for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
+            f"there is no learning rate for {name!r}: run `sdpo-bench reproduce --profile sweep --methods {name}` "
             f"and put the best into the method's file, as learning_rates = {{{steps}: RATE}}"
         )
     return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]

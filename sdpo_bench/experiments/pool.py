@@ -1,4 +1,4 @@
-"""The worker processes of a profile: who makes which run, and what becomes of it."""
+"""The worker processes of a profile: assigns runs to workers and records the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_SECONDS = 1.0  # between looks at the clock while no worker reports: the pr
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM ends the runs as Ctrl-C does, but for the exit code."""
+    """Makes SIGTERM end the runs like Ctrl-C, except for the exit code."""
 
     def interrupt(number: int, _: object) -> None:
         raise interruption.Interrupted(number)
@@ -36,8 +36,8 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
-    """Makes the pending runs, in order, workers on the GPUs that `devices` names, in turn. A failed run leaves
-    the others alone; a full disk stops all.
+    """Makes the pending runs, in order, with workers on the GPUs that `devices` names, in turn. A failed run does not
+    affect the others; a full disk stops all.
 
     Raises KeyboardInterrupt, after the workers have ended.
     """
@@ -45,7 +45,7 @@ def execute(runs: list[Run], workers: int, progress: Progress | None = None, dev
 
 
 class WorkerPool:
-    """At most `size` workers, each of which makes one of the waiting runs after another."""
+    """At most `size` workers, each of which makes waiting runs one after another."""
 
     def __init__(self, runs: Sequence[Run], size: int, progress: Progress, devices: Sequence[str] = ()) -> None:
         self.waiting = [run for run in runs if run.state == "pending"]
@@ -56,7 +56,7 @@ class WorkerPool:
         self.workers: list[Worker] = []
 
     def make_runs(self) -> None:
-        """Returns when no run is left; the workers have then ended, also where it raises."""
+        """Returns when all runs are done. The workers have then ended, also if it raises an error."""
         try:
             with _termination_interrupts():
                 self.progress.update()
@@ -94,7 +94,7 @@ class WorkerPool:
             if kind == "failed":
                 self._settle(worker, "failed", event["message"], event["details"] or "")
                 if event["full_disk"]:
-                    raise UserError(f"the disk is full ({event['message']}): free space and go on with --resume")
+                    raise UserError(f"the disk is full ({event['message']}): free space and continue with --resume")
             elif kind in ("done", "locked"):
                 self._settle(worker, kind)
             self._give_next_run(worker)
@@ -110,7 +110,7 @@ class WorkerPool:
         self.progress.update(worker, event["reward_mean"])
 
     def _replace(self, worker: Worker, code: int) -> None:
-        """After the end of a worker that was not told to stop."""
+        """Handles the end of a worker that was not told to stop."""
         self.workers.remove(worker)
         died = f"the worker process ended with {exit_words(code)}"
         if worker.run is None:  # dead before its first run: so would the next be

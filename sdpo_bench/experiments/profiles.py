@@ -1,4 +1,4 @@
-"""The profiles: lists of run configurations. What is compared is decided here, in the open, and nowhere else.
+"""The profiles: lists of run configurations. Only this file decides what is compared.
 
 Within a profile everything but the method (and its learning rate, chosen by a sweep of the same size for each) is
 the same: model, prompts, initial noises, LoRA, optimiser, epochs, samples, evaluation.
@@ -28,7 +28,7 @@ from sdpo_bench.methods import METHODS
 
 
 def canonical(profile: str) -> str:
-    """The profile's name as its results folder has it; hyphens are as good as underscores."""
+    """The profile's name as in its results folder: hyphens become underscores."""
     return choose("profile", profile.replace("-", "_"), PROFILES)
 
 
@@ -72,12 +72,12 @@ SD_TURBO: Options = {
 
 
 def start(**changes: Any) -> RunConfig:
-    """The model before any training: what every method starts from."""
+    """The model before any training, from which every method starts."""
     return RunConfig(**{**COMMON, "eval_start": True, "epochs": 0, **changes})
 
 
 def run(name: str, seed: int, **changes: Any) -> RunConfig:
-    """One run of a variant; `changes` are the profile's, the variant's own come last."""
+    """One run of a variant. `changes` are the profile's; the variant's own settings are applied last."""
     variant = VARIANTS[name]
     steps = changes.get("steps", 4)
     settings: Options = COMMON | {"label": variant.label, "epochs": EPOCHS.get(steps, 50)}
@@ -89,24 +89,26 @@ def run(name: str, seed: int, **changes: Any) -> RunConfig:
 
 
 def in_groups(method: str, settings: Options) -> Options:
-    """The settings with as many samples an epoch and an update as pairs would have, in groups of the method's size."""
+    """Settings with the same number of samples per epoch and update as with pairs, in groups of the method's size."""
     size = settings.get("group_size") or METHODS[method].group_size
     counts = {name: settings.get(name, getattr(RunConfig, name)) for name in ("pairs", "pairs_per_update")}
     for name, count in counts.items():
         if 2 * count % size:
-            raise UserError(f"{2 * count} samples ({name} {count}) are no groups of {size}, as {method} has them")
+            raise UserError(
+                f"{2 * count} samples ({name} {count}) cannot be divided into groups of {size}, as {method} needs"
+            )
     return settings | {name: 2 * count // size for name, count in counts.items()} if size != 2 else settings
 
 
 def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """About a minute: does everything run from end to end? Its numbers say nothing about the methods."""
+    """About a minute: checks that everything runs from end to end. Its numbers say nothing about the methods."""
     small: Options = {"eval_steps": (1, 4), "eval_noises": 1, "eval_every": 5}
     runs = [run(name, seed, epochs=10, pairs=16, **small) for seed in seeds for name in methods]
     return [start(**small), *runs]
 
 
 def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """The default: every method on a laptop's CPU in minutes, at the K = 4 that few-step models are made for."""
+    """The default: every method in minutes on a laptop's CPU, at K = 4, for which few-step models are made."""
     settings: Options = {"eval_every": 5}
     return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
@@ -124,32 +126,32 @@ def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int, **changes: 
 
 
 def sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """The same learning rates for every method at K = 4, evaluated on tuning prompts: fills LEARNING_RATES."""
+    """The same learning rates for every method at K = 4, on tuning prompts. The results fill LEARNING_RATES."""
     return _sweep(methods, seeds, 4)
 
 
 def sweep_k8(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, at K = 8."""
+    """Like `sweep`, at K = 8."""
     return _sweep(methods, seeds, 8)
 
 
 def sweep_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, at K = 20, where a method that updates at every step takes five times as many of them."""
+    """Like `sweep`, at K = 20, where a method that updates at every step takes five times as many steps."""
     return _sweep(methods, seeds, 20)
 
 
 def sweep_k50(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, at K = 50."""
+    """Like `sweep`, at K = 50."""
     return _sweep(methods, seeds, 50)
 
 
 def sweep_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, on JPEG compressibility, where other rates are best than on alignment: fills REWARD_RATES."""
+    """Like `sweep`, on JPEG compressibility, where other rates are best. The results fill REWARD_RATES."""
     return _sweep(methods, seeds, 4, reward="jpeg_compressibility")
 
 
 def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep_jpeg`, at K = 20."""
+    """Like `sweep_jpeg`, at K = 20."""
     return _sweep(methods, seeds, 20, reward="jpeg_compressibility")
 
 
@@ -180,9 +182,9 @@ MEASURED: Options = {
 
 
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """The study (docs/findings.md). A queue in parts, what matters most first: methods at K = 4 and 20; ablations
-    there; another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before the next seed's,
-    so that one stopped anywhere has as many seeds of one method as of another (but for the cell it was stopped in)."""
+    """The study (docs/findings.md). The runs are ordered by importance: methods at K = 4 and 20; ablations there;
+    another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before those of the next. So an
+    interrupted study has the same number of seeds for every method, except in the part where it stopped."""
     mains = [name for name in methods if name not in ABLATIONS]
     ablations = [name for name in methods if name in ABLATIONS]
 
@@ -228,7 +230,7 @@ PAPER: Options = {
 
 
 def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
-    """The paper's four methods for all seeds, then the others."""
+    """All seeds of the paper's four methods, then the other methods."""
     first = [name for name in methods if name in PAPER_METHODS]
     settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE}
     return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
@@ -250,7 +252,7 @@ def _paper_rates(methods: Sequence[str], seeds: Sequence[int], steps: int, epoch
 
 
 def paper_pilot(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """Chooses SHARED_RATE: the two middle rates of the sweeps at K = 20 to 6,400 samples, on tuning prompts."""
+    """Chooses SHARED_RATE: the two middle rates of the sweeps at K = 20, for 6,400 samples, on tuning prompts."""
     tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "steps": 20}
     tuning |= {"epochs": 100, "eval_every": 25, "eval_steps": PAPER["eval_steps"]}
     return [start(**tuning | {"epochs": 0})] + [
@@ -267,17 +269,17 @@ def paper_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 
 def paper_k20_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `paper_k20` with the shared rate one step lower and one higher, at a quarter of the length."""
+    """Like `paper_k20`, with the shared rate one step lower and one step higher, at a quarter of the length."""
     return _paper_rates(methods, seeds, 20, PAPER_EPOCHS // 4)
 
 
 def paper_k4(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `paper_k20`, at K = 4."""
+    """Like `paper_k20`, at K = 4."""
     return _paper(methods, seeds, 4)
 
 
 def paper_k4_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `paper_k4` with the shared rate one step lower and one higher, in full length."""
+    """Like `paper_k4`, with the shared rate one step lower and one step higher, at full length."""
     return _paper_rates(methods, seeds, 4, PAPER_EPOCHS)
 
 
@@ -291,7 +293,7 @@ def sd_turbo(
     **changes: Any,
 ) -> list[RunConfig]:
     """The paper's setting, on GPUs: SD-Turbo, K = 50, four published rewards, evaluated at 1 to 50 steps. Every run is
-    evaluated on all four, so that narrowing the rewards makes some of the same runs."""
+    evaluated on all four rewards, so that a choice of rewards gives some of the same runs."""
     names = [choose("reward of this profile", name, SD_TURBO_REWARDS) for name in rewards or SD_TURBO_REWARDS]
     settings = SD_TURBO | {"eval_rewards": tuple(SD_TURBO_REWARDS)}
     if model is not None or revision is not None:
@@ -315,8 +317,8 @@ def sd_turbo(
 
 @dataclass(frozen=True)
 class Profile:
-    """How a profile's runs are built, its methods, seeds and device where the command line names none, and what else
-    the command line may change."""
+    """How the runs of a profile are built, its default methods, seeds and device, and the other options that the
+    command line may set."""
 
     build: Callable[..., list[RunConfig]]
     methods: tuple[str, ...]
@@ -366,23 +368,23 @@ PROFILES = {
 def build(
     profile: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None, **options: Any
 ) -> list[RunConfig]:
-    """The runs of a profile, in the order in which they are made; `methods`, `seeds` and its own `options` in place of
-    what it has."""
+    """The runs of a profile, in the order in which they are made. `methods`, `seeds` and the profile's `options`
+    replace its defaults."""
     chosen = PROFILES[canonical(profile)]
     names = [choose("method", name.replace("-", "_"), VARIANTS) for name in methods or chosen.methods]
     numbers = list(chosen.seeds if seeds is None else seeds)
     for what, values in (("--methods", names), ("--seeds", numbers)):
         if not values or len(set(values)) < len(values):
-            raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, each once")
+            raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, without repeats")
     if foreign := sorted(options.keys() - set(chosen.options)):
         flags = ", ".join(f"--{name}" for name in foreign)
         able = ", ".join(name.replace("_", "-") for name, other in PROFILES.items() if {*foreign} <= {*other.options})
-        raise UserError(f"profile {canonical(profile)} has no {flags}; it is for: {able}")
+        raise UserError(f"profile {canonical(profile)} does not take {flags}; these do: {able}")
     return chosen.build(names, numbers, **options)
 
 
 def config_from_json(row: dict[str, Any]) -> RunConfig:
-    """The RunConfig whose `to_json` is `row`, config.json's content."""
+    """The RunConfig whose `to_json` is `row`, the content of config.json."""
     fields = {f.name for f in dataclasses.fields(RunConfig)}
     values: Options = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in fields}
     options = dict(values.pop("method"))

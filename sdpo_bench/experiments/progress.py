@@ -1,4 +1,4 @@
-"""Progress of a profile on the terminal, and words for durations."""
+"""Shows the progress of a profile on the terminal, and formats durations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """Bars on a terminal (one for all runs, one for each worker); elsewhere a line now and then."""
+    """Bars on a terminal (one for all runs, one for each worker); otherwise a line from time to time."""
 
     runs: list[Run]
     workers: int
@@ -49,7 +49,7 @@ class Progress:
                 self.bars.append(bar)
 
     def remaining(self) -> float:
-        """Seconds left, at the speed seen so far; as estimated until there is one."""
+        """Seconds left, from the speed so far, or from the estimate until there is one."""
         elapsed = time.monotonic() - self.begin
         left = sum(run.estimate * (1 - run.fraction) for run in self.runs)
         done = sum(run.estimate * run.epochs_here / max(run.config.epochs, 1) for run in self.runs)
@@ -90,20 +90,20 @@ class Progress:
 
 
 def beginning(event: dict[str, Any]) -> str:
-    """Where a run begins, in words."""
+    """A text that says at which epoch a run begins."""
     done, epochs, lost = event["epoch"], event["epochs"], event["recorded"] - event["epoch"]
     if not epochs:
-        return "no epochs, an evaluation alone"
+        return "no epochs, only an evaluation"
     if done == epochs:
-        return f"all {epochs} epochs are trained; what comes after them is left"
+        return f"all {epochs} epochs are trained; the evaluation and the last files are left"
     text = f"begins at epoch {done + 1} of {epochs}"
     if lost and not done:
-        return f"{text}, anew: {lost} recorded, but there is no checkpoint (deleted, or none was due yet)"
-    return f"{text}; {lost} recorded after the checkpoint, made again" if lost else text
+        return f"{text} again: {lost} recorded, but there is no checkpoint (deleted, or none was due yet)"
+    return f"{text}; {lost} recorded after the checkpoint, repeated" if lost else text
 
 
 def pace(folder: Path) -> str:
-    """Seconds per epoch of a run that was just finished; nothing for one without epochs."""
+    """Seconds per epoch of a run that just finished; empty for a run without epochs."""
     done = folder / "done.json"
     seconds = json.loads(done.read_text())["seconds_per_epoch"] if done.exists() else {}
     if not any(seconds.values()):
@@ -113,7 +113,8 @@ def pace(folder: Path) -> str:
 
 
 def speed(records: Iterable[RunRecord]) -> str:
-    """Seconds per epoch of sampling, reward and training, by label and K, over the finished runs among the records."""
+    """A table of seconds per epoch for sampling, reward and training, by label and K, over the finished runs in the
+    records."""
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
     for record in sorted(records, key=lambda record: record.run_id):
         if record.done is not None and record.config["epochs"]:

@@ -31,12 +31,12 @@ CPU_PEAK = {"peak": 1.0}  # TFLOP/s: about a server's processor in single precis
 
 
 def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
-    """Refuses to add to results that are there unless told to; checks those that are to be kept."""
+    """Refuses to add to existing results unless told to, and checks those that are kept."""
     present = run_ids(folder)
     if present and not resume:
         raise UserError(
             f"{folder} already holds {len(present)} run{'s' * (len(present) > 1)}: add --resume to keep the finished "
-            f"ones and go on with the others, or --results OTHER to start anew elsewhere"
+            f"ones and continue the others, or --results OTHER to start again elsewhere"
         )
     ours, foreign, finished = code_version(), 0, {}
     # All are read, which names a record that is corrupt now rather than after hours.
@@ -46,7 +46,7 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
     if foreign:
         print(
             f"note: {foreign} finished run{'s were' if foreign > 1 else ' was'} made at another commit "
-            f"(provenance.json says which); --results OTHER makes all of them anew",
+            f"(provenance.json says which); --results OTHER repeats all of them",
             file=sys.stderr,
         )
     refuse_other_settings(folder, runs)
@@ -57,9 +57,8 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
 
 
 def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
-    """UserError where the folder holds, for a run that it lacks, one of the same label, reward, K and seed with other
-    settings: both would enter the same tables. The settings are named, each with the number of runs that differ in
-    it."""
+    """UserError if the folder has a run with the label, reward, K and seed of a missing run but other settings, because
+    both would enter the same tables. The message names each setting and how many runs differ in it."""
     planned = {run.name for run in runs}
     found: dict[str, int] = {}
     others: list[Path] = []
@@ -78,13 +77,13 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
         counted = ", ".join(words if n == len(others) else f"{words}, of {n} runs" for words, n in found.items())
         raise UserError(
             f"--resume: {len(others)} of the {len(runs)} runs are in {shown(folder)} with other settings ("
-            f"{others[0].name}{' and others' * (len(others) > 1)}): {counted}; give their settings, or --results OTHER "
-            f"to make the runs anew elsewhere"
+            f"{others[0].name}{' and others' * (len(others) > 1)}): {counted}; use their settings, or --results OTHER "
+            f"to repeat the runs elsewhere"
         )
 
 
 def refuse_other_weights(runs: Sequence[Run]) -> None:
-    """UserError where a run was made, or begun, with other weights under the same file names. Local files alone."""
+    """UserError if a run was made or begun with other weights under the same file names. Checks only local files."""
     begun = [run for run in runs if recorded_weights(run.folder)]
     if not begun:  # what follows imports PyTorch
         return
@@ -95,15 +94,15 @@ def refuse_other_weights(runs: Sequence[Run]) -> None:
         run, words = differ[0]
         raise UserError(
             f"--resume: {len(differ)} of the {len(runs)} runs were made with other weights ({shown(run.folder)}: "
-            f"{', '.join(words)}); restore these files, or give --results OTHER to make the runs anew elsewhere"
+            f"{', '.join(words)}); restore these files, or give --results OTHER to repeat the runs elsewhere"
         )
 
 
 def estimate_costs(
     folder: Path, config: RunConfig, changes: dict[str, float | None]
 ) -> cost_model.Cost | cost_model.GPUCost:
-    """What to estimate times from, for a profile with runs such as `config`: finished runs of its kind if there are
-    any, here or among the committed results; else, for a GPU, its arithmetic with `changes` to GPUCost."""
+    """The source of time estimates for a profile with runs such as `config`: finished runs of its kind, here or among
+    the committed results; otherwise, for a GPU, its arithmetic with `changes` to GPUCost."""
     given = {name: value for name, value in changes.items() if value is not None}
     if config.model == EMBEDDED:
         if given:
@@ -132,7 +131,7 @@ def reproduce(
     resume: bool = False,
     dry_run: bool = False,
 ) -> int:
-    """Runs a profile into `results/<profile>` and prints what came out; the command's exit code."""
+    """Runs a profile into `results/<profile>` and prints the results. Returns the exit code."""
     profile = profiles.canonical(profile)
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; expected at least 1")
@@ -162,7 +161,7 @@ def reproduce(
     try:
         execute(runs, count, devices=devices)
     except KeyboardInterrupt as stop:
-        print(f"\nstopped; nothing is lost. Go on with: {again}", file=sys.stderr)
+        print(f"\nstopped; nothing is lost. Continue with: {again}", file=sys.stderr)
         return interruption.exit_code(stop)
     if any(run.state == "done" for run in runs):
         echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
@@ -172,22 +171,22 @@ def reproduce(
 def check_devices(
     profile: str, configs: Sequence[RunConfig], workers: int, devices: Sequence[str], asked_for: bool
 ) -> None:
-    """UserError where a profile can't run on the GPUs of this machine. `asked_for`: by --device."""
+    """UserError if a profile cannot run on the GPUs of this machine. `asked_for`: whether --device was given."""
     if not devices:
         raise UserError(
             "--device cuda: torch finds no CUDA device here; use --device cpu"
             if asked_for
-            else f"profile {profile} runs on GPUs, and torch finds no CUDA device here: --dry-run lists its runs"
+            else f"profile {profile} needs GPUs, but torch finds no CUDA device here; --dry-run lists its runs"
         )
     if workers > len(devices) and any(config.model != EMBEDDED for config in configs):
         raise UserError(
-            f"--workers is {workers}; expected at most one for each of the {len(devices)} GPUs here: only runs of the "
+            f"--workers is {workers}; expected at most one for each of the {len(devices)} GPUs here; only runs of the "
             f"embedded model, which leave a GPU idle between launches, gain by sharing one"
         )
 
 
 def check_inputs(folder: Path, runs: Sequence[Run], resume: bool) -> None:
-    """Misses what the runs and their tables need now, and once: not after hours, and not in each worker. Marks the
+    """Checks the inputs of the runs and their tables once at the start, not after hours or in each worker. Marks the
     runs that are finished."""
     configs = [run.config for run in runs]
     if any(shows(config.model, config.reward, config.steps) for config in configs):
@@ -201,7 +200,7 @@ def check_inputs(folder: Path, runs: Sequence[Run], resume: bool) -> None:
 
 
 def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> None:
-    """Says how many runs are to be made, by how many workers, for how long and where."""
+    """Prints the number of runs to make, the number of workers, the estimated time and the folder."""
     left = [run for run in runs if run.state == "pending"]
     estimate = sum(run.estimate for run in left) / workers
     print(
@@ -214,11 +213,12 @@ def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> N
 
 
 def report_unfinished(folder: Path, runs: Sequence[Run], again: str) -> int:
-    """Names the runs that other processes hold and those that failed, and keeps the latter's logs; the exit code."""
+    """Names the runs that other processes are making and those that failed, and keeps the logs of the latter. Returns
+    the exit code."""
     locked = [run for run in runs if run.state == "locked"]
     if locked:
         print(
-            f"{len(locked)} runs are another process's: when it has finished, `{again}` adds them to the tables",
+            f"another process makes {len(locked)} of the runs; when it is finished, `{again}` adds them to the tables",
             file=sys.stderr,
         )
     failed = [run for run in runs if run.state == "failed"]

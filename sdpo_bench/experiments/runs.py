@@ -1,4 +1,4 @@
-"""The runs of a profile: where each lies, how long it is expected to take, and what has become of it."""
+"""The runs of a profile: their folders, expected durations and states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdpo_bench.records.lookup import find_run
 
 @dataclass
 class Run:
-    """A run of the profile and what has become of it."""
+    """A run of the profile and its state."""
 
     config: RunConfig
     folder: Path

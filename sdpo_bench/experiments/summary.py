@@ -1,4 +1,4 @@
-"""What `reproduce` prints before and after its runs: the list, the results, the command to go on."""
+"""The output of `reproduce` before and after its runs: the list, the results, the command to continue."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RESULTS = Path("runs")  # not results/, which holds the committed reference
 
 
 def finished(run: Run) -> bool:
-    """Whether it is there and finished, in a folder of its own or packed."""
+    """Whether the run is finished, in a folder or packed."""
     stored = stored_run(run.folder)
     return stored is not None and stored.finished
 
 
 def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
-    """What --dry-run prints; of a profile for GPUs the disk space too."""
+    """The output of --dry-run; with disk space for a profile that needs GPUs."""
     width = max(len(run.name) for run in runs)
     lines = [f"{'run':<{width}}  epochs   estimate  state"]
     for run in runs:
@@ -37,12 +37,12 @@ def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False)
         f"(estimated from {source})"
     )
     if gpu:
-        lines.append(f"{left / 3600:.0f} GPU hours; {space(runs, workers)}; downloads apart (docs/sd_turbo.md)")
+        lines.append(f"{left / 3600:.0f} GPU hours; {space(runs, workers)}; without downloads (docs/sd_turbo.md)")
     return "\n".join(lines)
 
 
 def space(runs: Sequence[Run], workers: int) -> str:
-    """Disk space of runs, in words: of checkpoints only those of the runs being made."""
+    """A text about the disk space of runs. Of checkpoints it counts only those of runs at work at the same time."""
     parts: dict[str, float] = {}
     for run in runs:
         for kind, size in cost_model.disk(run.config).items():
@@ -53,7 +53,7 @@ def space(runs: Sequence[Run], workers: int) -> str:
 
 
 def summarise(results: Results, profile: str, runs: Sequence[Run], seconds: float) -> str:
-    """What is printed at the end, of a profile's results with at least one finished run."""
+    """The output at the end, for the results of a profile with at least one finished run."""
     from sdpo_bench.analysis.compare import compare_with_reference
     from sdpo_bench.analysis.comparisons import load_groups
     from sdpo_bench.analysis.tables.build import render_terminal
@@ -75,7 +75,7 @@ def summarise(results: Results, profile: str, runs: Sequence[Run], seconds: floa
         "raw records, adapters": "raw/",
     }
     parts.append(
-        f"{finished} of {len(runs)} runs finished, {clock(seconds)} now. They lie in {shown(folder)}:\n"
+        f"{finished} of {len(runs)} runs finished. This call took {clock(seconds)}. Results are in {shown(folder)}:\n"
         + "\n".join(f"  {what:<22} {shown(folder / name)}{'/' * name.endswith('/')}" for what, name in where.items())
     )
     return "\n\n".join(part for part in parts if part)
@@ -90,7 +90,7 @@ def resume_command(
     device: str | None,
     **options: Sequence[str] | str | None,
 ) -> str:
-    """The command that goes on after an interruption, with the arguments that were given."""
+    """The command that continues after an interruption, with the arguments that were given."""
     given = {
         "--profile": [profile] * (profile != "quick"),
         "--results": [shown(results)] * (results != RESULTS),

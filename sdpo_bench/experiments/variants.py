@@ -12,7 +12,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the tables: a method with settings of its own."""
+    """A row of the tables: a method with its settings."""
 
     method: str
     label: str

@@ -16,8 +16,8 @@ from typing import Any
 
 
 def jobs() -> queue.SimpleQueue[dict[str, Any]]:
-    """The jobs that arrive on stdin. When it closes, the parent is gone and the process ends at once: every write of
-    a run is atomic, so that it can go on from its last checkpoint."""
+    """Yields the jobs that arrive on stdin. When it closes, the parent is gone and the process exits at once. Every
+    write of a run is atomic, so the run can continue from its last checkpoint."""
     received: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""Worker processes as their parent sees them, and the cores and GPUs that they may use."""
+"""Worker processes from the parent's side, and the cores and GPUs that they may use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOPPING = 120.0  # seconds in which a worker saves what it has; it looks for si
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: a second thread of one core makes training no faster."""
+    """Physical cores that this process may use. A second thread on one core does not make training faster."""
     import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -27,7 +27,7 @@ def physical_cores() -> int:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without CUDA."""
+    """The GPUs that this process may use, as in CUDA_VISIBLE_DEVICES; none without CUDA."""
     import torch
 
     count = torch.cuda.device_count()
@@ -86,7 +86,7 @@ class Worker:
             self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Ends the process, which first saves the last whole epoch of the run that it is making."""
+        """Ends the process, which first saves the last whole epoch of its current run."""
         self.process.terminate()
         try:
             self.process.wait(STOPPING)

@@ -1,4 +1,4 @@
-"""Policies: one file per model family. A policy is a diffusers pipeline seen as the trainer needs it."""
+"""Policies: one file per model family. A policy wraps a diffusers pipeline in the interface that the trainer needs."""
 
 from sdpo_bench.policies.base import Conditions, Policy
 from sdpo_bench.policies.loading import FAMILIES, load_pipeline, load_policy

@@ -469,7 +469,7 @@ class Policy:
                 shapes, ours = ({k: list(v.shape) for k, v in x.items()} for x in (state, self.denoiser.state_dict()))
                 for name in sorted(shapes.keys() | ours.keys()):
                     if shapes.get(name) != ours.get(name):
-                        raise ValueError(f"{name} is {shapes.get(name)} there, and {ours.get(name)} in this model")
+                        raise ValueError(f"{name} is {shapes.get(name)} there, but {ours.get(name)} in this model")
                 self.denoiser.load_state_dict(state)
                 return
             self.denoiser.unload_lora()

@@ -24,7 +24,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 class FluxPolicy(FlowPolicy):
-    """Conditions: text embeddings [N, L, D], pooled text [N, P]. Latents are unpacked but for the transformer."""
+    """Conditions: text embeddings [N, L, D], pooled text [N, P]. Latents are packed only for the transformer."""
 
     pipeline_class = FluxPipeline
     patch = 2
@@ -43,8 +43,8 @@ class FluxPolicy(FlowPolicy):
 
     @property
     def t5_tokens(self) -> int:
-        """schnell, the model without a guidance input, was made for 256 (its model card); the pipeline's default is
-        512."""
+        """The maximum number of T5 tokens: 256 for schnell, the model without a guidance input (its model card);
+        otherwise the pipeline's default, 512."""
         return 512 if self.takes_guidance else 256
 
     @property

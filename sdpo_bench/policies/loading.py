@@ -1,4 +1,4 @@
-"""A model's name to its policy: the pipeline's class, as its model_index.json has it, is its family."""
+"""Loads a policy from a model's name. The pipeline's class in model_index.json determines the family."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a path. A hub id is OWNER/NAME, and nothing that is in the file system."""
+    """Whether a model's name is a path. A hub id is OWNER/NAME and does not exist in the file system."""
     return not HUB_ID.fullmatch(name) or Path(name).exists()
 
 
 def is_local_adapter(name: str) -> bool:
-    """Whether an adapter's name is a path, rather than OWNER/NAME[/FILE][@REVISION]."""
+    """Whether an adapter's name is a path, not OWNER/NAME[/FILE][@REVISION]."""
     owner, _, rest = name.partition("@")[0].partition("/")
     repository, _, file = rest.partition("/")
     on_hub = HUB_ID.fullmatch(f"{owner}/{repository}") and (not file or Path(file).suffix in (".safetensors", ".bin"))
@@ -62,7 +62,7 @@ def source_of(model: str) -> str | Path:
 def unusable(model: str, what: str, error: Exception) -> UserError:
     """The error for a model that diffusers or the hub could not load."""
     local = model == EMBEDDED or is_local(model)
-    hint = "is the folder complete?" if local else "check id, revision and network, or give a local folder"
+    hint = "check that the folder is complete" if local else "check id, revision and network, or give a local folder"
     return UserError(f"--model {model} can't be loaded{what} ({first_line(error)}); {hint}")
 
 
@@ -73,14 +73,14 @@ def read_index(model: str, revision: str | None = None) -> dict[str, Any]:
         path = source / INDEX if isinstance(source, Path) else Path(hf_hub_download(source, INDEX, revision=revision))
         index = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(index, dict):
-            raise ValueError(f"{INDEX} holds no object")
+            raise ValueError(f"{INDEX} is not a JSON object")
     except Exception as error:  # a dozen kinds of wrong id, missing network, damaged file
         raise unusable(model, "", error) from error
     return index
 
 
 def find_family(model: str, revision: str | None = None) -> type[Policy]:
-    """The family of a folder, a hub id or the embedded model, by its index alone: nothing else is read."""
+    """The family of a folder, a hub id or the embedded model. Reads only its index."""
     name = read_index(model, revision).get("_class_name")
     if not isinstance(name, str):
         known = ", ".join(FAMILIES)
@@ -91,7 +91,7 @@ def find_family(model: str, revision: str | None = None) -> type[Policy]:
 
 
 def without_checker(family: type[Policy]) -> dict[str, Any]:
-    """Arguments of a pipeline that leave out what judges its pictures."""
+    """Arguments of a pipeline that leave out its safety checker."""
     if family is not StableDiffusionPolicy:
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -108,7 +108,8 @@ def network_classes(model: str, index: dict[str, Any], family: type[Policy]) -> 
 
 
 def fetch(source: str, revision: str | None, family: type[Policy], networks: Iterable[str]) -> Path:
-    """The folder in the hub's cache that a model is brought to; of networks without other weights the fp16 variant."""
+    """The folder in the hub's cache into which a model is downloaded; the fp16 variant for networks without other
+    weights."""
     download = partial(family.pipeline_class.download, source, revision=revision)  # type: ignore[attr-defined]
     folder = Path(download(**without_checker(family)))
     try:
@@ -120,7 +121,7 @@ def fetch(source: str, revision: str | None, family: type[Policy], networks: Ite
 
 
 def build_pipeline(model: str, revision: str | None, dtype: torch.dtype | None) -> Any:
-    """The pipeline of a model, its networks as `load_network` loads them. UserError says what is wrong with it."""
+    """Builds the pipeline of a model with networks from `load_network`. UserError says what is wrong with the model."""
     family, index, source = find_family(model, revision), read_index(model, revision), source_of(model)
     classes = network_classes(model, index, family)
     for library in (diffusers, transformers):
@@ -132,7 +133,7 @@ def build_pipeline(model: str, revision: str | None, dtype: torch.dtype | None) 
             folder, **networks, **without_checker(family)
         )
     except UserError as error:
-        raise UserError(f"--model {model}: {error}; is the folder complete, and all of one model?") from error
+        raise UserError(f"--model {model}: {error}; check that the folder is complete and of one model") from error
     except Exception as error:  # diffusers raises a dozen kinds here; each means that the model can't be used
         raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
     pipeline.register_to_config(_name_or_path=str(source))  # a hub id, where it is one, in place of the cache's folder
@@ -140,8 +141,8 @@ def build_pipeline(model: str, revision: str | None, dtype: torch.dtype | None) 
 
 
 def check_files(model: str, revision: str | None = None) -> None:
-    """UserError where `load_pipeline` would refuse a folder, found from its configuration and from the names and shapes
-    of its tensors: no weights are read. Of a hub id nothing is fetched, and so nothing checked."""
+    """UserError if `load_pipeline` would refuse a folder. Compares its configuration and the names and shapes of its
+    tensors without reading weights. For a hub id nothing is fetched or checked."""
     if isinstance(source_of(model), Path):
         build_pipeline(model, revision, None)
 
@@ -149,8 +150,8 @@ def check_files(model: str, revision: str | None = None) -> None:
 def load_pipeline(
     model: str, revision: str | None = None, *, adapter: str | None = None, dtype: str = "float32"
 ) -> Any:
-    """The pipeline of a folder, a hub id or the embedded model, with an adapter fused into it if given. UserError says
-    what is wrong with them."""
+    """Loads the pipeline of a folder, a hub id or the embedded model, and fuses an adapter into it if given. UserError
+    says what is wrong with them."""
     pipeline = build_pipeline(model, revision, DTYPES[dtype])
     pipeline.set_progress_bar_config(disable=True)
     if adapter is not None:
@@ -159,7 +160,7 @@ def load_pipeline(
 
 
 def fuse(pipeline: Any, adapter: str, component: str) -> None:
-    """Adds the LoRA of `adapter` to the pipeline's weights, where it stays: it is part of the model that is trained.
+    """Adds the LoRA of `adapter` to the pipeline's weights permanently: it becomes part of the model that is trained.
 
     A folder, a file, or FILE or nothing in a hub's repository at a revision or not: OWNER/NAME[/FILE][@REVISION].
     """
@@ -167,8 +168,10 @@ def fuse(pipeline: Any, adapter: str, component: str) -> None:
     if is_local_adapter(adapter):
         path = Path(adapter).expanduser()
         if not path.exists():
-            raise UserError(f"--adapter {adapter} does not exist; expected a folder, a file, or "
-                            f"OWNER/NAME[/FILE][@REVISION] on the hub")  # fmt: skip
+            raise UserError(
+                f"--adapter {adapter} does not exist; expected a folder, a file, or "
+                f"OWNER/NAME[/FILE][@REVISION] on the hub"
+            )
         source = str(path)
         if path.is_file():
             source, options["weight_name"] = str(path.parent), path.name
@@ -182,8 +185,11 @@ def fuse(pipeline: Any, adapter: str, component: str) -> None:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     except Exception as error:  # as above
-        hint = "is it whole, and for this model?" if is_local_adapter(adapter) else (
-            "check id, file, revision and network, or give a local file")  # fmt: skip
+        hint = (
+            "check that it is complete and for this model"
+            if is_local_adapter(adapter)
+            else ("check id, file, revision and network, or give a local file")
+        )
         raise UserError(f"--adapter {adapter} can't be loaded ({first_line(error)}); {hint}") from error
 
 

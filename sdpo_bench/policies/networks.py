@@ -31,13 +31,13 @@ STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def first_line(error: Exception) -> str:
-    """An error's first line, and the second where the first only announces it."""
+    """The first line of an error, and the second one if the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def network_class(entry: Any) -> type | None:
-    """The class of a network by its entry in model_index.json; None for what has no weights, or is left out."""
+    """The class of a network by its entry in model_index.json; None if it has no weights or is left out."""
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
         return None
     library, name = entry
@@ -47,8 +47,8 @@ def network_class(entry: Any) -> type | None:
 
 
 def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
-    """The variant that a network's folder holds and its files: the plain one where there is one, else fp16. UserError
-    for a folder without weights."""
+    """The variant that a network's folder has, and its files: the plain variant if there is one, otherwise fp16.
+    UserError for a folder without weights."""
     present = sorted(folder.glob("*"))
     for variant, pattern in WEIGHTS.items():
         files = [path for path in present if pattern.fullmatch(path.name)]
@@ -60,7 +60,7 @@ def weight_files(folder: Path) -> tuple[str | None, list[Path]]:
 
 
 def stored_dtype(file: Path) -> torch.dtype | None:
-    """Of the first tensor of a safetensors file."""
+    """The dtype of the first tensor in a safetensors file."""
     if file.suffix != ".safetensors":
         return None
     with safe_open(file, "pt") as content:
@@ -69,10 +69,9 @@ def stored_dtype(file: Path) -> torch.dtype | None:
 
 
 def load_network(folder: Path, kind: Any, dtype: torch.dtype | None) -> Any:
-    """The network of a pipeline's subfolder, in `dtype`. With None it has the file's own, and nothing is read of it but
-    the names and shapes of tensors: the rest is mapped into memory. UserError names the file and the first tensor that
-    it lacks, that the network does not know, or that has another shape.
-    """
+    """Loads the network of a pipeline's subfolder in `dtype`. With None it keeps the file's dtype and reads only the
+    names and shapes of tensors; the rest is mapped into memory. UserError names the file and the first tensor that is
+    missing, unknown to the network, or of another shape."""
     variant, files = weight_files(folder)
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if variant is not None:
@@ -103,8 +102,8 @@ def listed(problems: list[str]) -> str:
 
 
 def load_lora(pipeline: Any, component: str, source: Any, name: str, **options: Any) -> None:
-    """Loads a LoRA of any form that diffusers converts (its own, older ones of its own, kohya's) under `name`, with the
-    ranks and alphas of the file. `source` and `options` are those of `lora_state_dict`.
+    """Loads a LoRA of any form that diffusers converts (its own, its older ones, kohya's) under `name`, with the ranks
+    and alphas of the file. `source` and `options` are those of `lora_state_dict`.
 
     Raises ValueError for a file that has nothing for the denoiser, or that is of another model than the pipeline's;
     and what diffusers raises.
@@ -132,7 +131,7 @@ def load_lora(pipeline: Any, component: str, source: Any, name: str, **options: 
 
 
 def misfits(network: Any, state: dict[str, Tensor]) -> Iterator[str]:
-    """The tensors of a LoRA in peft's form that do not fit the network's layers, in words."""
+    """A text that names the tensors of a LoRA in peft's form that do not fit the network's layers."""
     layers = dict(network.named_modules())
     for key, value in state.items():
         path, _, part = key.partition(".lora_")

@@ -14,19 +14,19 @@ T5_TOKENS = 256  # the pipeline's own default, as for SD3.5 Large Turbo
 
 
 class FlowPolicy(Policy):
-    """What flow-matching families share: a transformer, and the stochastic steps."""
+    """Common parts of flow-matching families: a transformer, and the stochastic steps."""
 
     component = "transformer"
     samplers = ("flow_sde", "flow_cps", "dance_sde")
 
     @property
     def tokens(self) -> int:
-        """Of a picture."""
+        """The number of tokens of an image."""
         _, height, width = self.latent_shape
         return height * width // self.patch**2
 
     def _sigmas(self, steps: int) -> list[float] | None:
-        """[K] before the shift, where the pipeline gives the scheduler its own."""
+        """Sigmas [K] before the shift, if the pipeline gives the scheduler its own."""
         return None
 
     def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
@@ -76,9 +76,13 @@ class StableDiffusion3Policy(FlowPolicy):
 
     def _encode(self, prompt: str | None) -> Conditions:
         embeddings, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt or "", None, None, device=self.device, do_classifier_free_guidance=False,
+            prompt or "",
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
-        )  # fmt: skip
+        )
         return embeddings[0].to(self.dtype), pooled[0].to(self.dtype)
 
     def _denoise(self, latents: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SDXL kind, such as SDXL-Turbo: two text encoders, whose pooled output and the picture's size are inputs too."""
+"""SDXL kind, such as SDXL-Turbo: two text encoders; their pooled output and the image's size are inputs too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StableDiffusionXLPolicy(StableDiffusionPolicy):
 
     def __init__(self, pipeline: Any, config: RunConfig) -> None:
         if getattr(pipeline.vae.config, "latents_mean", None) is not None:
-            raise UserError(f"--model {config.model}: its VAE normalises latents channel by channel: not supported")
+            raise UserError(f"--model {config.model}: its VAE normalises latents per channel, which is not supported")
         super().__init__(pipeline, config)
         if self.dtype == torch.float16 and pipeline.vae.config.force_upcast:
             pipeline.vae.float()  # its activations are beyond float16; diffusers' own pipeline does the same

@@ -1,4 +1,4 @@
-"""A decoder's upsampling for CPUs: half of the arithmetic, the same pictures but for rounding."""
+"""A decoder's upsampling for CPUs: half of the arithmetic, and the same images up to rounding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class FusedUpsample:
-    """Doubling a picture by repeating its pixels, then a 3 x 3 convolution, as one transposed convolution.
+    """Doubles an image by repeating its pixels and applies a 3 x 3 convolution, as one transposed convolution.
 
-    Its 4 x 4 kernel is the 3 x 3 kernel summed over the repeated pixels: 16 products for 4 output pixels in place of
-    36. On one core 1.9 to 2.7 times as fast (docs/benchmarks.md); outputs differ by rounding alone.
+    Its 4 x 4 kernel is the 3 x 3 kernel summed over the repeated pixels: 16 products for 4 output pixels instead of 36.
+    On one core it is 1.9 to 2.7 times as fast (docs/benchmarks.md). Outputs differ only by rounding.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -35,8 +35,8 @@ class FusedUpsample:
 
 
 def fuse_upsampling(decoder: nn.Module) -> int:
-    """Gives each upsampling layer of a frozen decoder, where it has the usual form, the forward pass of
-    `FusedUpsample`; their number. The layers keep their weights, so that the decoder is saved as it was."""
+    """Gives each upsampling layer of the usual form in a frozen decoder the forward pass of `FusedUpsample`. Returns
+    their number. The layers keep their weights, so the decoder is saved unchanged."""
     fused = 0
     for layer in decoder.modules():
         if not isinstance(layer, Upsample2D) or layer.norm is not None or not layer.interpolate:

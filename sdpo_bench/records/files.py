@@ -1,4 +1,4 @@
-"""Files of records: JSON that is checked when it is read, and writes that happen wholly or not at all."""
+"""Files of records: JSON that is checked when it is read, and atomic writes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ RERUN = "restore it from version control, or delete the run's folder and run the
 
 
 class RecordError(ValueError):
-    """A record is corrupt, foreign or of another schema; the message names the file, the line and what to
-    do."""
+    """A record is corrupt, foreign or of another schema. The message names the file and line and says what to do."""
 
 
 class RunLocked(RuntimeError):
@@ -42,7 +41,7 @@ def slug(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's scalars and arrays, for json."""
+    """Converts numpy's scalars and arrays for json."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"a record holds numbers, texts, lists and dicts, not {type(value).__name__}")
@@ -61,7 +60,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
     except ValueError as error:
         raise RecordError(f"not written, a value is NaN or infinite ({error}): has it diverged?") from error
     except RecursionError as error:
-        raise RecordError("not written, lists or objects lie too deep in each other") from error
+        raise RecordError("not written, lists or objects are nested too deeply") from error
 
 
 def temporary_name(name: str) -> str:
@@ -69,8 +68,8 @@ def temporary_name(name: str) -> str:
 
 
 def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> None:
-    """Removes what `write_atomic` left in a folder where it was killed, of files of these names, or of all. Only for
-    who writes them alone."""
+    """Removes temporary files that a killed `write_atomic` left in a folder, for files of these names or for all. Only
+    one process may write them."""
     for path in folder.glob(".*.tmp"):
         found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name)
         if found and (names is None or found[1] in names):
@@ -78,10 +77,10 @@ def remove_temporaries(folder: Path, names: Collection[str] | None = None) -> No
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces a file's content wholly or not at all, also when the disk is full or the power goes.
+    """Replaces the content of a file completely or not at all, also if the disk is full or the power fails.
 
-    A link is replaced, not followed. Until then the content lies in a file of this call's own, `temporary_name`: of
-    two writers at the same time the later one's stays.
+    A link is replaced, not followed. Until then the content is in a temporary file of this call (`temporary_name`). If
+    two writers write at the same time, the later content stays.
     """
     temporary = path.with_name(temporary_name(path.name))
     # O_EXCL: never a file, or a link to one, that somebody else has put there.
@@ -103,14 +102,14 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def parse_json(content: bytes, path: Path, line: int | None = None) -> Any:
-    """JSON, in which NaN and infinity are not numbers; RecordError where it is not."""
+    """Parses JSON in which NaN and infinity are not numbers. RecordError for anything else."""
     try:
         value = _DECODER.decode(content.decode())
         if b"\\ud" in content or b"\\uD" in content:  # half a character, which no file's text can hold
@@ -118,7 +117,7 @@ def parse_json(content: bytes, path: Path, line: int | None = None) -> Any:
     except ValueError as error:
         raise bad_record(path, f"not JSON ({error})", line or getattr(error, "lineno", 1)) from error
     except RecursionError as error:
-        raise bad_record(path, "not a record: lists or objects lie too deep in each other", line) from error
+        raise bad_record(path, "not a record: lists or objects are nested too deeply", line) from error
     return value
 
 
@@ -130,7 +129,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_content(path: Path) -> bytes | None:
-    """Of a .jsonl, or of its .gz; None where there is neither."""
+    """The content of a .jsonl file or of its .gz; None if there is neither."""
     packed = path.with_suffix(path.suffix + ".gz")
     if path.exists():
         return read_bytes(path)
@@ -143,7 +142,8 @@ def read_content(path: Path) -> bytes | None:
 
 
 def read_rows(path: Path, torn_ok: bool) -> list[dict[str, Any]]:
-    """The rows of a .jsonl, or of its .gz; a last line without its line end (a torn write) is left out if `torn_ok`."""
+    """The rows of a .jsonl file or of its .gz. With `torn_ok` a last line without its line end (a torn write) is left
+    out."""
     content = read_content(path)
     if content is None:
         return []

@@ -1,4 +1,4 @@
-"""The records of runs as data frames: each value, or means per run, epoch, reward, step count and split."""
+"""The records of runs as data frames: single values, or means per run, epoch, reward, step count and split."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVAL_COLUMNS = (
 
 
 def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any], tuple[Any, ...]]]:
-    """Each evaluation with the first columns of its rows in a frame."""
+    """Yields each evaluation with the first columns of its rows in a frame."""
     for run in runs:
         c = run.config
         for e in run.eval:
@@ -57,9 +57,8 @@ def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any
 
 
 def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """Every evaluated value, one row each: columns `EVAL_COLUMNS`; `steps` are sampling steps,
-    `training_steps` the run's own K, `split` is seen or unseen prompts, the counters are cumulative at that
-    evaluation."""
+    """Every evaluated value, one row each, with columns `EVAL_COLUMNS`. `steps` are sampling steps, `training_steps` is
+    the run's K, `split` is seen or unseen prompts. The counters are cumulative at that evaluation."""
     rows = [
         (*head, split, prompt, seed, value, run.config["steps"], run.device)
         for run, e, head in _heads(records)
@@ -71,8 +70,8 @@ def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 
 def mean_frame(records: Iterable[RunRecord], interim: bool = False) -> pd.DataFrame:
-    """As `eval_frame`, but the mean over prompts and noises: a row per run, epoch, reward, step count and
-    split. `interim`: over the noises that all of a run's evaluations have, so that they can be compared."""
+    """Like `eval_frame`, with the mean over prompts and noises: a row per run, epoch, reward, step count and split.
+    `interim`: over the noises that all evaluations of a run have, so that these can be compared."""
     rows = [
         (*head, split, mean, run.config["steps"], run.device)
         for run, e, head in _heads(records)

@@ -1,7 +1,7 @@
-"""Writes generated files (tables, figures, pages) into a folder of results, and touches no other file there.
+"""Writes generated files (tables, figures, pages) into a folder of results, and changes no other file there.
 
-`.generated` in that folder lists them by name with the SHA-256 of what was written, so that a later call knows its
-own files from somebody else's: it overwrites and removes only files that are as it left them.
+`.generated` in that folder lists them by name with the SHA-256 of what was written. So a later call can tell generated
+files from other files: it overwrites and removes only files that are unchanged since they were written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def manifest_bytes(hashes: Mapping[str, str]) -> bytes:
 
 
 def read_manifest(folder: Path) -> dict[str, set[str]]:
-    """The hashes that each generated file may have: one, or of a file that was being written two."""
+    """The hashes that each generated file may have: one, or two for a file that was being written."""
     path = folder / MANIFEST
     if path.is_symlink():
         raise UserError(f"{path} is a link; remove it, generated files are not written through links")
@@ -56,7 +56,7 @@ def read_manifest(folder: Path) -> dict[str, set[str]]:
 
 @contextlib.contextmanager
 def alone(folder: Path, name: str = ".generated.lock") -> Iterator[None]:
-    """Waits until no other process holds the lock file of this name in the folder, and keeps them waiting."""
+    """Waits until no other process holds the lock file of this name in the folder, and then makes others wait."""
     path = folder / name
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -76,12 +76,12 @@ def alone(folder: Path, name: str = ".generated.lock") -> Iterator[None]:
 
 
 def _check_place(folder: Path, contents: Contents, known: Mapping[str, set[str]]) -> None:
-    """UserError, before anything is written, for a link, or for a file in the way that is not as we left it."""
+    """UserError, before anything is written, for a link, or for a file in the way that was not written here."""
     for name in sorted({parent for key in (*contents, *known) if (parent := os.path.dirname(key))}):
         place = folder / name
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise UserError(
-                f"{place} is {'a link' if place.is_symlink() else 'no folder'}; move it away, generated "
+                f"{place} is {'a link' if place.is_symlink() else 'not a folder'}; move it away, generated "
                 "files are written into a folder of that name"
             )
     foreign = []
@@ -89,7 +89,7 @@ def _check_place(folder: Path, contents: Contents, known: Mapping[str, set[str]]
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(
-                f"{path} is {'a link' if path.is_symlink() else 'no file'}; move it away, a generated file "
+                f"{path} is {'a link' if path.is_symlink() else 'not a file'}; move it away, a generated file "
                 "has that name"
             )
         if path.exists() and (found := path.read_bytes()) != content and _hash(found) not in known.get(name, ()):
@@ -103,11 +103,11 @@ def _check_place(folder: Path, contents: Contents, known: Mapping[str, set[str]]
 
 
 def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list[Path]:
-    """Writes what `build` gives into the folder, and removes generated files of before that it no longer gives; returns
-    the paths, sorted. Other processes that write there wait for this one.
+    """Writes the files that `build` returns into the folder, and removes earlier generated files that it no longer
+    returns. Returns the sorted paths. Other processes that write there wait.
 
-    Errors: `UserError`, before anything is written, for a link or for somebody else's file in the way. A generated file
-    that is not given any more, but was changed since, is left alone, with a note.
+    Errors: `UserError`, before anything is written, for a link or a foreign file in the way. A generated file that is
+    no longer returned but was changed is not removed, and a note says so.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -154,7 +154,8 @@ def write(folder: str | os.PathLike[str], build: Callable[[], Contents]) -> list
 
 
 def differences(folder: Path, contents: Contents) -> dict[str, str]:
-    """What `write` would change, by name: files that are missing, other, links, or generated and no longer given."""
+    """The changes that `write` would make, by name: files that are missing, different, links, or no longer
+    generated."""
     wrong = {}
     listed = {**contents, MANIFEST: manifest_bytes({name: _hash(content) for name, content in contents.items()})}
     for name, content in listed.items():

@@ -1,4 +1,4 @@
-"""Which run a configuration is: its id, and the settings that may change later."""
+"""Identifies the run of a configuration: its id, and the settings that may change later."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILES = ("adapter", "model", "prompts", "unseen_prompts")
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Name of a run: `<label>-<reward>-k<K>-s<seed>-<8 hex digits>`.
+    """The name of a run: `<label>-<reward>-k<K>-s<seed>-<8 hex digits>`.
 
     The digits are of the SHA-256 of the configuration's canonical JSON, without `run_id` and `label`, as the run was
     begun (see `continued`): two runs share a name only if they are the same run, and renaming a method's row does not
@@ -57,7 +57,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def stem(config: Mapping[str, Any]) -> str:
-    """A run's id without the digits."""
+    """A run's id without the hexadecimal digits."""
     return f"{slug(config['label'])}-{slug(config['reward'])}-k{config['steps']}-s{config['seed']}"
 
 
@@ -80,8 +80,8 @@ def _differences(stored: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run and no other. Files are compared by their names, which is what configurations hold; an
-    earlier version's have paths."""
+    """The settings that identify a run. Files are compared by their names, which configurations hold; configurations of
+    an earlier version have paths."""
     kept = {key: value for key, value in config.items() if key not in (*CHANGEABLE, "run_id", "begun")}
     for key in FILES:
         other = like.get(key)
@@ -91,8 +91,8 @@ def identity(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any], extended: bool = True) -> list[str]:
-    """In words, each setting of `new` with which the run of the configuration `stored` can't go on. `extended`: it can
-    with more epochs."""
+    """Texts for the settings of `new` with which the run of the configuration `stored` cannot continue. `extended`: it
+    may have more epochs."""
     found = list(_differences(identity(stored, new), identity(new, stored)))
     if new["epochs"] < stored["epochs"] or (new["epochs"] > stored["epochs"] and not extended):
         found.append(f"epochs (stored {stored['epochs']}, new {new['epochs']})")
@@ -100,8 +100,9 @@ def differences(stored: Mapping[str, Any], new: Mapping[str, Any], extended: boo
 
 
 def continued(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the run of `stored` that goes on with the settings of `new`, which differ in `CHANGEABLE`
-    alone. `begun` keeps what they were at first, null for what was left out: the run's id comes from it."""
+    """The configuration with which the run of `stored` continues under the settings of `new`, which differ only in
+    `CHANGEABLE`. `begun` keeps the first values, null for those that were left out, because the run's id comes from
+    them."""
     begun = {key: stored.get(key) for key in CHANGEABLE} | stored.get("begun", {})
     begun = {key: value for key, value in begun.items() if value != new.get(key)}
     config = {key: value for key, value in stored.items() if key not in (*CHANGEABLE, "begun")}
@@ -118,7 +119,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
         raise bad_record(path, f"the configuration: {found}")
     begun = config.get("begun", {})
     if not isinstance(begun, dict) or begun.keys() - {*CHANGEABLE}:
-        raise bad_record(path, "'begun' is not an object with earlier settings of a run that went on with others")
+        raise bad_record(path, "'begun' is not an object with earlier settings of a run")
     if config["run_id"] != (expected := run_id(config)):
         raise bad_record(path, f"run_id {config['run_id']!r} is not this configuration's, {expected!r}")
     if config["run_id"] != path.parent.name:

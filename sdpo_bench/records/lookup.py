@@ -1,4 +1,4 @@
-"""Finds the run of a configuration among those that a results folder holds, in folders of their own or packed."""
+"""Finds the run of a configuration in a results folder, as a folder or packed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from sdpo_bench.records.packed import index
 
 @dataclass(frozen=True)
 class Stored:
-    """What is recorded of a run: `folder` is its own, which a packed run lacks. `extensible`: it can go on with more
-    epochs."""
+    """The records of a run. `folder` is its own, which a packed run lacks. `extensible`: it can get more epochs."""
 
     folder: Path
     config: dict[str, Any]
@@ -33,7 +32,7 @@ class Stored:
 
 
 def stored_run(folder: Path) -> Stored | None:
-    """The run of a folder `<profile>/raw/<run id>`, or the packed one of that id; None where there is neither."""
+    """The run of a folder `<profile>/raw/<run id>`, or the packed run of that id; None if there is neither."""
     path = folder / "config.json"
     if path.exists():
         finished = (folder / "done.json").exists()
@@ -45,7 +44,7 @@ def stored_run(folder: Path) -> Stored | None:
 
 
 def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """What to do where `config` asks for fewer epochs than the run in `folder` has; None where it does not."""
+    """A text that says what to do if `config` asks for fewer epochs than the run in `folder` has; otherwise None."""
     stored = stored_run(folder)
     if stored is None or config["epochs"] >= stored.config["epochs"]:
         return None
@@ -57,14 +56,14 @@ def fewer_epochs(folder: Path, config: Mapping[str, Any]) -> str | None:
         else f"give --epochs {epochs} or more"
     )
     return (
-        f"{folder}: the run {has}, fewer (--epochs {config['epochs']}) can't be asked of it; {remedy}, or make "
+        f"{folder}: the run {has}, so it can't have fewer (--epochs {config['epochs']}); {remedy}, or make "
         "another run in another folder"
     )
 
 
 def resumed(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with which the run in `folder` goes on under `config`: see `continued`. RecordError where the
-    folder holds another run, or a run of more epochs."""
+    """The configuration with which the run in `folder` continues under `config`: see `continued`. RecordError if the
+    folder holds another run, or a run with more epochs."""
     path = folder / "config.json"
     stored = read_object(path)
     if found := first_difference(identity(stored, config), identity(config, stored)):
@@ -84,14 +83,14 @@ def recorded_epoch(folder: Path) -> int:
 
 
 def _recorded_epochs(stored: Stored) -> int:
-    """How many epochs are recorded."""
+    """The number of recorded epochs."""
     if stored.packed:
         return len(index(stored.folder.parents[1])[stored.folder.name].train)
     return len(read_rows(stored.folder / "train.jsonl", torn_ok=True))
 
 
 def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
-    """Digests of the model and the adapter that a run was begun with; empty where it is new, or of a version that
+    """Digests of the model and the adapter with which a run was begun; empty if it is new, or of a version that
     recorded none."""
     path = folder / "provenance.json"
     if path.exists():
@@ -107,8 +106,8 @@ def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
 
 
 def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
-    """The folder in `raw` of the run of this configuration: the one that holds it, perhaps begun with other
-    `CHANGEABLE` settings and so named after them, or else a new one. Of a packed run it is where the folder was."""
+    """The folder in `raw` for the run of this configuration. It is the folder that holds the run, perhaps begun with
+    other `CHANGEABLE` settings and so with another name, or a new one. For a packed run it is the earlier folder."""
     own = raw / run_id(config)
     if stored_run(own) is not None:
         return own
@@ -119,8 +118,8 @@ def find_run(raw: Path, config: Mapping[str, Any]) -> Path:
 
 
 def nearest_run(raw: Path, config: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[Path, list[str]] | None:
-    """Of the runs in `raw` with the label, reward, K and seed of this configuration the one that differs least, and in
-    what; None where there is none. Runs whose names are in `besides` are passed over."""
+    """The run in `raw` with the label, reward, K and seed of this configuration that differs least, and its
+    differences; None if there is none. Runs named in `besides` are ignored."""
     found = [
         (run.folder, differences(run.config, config, run.extensible))
         for run in _alike(raw, config)

@@ -1,4 +1,4 @@
-"""The records of a profile in the form that is committed: few files, and the same records as in the runs' folders.
+"""The committed form of a profile's records: few files, with the same content as the folders of the runs.
 
 `results/<profile>/` then holds, beside plan.json and what is generated,
 
@@ -98,7 +98,7 @@ PACKED_RUN: schema.Schema = {
         "files by 'before' and 'after'",
         lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     ),
-}  # fmt: skip
+}
 
 
 def _object(value: Any) -> bool:
@@ -119,7 +119,7 @@ def part_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's values lie: `count` of them from `offset` on in a part."""
+    """Where the values of a run are: `count` values from `offset` in a part."""
 
     part: int
     offset: int
@@ -128,8 +128,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed profile as read from its files, whose digests agree. `runs`, by id, have means in place of values, as of
-    `load_profile(folder, means=True)`; `lines` are what runs.jsonl holds of them."""
+    """A packed profile as read from its files, whose digests were checked. `runs`, by id, have means instead of values,
+    like `load_profile(folder, means=True)`; `lines` are their lines in runs.jsonl."""
 
     folder: Path
     files: dict[str, str]
@@ -139,8 +139,8 @@ class Packed:
 
 
 def read_manifest(folder: Path) -> dict[str, str] | None:
-    """The SHA-256 of each packed file, by name; None for a folder that holds none. RecordError for packed files whose
-    manifest is missing or unsound."""
+    """The SHA-256 of each packed file, by name; None for a folder without packed files. RecordError if the manifest of
+    packed files is missing or invalid."""
     path = folder / MANIFEST
     if not path.exists():
         if there := [name for name in (RUNS, RUNS_GZ, CURVES) if (folder / name).exists()]:
@@ -167,7 +167,7 @@ def is_packed(folder: Path) -> bool:
 
 
 def path_of(folder: Path, name: str, digest: str) -> Path | None:
-    """The file of that content: under its name, or under that of a file that was about to replace it."""
+    """The file with that content: under its name, or under the name of a file that was about to replace it."""
     for path in (folder / name, folder / f"{name}{NEW}"):
         if path.is_file() and sha256(path.read_bytes()) == digest:
             return path
@@ -190,14 +190,14 @@ def _unzipped(content: bytes, path: Path) -> bytes:
 
 
 def read_packed(folder: Path) -> Packed | None:
-    """The packed runs of a profile's folder; None where there are none. RecordError names a file that is missing,
-    damaged or unsound; every file's SHA-256 is compared."""
+    """The packed runs of a profile's folder; None if there are none. RecordError names a file that is missing, damaged
+    or invalid. The SHA-256 of every file is checked."""
     files = read_manifest(folder)
     return None if files is None else read_files(folder, files)
 
 
 def read_files(folder: Path, files: Mapping[str, str]) -> Packed:
-    """What these files hold, whether they have replaced the earlier ones yet or not."""
+    """The contents of these files, whether or not they have replaced the earlier ones yet."""
     for name, digest in files.items():
         if path_of(folder, name, digest) is None:
             _content(folder, name, digest)  # says which and why
@@ -251,7 +251,7 @@ def _read_provenances(folder: Path, files: Mapping[str, str]) -> list[dict[str, 
 def _read_curves(
     folder: Path, files: Mapping[str, str], lines: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of evaluations by run, with means in place of values."""
+    """Rows of evaluations by run, with means instead of values."""
     path = folder / CURVES
     text = _unzipped(_content(folder, CURVES, files[CURVES]), path).decode(errors="replace")
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -296,7 +296,7 @@ def _record(
     provenances: Sequence[dict[str, Any]],
     rows: list[dict[str, Any]],
 ) -> RunRecord:
-    """A run from its line, checked as that of a folder is."""
+    """A run from its line, checked like a run in a folder."""
     run_id, where = line["run_id"], f"{folder / runs_name(files)}, {line['run_id']}"
     if line["provenance"] >= len(provenances):
         raise RecordError(f"{where}: {PROVENANCE} has no provenance {line['provenance']}; {RESTORE}")
@@ -315,7 +315,7 @@ def _record(
 
 
 def check_means(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """RecordError for evaluations in which a mean is no number, a split has none, or which are there twice."""
+    """RecordError for evaluations in which a mean is not a number, a split has none, or which appear twice."""
     stand_in = [
         {key: value for key, value in row.items() if key not in ("means", "interim_means", "prompts")}
         | {"values": {split: {"": [mean] * len(row["noise_seeds"])} for split, mean in row[kind].items()}}
@@ -334,7 +334,7 @@ def check_means(rows: Sequence[Mapping[str, Any]], where: str) -> None:
 
 
 def parquet(purpose: str) -> tuple[ModuleType, ModuleType]:
-    """pyarrow and its parquet module; UserError where it is not installed."""
+    """Returns pyarrow and its parquet module. UserError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -347,7 +347,7 @@ def parquet(purpose: str) -> tuple[ModuleType, ModuleType]:
 
 
 def read_part(packed: Packed, number: int, columns: Sequence[str] | None = None) -> Any:
-    """The table of a part, a pyarrow.Table; RecordError for one that is none."""
+    """The table of a part, a pyarrow.Table. RecordError if the file is not one."""
     pyarrow, pq = parquet("reading single values")
     name = part_name(number)
     content = _content(packed.folder, name, packed.files[name])
@@ -358,14 +358,14 @@ def read_part(packed: Packed, number: int, columns: Sequence[str] | None = None)
 
 
 def exact(values: np.ndarray) -> list[float]:
-    """Values as they were recorded: single precision holds 6 significant digits, which are read off it."""
+    """Values as they were recorded, from single precision, which holds their 6 significant digits."""
     if values.dtype == np.float32:
         return [float(f"{value:.6g}") for value in values.tolist()]
     return list(map(float, values))
 
 
 def with_values(packed: Packed, names: Sequence[str] | None = None) -> Iterator[RunRecord]:
-    """The runs of these ids (by default all), by part, each with every value in place of means. UserError without
+    """The runs of these ids (by default all), by part, each with every value instead of means. UserError without
     pyarrow."""
     chosen = [name for name in packed.runs if names is None or name in names]
     for number in sorted({packed.places[name].part for name in chosen}):
@@ -398,7 +398,7 @@ def _valued(run: RunRecord, values: Sequence[float]) -> RunRecord:
 
 
 def packed_ids(folder: Path) -> frozenset[str]:
-    """Ids of the packed runs of a profile's folder, read without the rest; empty where there are none."""
+    """Ids of the packed runs of a profile's folder, read without the rest; empty if there are none."""
     return _cached(folder, _read_ids) if is_packed(folder) else frozenset()
 
 
@@ -408,7 +408,7 @@ def _read_ids(folder: Path) -> frozenset[str]:
 
 
 def index(folder: Path) -> dict[str, RunRecord]:
-    """The packed runs by id, read once while their files stay as they are: to look at, not to change."""
+    """The packed runs by id, cached while their files do not change. Callers must not change them."""
     return _cached(folder, _read_runs) if is_packed(folder) else {}
 
 

@@ -1,4 +1,4 @@
-"""Packs the finished runs of a profile into the files of `packed`, and gives packed runs their folders back."""
+"""Packs the finished runs of a profile into the files of `packed`, and unpacks them into folders."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TUNING = "tuning"  # prompts on which learning rates are chosen: nobody looks at
 
 
 def pack_profile(folder: str | os.PathLike[str]) -> int:
-    """Packs the finished runs in `results/<profile>/raw` and removes their records there; how many they were.
+    """Packs the finished runs in `results/<profile>/raw` and removes their records there. Returns their number.
 
     Unfinished runs, weights and checkpoints stay in raw/. Until packed.json is written, in one step, the folders are
     what counts, and after it the packed files: an interrupted call loses nothing, and another one ends it.
@@ -87,7 +87,7 @@ def _signature(folder: Path) -> dict[str, str]:
 
 
 def _same(before: Packed, runs: Mapping[str, RunRecord]) -> set[str]:
-    """The runs that are packed already, as they are in their folders: an earlier call was interrupted."""
+    """The runs in folders that are packed already, because an earlier call was interrupted."""
     again = [name for name in runs if name in before.runs]
     return {run.run_id for run in with_values(before, again) if _difference(run, runs[run.run_id]) is None}
 
@@ -96,7 +96,7 @@ def _same(before: Packed, runs: Mapping[str, RunRecord]) -> set[str]:
 
 
 def _contents(before: Packed, fresh: Mapping[str, RunRecord]) -> dict[str, bytes]:
-    """The files to write, by name: those of all runs anew, and of single values and pictures new parts."""
+    """The files to write, by name: new versions of those that hold all runs, and new parts of values and images."""
     runs = {**before.runs, **fresh}
     provenances = sorted({to_json(run.provenance): run.provenance for run in runs.values()}.items())
     numbers = {text: number for number, (text, _) in enumerate(provenances)}
@@ -139,7 +139,7 @@ def _count(run: RunRecord) -> int:
 
 
 def _line(run: RunRecord, part: int, offset: int, pictures: dict[str, str]) -> dict[str, Any]:
-    """A run's line of runs.jsonl, but for the number of its provenance."""
+    """A run's line of runs.jsonl, without the number of its provenance."""
     known = {*schema.EVAL}
     extra = {
         str(number): others
@@ -188,7 +188,7 @@ def _curves(runs: Iterable[RunRecord], lines: Mapping[str, Mapping[str, Any]]) -
 
 
 def _columns(runs: Sequence[RunRecord]) -> tuple[dict[str, tuple[list[str], np.ndarray]], dict[str, Any]]:
-    """A part's columns: texts as (distinct ones, codes), and numbers."""
+    """The columns of a part: texts as (distinct texts, codes), and numbers."""
     heads: dict[str, list[Any]] = {key: [] for key in ("run", "epoch", "reward", "steps", "split", "prompt")}
     counts: list[int] = []
     noises: list[int] = []
@@ -258,8 +258,9 @@ def _part(runs: Sequence[RunRecord]) -> bytes:
 def _pictures(
     number: int, runs: Mapping[str, RunRecord], fresh: Collection[str]
 ) -> dict[str, dict[tuple[str, str], bytes]]:
-    """The grids to add, of `fresh` ones of these runs, by file and by run and when: of each method's run with the
-    lowest seed, which the page shows. None of an ablation, and none of runs that choose a learning rate."""
+    """The grids to add, from the `fresh` ones among these runs, by file, by run and time: those of each method's run
+    with the lowest seed, which the page shows. There are none for ablations and for runs that choose a learning
+    rate."""
     kept: dict[tuple[object, ...], RunRecord] = {}
     for run in sorted(runs.values(), key=lambda run: (run.config["seed"], run.run_id)):
         if " (" not in run.label and run.config.get("train_split") != TUNING:
@@ -279,13 +280,13 @@ def _pictures(
 
 
 def _write_new(profile: Path, contents: Mapping[str, bytes], before: Mapping[str, str]) -> None:
-    """Writes files under names that are not read before packed.json lists them. UserError for somebody else's in the
+    """Writes files under names that are not read before packed.json lists them. UserError if a foreign file is in the
     way."""
     for name in contents:
         path = profile / name
         if path.parent.is_symlink() or (path.parent.exists() and not path.parent.is_dir()):
             raise UserError(
-                f"{path.parent} is no folder; move it away, packed records are written into one of that name"
+                f"{path.parent} is not a folder; move it away, packed records go into a folder of that name"
             )
         if (path.exists() or path.is_symlink()) and name not in before and name not in (form.RUNS, form.RUNS_GZ):
             raise UserError(f"{path} is in the way: packed.json does not list it; move it away. Nothing was packed")
@@ -296,7 +297,8 @@ def _write_new(profile: Path, contents: Mapping[str, bytes], before: Mapping[str
 
 
 def _settle(profile: Path) -> None:
-    """Ends what an interrupted call began: files that packed.json lists take their names, others of that call go."""
+    """Finishes an interrupted call: files that packed.json lists get their names, other files of that call are
+    removed."""
     files = read_manifest(profile) or {}
     for place in (profile, profile / "values", profile / "pictures"):
         prefix = "" if place == profile else f"{place.name}/"
@@ -322,10 +324,10 @@ def _settle(profile: Path) -> None:
 
 
 def _check(packed: Packed, before: Packed, fresh: Mapping[str, RunRecord]) -> None:
-    """RecordError unless what was written reads as the runs' folders and the runs packed before."""
+    """RecordError unless the written files read the same as the runs' folders and the runs packed before."""
     for name, run in before.runs.items():
         if name not in fresh and packed.runs.get(name) != run:
-            raise RecordError(f"{packed.folder}: not packed, {name} would read otherwise than before; report this")
+            raise RecordError(f"{packed.folder}: not packed, {name} would read differently than before; report this")
     for run in with_values(packed, list(fresh)):
         if found := _difference(run, fresh[run.run_id]):
             raise RecordError(f"{fresh[run.run_id].folder}: not packed, {found}")
@@ -335,11 +337,11 @@ def _check(packed: Packed, before: Packed, fresh: Mapping[str, RunRecord]) -> No
                 packed_row["means"],
                 packed_row["interim_means"],
             ):
-                raise RecordError(f"{fresh[run.run_id].folder}: not packed, a mean would read otherwise; report this")
+                raise RecordError(f"{fresh[run.run_id].folder}: not packed, a mean would read differently; report this")
 
 
 def _difference(packed: RunRecord, run: RunRecord) -> str | None:
-    """What a packed run has other than that of a folder, in words; None where there is nothing."""
+    """A text that says how a packed run differs from the run in a folder; None if it does not."""
     for what in ("config", "provenance", "train", "eval", "dense", "done"):
         if to_json(getattr(packed, what)) != to_json(getattr(run, what)):
             return f"{what} would read otherwise: it is not as `RunWriter` writes it"
@@ -352,7 +354,7 @@ def _difference(packed: RunRecord, run: RunRecord) -> str | None:
 
 
 def check_values(folder: str | os.PathLike[str]) -> list[str]:
-    """In words, each packed run whose means are not those of its values, or whose values stand under other prompts,
+    """A text for each packed run whose means are not those of its values, or whose values belong to other prompts,
     noises, rewards or epochs. UserError without pyarrow; RecordError for damaged files."""
     packed = form.read_packed(Path(folder))
     if packed is None:
@@ -397,8 +399,8 @@ def _stand_alike(table: Any, run: RunRecord) -> bool:
 
 
 def _remove(folder: Path, signature: Mapping[str, str]) -> None:
-    """Removes the records of a packed run from its folder: config.json first, from which on the packed run counts. What
-    changed since it was read stays, all of it."""
+    """Removes the records of a packed run from its folder. config.json is removed first; from then on the packed run
+    counts. If anything changed since it was read, all of it stays."""
     with RunWriter(folder):
         if _signature(folder) == signature:
             _remove_records(folder)
@@ -416,7 +418,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _remove_rest(profile: Path) -> None:
-    """Removes what an interrupted call left of packed runs' folders."""
+    """Removes what an interrupted call left of the folders of packed runs."""
     for name in form.packed_ids(profile):
         folder = profile / "raw" / name
         if folder.is_dir() and not (folder / "config.json").exists():
@@ -447,8 +449,8 @@ class _Files:
 
 
 def unpack_profile(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
-    """Gives the packed runs of a profile folders as they were written, in `out`/raw; how many. Each appears there
-    wholly or not at all; plan.json goes with them.
+    """Writes the folders of packed runs as they were, in `out`/raw, and returns their number. Each appears there
+    completely or not at all. plan.json is copied too.
 
     Errors: `UserError`, before anything is written, where `out` has a run of that id with other records, and without
     pyarrow; `RecordError` for a folder without packed runs, or a damaged one.
@@ -456,11 +458,11 @@ def unpack_profile(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
     profile, target = Path(folder), Path(out)
     packed = form.read_packed(profile)
     if packed is None:
-        raise RecordError(f"{profile / form.MANIFEST}: no such file; only packed runs are given folders")
+        raise RecordError(f"{profile / form.MANIFEST}: no such file; --unpack needs packed runs")
     form.parquet("unpacking")
     raw = target / "raw"
     if target.resolve() == profile.resolve():
-        raise UserError(f"--unpack {out} is the packed folder itself; give another one, from which a run can go back")
+        raise UserError(f"--unpack {out} is the packed folder itself; give another folder")
     runs = {run.run_id: run for run in with_values(packed)}
     there = {name for name in runs if (raw / name).exists()}
     for name in sorted(there):

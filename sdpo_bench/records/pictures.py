@@ -1,4 +1,4 @@
-"""Grids of pictures of runs, as WebP."""
+"""Grids of images of runs, as WebP."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WHEN = ("before", "after")
 
 
 def entry_name(run_id: str, when: str) -> str:
-    """The name of a run's grid in a zip of pictures."""
+    """The name of a run's grid in a zip of images."""
     return f"{run_id}_{when}.webp"
 
 
 def webp(path: Path) -> bytes:
-    """A picture's file as WebP; one that is WebP stays as it is. RecordError for what is no picture."""
+    """Converts an image file to WebP; a WebP file stays unchanged. RecordError if it is not an image."""
     content = path.read_bytes()
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -35,13 +35,13 @@ def webp(path: Path) -> bytes:
 
 
 def grid_file(run: RunRecord, when: str) -> Path | None:
-    """The file of a run's grid `when` ("before" or "after" training) in its folder; None without one."""
+    """The file of a run's grid `when` ("before" or "after" training) in its folder; None if there is none."""
     paths = (run.folder / f"grid_{when}.{kind}" for kind in ("png", "webp"))
     return next((path for path in paths if path.exists()), None)
 
 
 def grid(run: RunRecord, when: str) -> bytes | None:
-    """A run's grid as WebP, of its folder or packed; None without one."""
+    """A run's grid as WebP, from its folder or packed; None if there is none."""
     if when in run.pictures:
         path = run.folder.parents[1] / run.pictures[when]
         try:
@@ -54,7 +54,7 @@ def grid(run: RunRecord, when: str) -> bytes | None:
 
 
 def zipped(entries: dict[str, bytes]) -> bytes:
-    """A zip of files as they are, the same bytes at any time."""
+    """A zip of uncompressed files, with the same bytes at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(entries):

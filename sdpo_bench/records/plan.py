@@ -1,4 +1,4 @@
-"""plan.json: all runs of a profile, so that its tables can say what is still to be made."""
+"""plan.json lists all runs of a profile, so that its tables can say what is missing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PLAN_KEYS = tuple(schema.PLANNED)
 
 
 def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
-    """Adds runs to the profile's plan.json, so that its tables know which ones are still to be made: of each
-    configuration what tables go by, a line each, sorted. `whole`: they are all, what was planned before is dropped."""
+    """Adds runs to the profile's plan.json, so that its tables know what is missing: for each configuration the keys
+    that tables use, a line each, sorted. `whole`: these are all runs, and earlier entries are dropped."""
     path = Path(folder) / "plan.json"
     before = [] if whole else _plan(path)
     rows = {row["run_id"]: row for row in before} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
@@ -39,8 +39,8 @@ def _plan(path: Path) -> list[dict[str, Any]]:
 
 
 def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Configurations of the profile's runs without `done.json`, sorted by id: whole ones of those that were begun
-    (only `run_id` where none was written yet), `PLAN_KEYS` of those in plan.json that were not."""
+    """Configurations of the profile's runs without `done.json`, sorted by id: complete ones for runs that were begun
+    (only `run_id` if none was written yet), and `PLAN_KEYS` for runs in plan.json that were not."""
     paths = {path.name: path for path in run_folders(folder)}
     pending = {
         name: read_config(path / "config.json") if (path / "config.json").exists() else {"run_id": name}

@@ -1,4 +1,4 @@
-"""Where a number was made: commit, versions, device. Nothing that names the machine, its user or its folders."""
+"""Where a number was computed: commit, versions, device. Nothing names the machine, its user or its folders."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CODE = ("*.py", "*.txt", "*.json", "*.safetensors")  # what decides a result: th
 
 
 def repository() -> Path | None:
-    """The source checkout that this package is run from; None for an installed copy."""
+    """The source checkout from which this package runs; None for an installed copy."""
     root = PACKAGE.parent
     return root if (root / "pyproject.toml").is_file() and (root / "noxfile.py").is_file() else None
 
 
 def _git(*arguments: str) -> str | None:
-    """Git's answer about the checkout; None without one (or without git)."""
+    """Git's output about the checkout; None without a checkout or without git."""
     try:
         done = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -43,7 +43,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def source_hash(package: Path = PACKAGE) -> str:
-    """SHA-256 over the names and contents of the package's files: identifies code that no commit does."""
+    """SHA-256 over the names and contents of the package's files. It identifies code that no commit identifies."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in CODE for path in package.rglob(pattern)}):
         for part in (path.relative_to(package).as_posix().encode(), path.read_bytes()):
@@ -62,7 +62,7 @@ def _given_commit() -> str | None:
 
 @functools.cache  # of the code as it was when this process loaded it, whatever is committed while it runs
 def code_version() -> dict[str, Any]:
-    """commit and dirty; where git doesn't say what ran (no checkout, or changed code), the hash of the source too.
+    """commit and dirty. If git does not identify the code (no checkout, or changed code), also the hash of the source.
 
     Of a copy without git the commit is what SDPO_BENCH_COMMIT says, if it is set.
     """
@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's model, as the system names it."""
+    """The processor's model, as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -114,7 +114,8 @@ def device_name(device: Any) -> str:
 
 
 def command(argv: list[str] | None = None) -> str:
-    """The command line, without this machine's folders: programs and absolute paths by name, or relative to here."""
+    """The command line without this machine's folders: programs and absolute paths by name or relative to the current
+    folder."""
     program, *arguments = sys.argv if argv is None else argv
     here = os.getcwd()
 
@@ -131,7 +132,7 @@ def command(argv: list[str] | None = None) -> str:
 
 
 def float32_backends() -> dict[str, Any]:
-    """PyTorch 2.9's settings of the precision in which a GPU multiplies float32, by what each holds for."""
+    """PyTorch 2.9's settings of the precision in which a GPU multiplies float32, by operation."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
@@ -139,7 +140,8 @@ def float32_backends() -> dict[str, Any]:
 
 
 def float32_precision() -> dict[str, str]:
-    """`ieee` or `tf32`, of matrix products and of cuDNN's convolutions and recurrent networks, as it is set now."""
+    """The current precision, `ieee` or `tf32`, of matrix products and of cuDNN's convolutions and recurrent
+    networks."""
     import torch
 
     if hasattr(torch.backends, "fp32_precision"):
@@ -150,7 +152,8 @@ def float32_precision() -> dict[str, str]:
 
 
 def collect(device: Any, rewards: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What provenance.json holds, for a run on `device` (a torch.device or its name) with these rewards, by name."""
+    """The content of provenance.json, for a run on `device` (a torch.device or its name) with these rewards, by
+    name."""
     import sdpo_kernels
     import torch
 

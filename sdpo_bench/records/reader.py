@@ -1,4 +1,5 @@
-"""The records of a profile: of its runs' folders (`run_folder`), of its packed files (`packed`), or of both.
+"""The records of a profile, from the folders of its runs (`run_folder`), from its packed files (`packed`), or from
+both.
 
 A run that is in both is the one of the folder, if that has a config.json: packing removes that file first.
 """
@@ -20,13 +21,13 @@ __all__ = [
 
 
 def has_records(folder: str | os.PathLike[str]) -> bool:
-    """Whether it is a profile's folder: with runs' folders, or packed."""
+    """Whether this is the folder of a profile: with folders of runs, or packed."""
     return (Path(folder) / "raw").is_dir() or is_packed(Path(folder))
 
 
 def run_folders(profile: str | os.PathLike[str]) -> list[Path]:
-    """The folders of runs, finished or not, sorted; not of those that are packed (what stays of them is weights).
-    RecordError for a folder without records."""
+    """The folders of runs, finished or not, sorted. Packed runs are left out; only weights remain of them. RecordError
+    for a folder without records."""
     if not has_records(profile):
         raise RecordError(
             f"{Path(profile) / 'raw'}: no such folder; give a profile's results, for example results/quick"
@@ -46,24 +47,24 @@ def _raw_folders(profile: Path, packed: Collection[str]) -> list[Path]:
 
 
 def packed_only(profile: Path) -> dict[str, RunRecord]:
-    """The packed runs by id that have no folder of their own; to look at, not to change."""
+    """The packed runs by id that have no folder. Callers must not change them."""
     found = index(profile)
     return {name: run for name, run in found.items() if not _has_folder(profile, name)}
 
 
 def _has_folder(profile: Path, run_id: str) -> bool:
-    """Whether a run's folder holds records; of a packed run weights alone may have stayed there."""
+    """Whether a run's folder holds records; only weights of a packed run may be left there."""
     return (profile / "raw" / run_id / "config.json").exists()
 
 
 def run_ids(profile: Path) -> list[str]:
-    """Ids of all runs that are there, finished or not, sorted; none for a folder that is not there."""
+    """Ids of all runs that exist, finished or not, sorted; empty for a missing folder."""
     packed = packed_ids(profile)
     return sorted({*packed, *(path.name for path in _raw_folders(profile, packed))})
 
 
 def finished_runs(profile: Path) -> list[str]:
-    """Ids of the finished runs, sorted; none for a folder that is not there. Folders are not read."""
+    """Ids of the finished runs, sorted; empty for a missing folder. The contents of folders are not read."""
     found = {path.name for path in _raw_folders(profile, ()) if (path / "done.json").exists()}
     return sorted(found | {name for name in packed_ids(profile) if not _has_folder(profile, name)})
 
@@ -73,9 +74,9 @@ def load_profile(
 ) -> list[RunRecord]:
     """The finished runs of `results/<profile>`, sorted by model, reward, training steps, label, seed and id.
 
-    `means`: for tables, in a fraction of the memory: in place of an evaluation's `values` by split, prompt and noise
-    there are its `means` by split, those over interim noises (`interim_means`), and its `prompts`. `names`: of these
-    ids alone.
+    `means`: for tables, in a fraction of the memory. Evaluations then have, instead of `values` by split, prompt and
+    noise, their `means` by split, the means over interim noises (`interim_means`), and their `prompts`. `names`: only
+    these ids.
 
     Errors: `RecordError`; `UserError` without pyarrow, for the values of packed runs.
     """

@@ -1,11 +1,10 @@
-"""The folder of one run as it is written.
+"""Reads the folder of one run.
 
-One folder per run, `results/<profile>/raw/<run id>/`, holding `config.json`, `provenance.json`, `train.jsonl`
+There is one folder per run, `results/<profile>/raw/<run id>/`. It has `config.json`, `provenance.json`, `train.jsonl`
 (a row per epoch), `eval.jsonl` (a row per evaluation epoch, reward and number of sampling steps), optionally
-`dense.jsonl` (a row per probed epoch and query budget: how far predicted dense rewards are from exact ones),
-`grid_before.png` and `grid_after.png`, and `done.json`, written last: a folder without it is an unfinished
-run and enters no table. Every write is durable (fsync) and either happens wholly or leaves what was there.
-Imports neither torch nor anything that does.
+`dense.jsonl` (a row per probed epoch and query budget: the errors of predicted dense rewards), `grid_before.png` and
+`grid_after.png`, and `done.json`, written last. A folder without it is an unfinished run and enters no table. Every
+write is durable (fsync) and atomic. The module imports neither torch nor anything that does.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def evaluation_key(row: Mapping[str, Any]) -> tuple[int, str, int]:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as read from its folder: see the module's text. `done` is None for an unfinished run."""
+    """A run as read from its folder: see the module's docstring. `done` is None for an unfinished run."""
 
     folder: Path
     config: dict[str, Any]
@@ -56,7 +55,7 @@ class RunRecord:
 
     @property
     def interim_noises(self) -> int | None:
-        """Noises of an evaluation before the last, which may have more; None: all have the same."""
+        """Noises of an evaluation before the last, which may have more; None if all have the same."""
         return self.config.get("eval_interim_noises")
 
     @property
@@ -71,7 +70,7 @@ def check_evaluation(row: Mapping[str, Any], where: str) -> None:
 
 
 def row_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the folder's files of rows, by name, of a compressed one as it was before."""
+    """SHA-256 of the folder's .jsonl files, by name; of a compressed one before compression."""
     found = {}
     for name in ROWS:
         if (content := read_content(folder / name)) is not None:
@@ -80,7 +79,7 @@ def row_digests(folder: Path) -> dict[str, str]:
 
 
 def _check_digests(folder: Path, done: Mapping[str, Any]) -> None:
-    """RecordError where a finished run has not the rows with which it ended. Earlier versions recorded no digests."""
+    """RecordError if the rows of a finished run changed since it ended. Earlier versions recorded no digests."""
     if "records_sha256" not in done:
         return
     expected, found = done["records_sha256"], row_digests(folder)
@@ -90,12 +89,12 @@ def _check_digests(folder: Path, done: Mapping[str, Any]) -> None:
         if expected.get(name) != found.get(name):
             raise bad_record(
                 folder / name,
-                "not the rows with which the run ended (done.json has their SHA-256): some were lost, added or changed",
+                "its SHA-256 is not the one in done.json: rows were lost, added or changed after the run ended",
             )
 
 
 def check_provenance(provenance: Mapping[str, Any], where: Path | str) -> None:
-    """RecordError where a provenance, or one of its `earlier` ones, lacks what tables need."""
+    """RecordError if a provenance, or one of its `earlier` ones, lacks what tables need."""
     earlier = provenance.get("earlier", [])
     for part in (provenance, *earlier) if isinstance(earlier, list) else (None,):
         if not isinstance(part, dict):
@@ -105,13 +104,13 @@ def check_provenance(provenance: Mapping[str, Any], where: Path | str) -> None:
 
 
 def check_done(done: Mapping[str, Any], where: Path | str) -> None:
-    """RecordError where a finished run's summary has fields that are not what they should be."""
+    """RecordError if fields in the summary of a finished run are invalid."""
     if found := schema.problem(done, {}, schema.DONE_OPTIONAL):
         raise bad_record(where, found)
 
 
 def check_train(rows: Sequence[Mapping[str, Any]], where: Path | str) -> None:
-    """RecordError for a row of train.jsonl that is not sound, or does not follow the one before."""
+    """RecordError for a row of train.jsonl that is invalid or does not follow the one before."""
     for number, row in enumerate(rows, 1):
         if found := schema.problem(row, schema.TRAIN, schema.TRAIN_OPTIONAL):
             raise bad_record(where, found, number)
@@ -120,24 +119,24 @@ def check_train(rows: Sequence[Mapping[str, Any]], where: Path | str) -> None:
 
 
 def check_evaluations(rows: Sequence[Mapping[str, Any]], where: Path | str) -> None:
-    """RecordError for a row of eval.jsonl that is not sound, or is there twice."""
+    """RecordError for a row of eval.jsonl that is invalid or appears twice."""
     keys = set()
     for number, row in enumerate(rows, 1):
         check_evaluation(row, f"{where}, line {number}")
         if evaluation_key(row) in keys:
-            raise bad_record(where, "this epoch, reward and step count is there twice", number)
+            raise bad_record(where, "this epoch, reward and step count appears twice", number)
         keys.add(evaluation_key(row))
 
 
 def check_dense(rows: Sequence[Mapping[str, Any]], steps: int, where: Path | str) -> None:
-    """RecordError for a row of dense.jsonl, of a run with so many steps of training, that is not sound, or is there
+    """RecordError for a row of dense.jsonl that is invalid for a run with this number of training steps, or appears
     twice."""
     probed = set()
     for number, row in enumerate(rows, 1):
         if found := schema.dense_problem(row, steps):
             raise bad_record(where, found, number)
         if (row["epoch"], row["budget"]) in probed:
-            raise bad_record(where, "this epoch and budget is there twice", number)
+            raise bad_record(where, "this epoch and budget appears twice", number)
         probed.add((row["epoch"], row["budget"]))
 
 

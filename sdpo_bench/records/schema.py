@@ -1,7 +1,7 @@
-"""What the fields of a record must be: checked once, when a run is read, so that tables need not ask again.
+"""Defines valid fields of a record. They are checked once, when a run is read, so that tables need not check again.
 
-A schema maps a field to (what it is in words, whether a value is that); fields that a record may lack stand apart. What
-no table relies on is not checked, so that older and newer records can be read.
+A schema maps a field to (a description, a check of the value). Optional fields are listed separately. Fields that no
+table uses are not checked, so that older and newer records can be read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Schema = dict[str, Rule]
 
 
 def is_line(value: Any) -> bool:
-    """A text that stands on one line as it is: not empty, no control characters."""
+    """Whether a text is one printable line: not empty, no control characters."""
     return isinstance(value, str) and value != "" and printable(value) == value and not {*value} & {"\n", "\t"}
 
 
@@ -137,7 +137,7 @@ DONE_OPTIONAL: Schema = {"seconds": SECONDS, "seconds_per_epoch": SECONDS}
 
 
 def problem(record: Mapping[str, Any], required: Schema, optional: Schema | None = None) -> str | None:
-    """What is wrong with a record's fields, in words that fit behind the file's name; None if they are sound."""
+    """A text that says what is wrong with a record's fields; None if they are valid."""
     if missing := [key for key in required if key not in record]:
         return f"lacks {', '.join(missing)}"
     for rules in (required, optional or {}):
@@ -148,7 +148,7 @@ def problem(record: Mapping[str, Any], required: Schema, optional: Schema | None
 
 
 def evaluation_problem(row: Mapping[str, Any]) -> str | None:
-    """The same of a row of eval.jsonl, its values included."""
+    """The same for a row of eval.jsonl, including its values."""
     if found := problem(row, EVAL):
         return found
     count = len(row["noise_seeds"])
@@ -167,7 +167,7 @@ def evaluation_problem(row: Mapping[str, Any]) -> str | None:
 
 
 def _sound(lists: list[Any], count: int) -> bool:
-    """Whether these are lists of so many numbers: what is said below of each one, quickly of all."""
+    """Whether these are lists of that many numbers: the checks below, done quickly for all of them."""
     if {*map(type, lists)} != {list} or {*map(len, lists)} != {count}:
         return False
     values = [*chain.from_iterable(lists)]
@@ -180,7 +180,7 @@ def _sound(lists: list[Any], count: int) -> bool:
 
 
 def dense_problem(row: Mapping[str, Any], steps: int) -> str | None:
-    """The same of a row of dense.jsonl, of a run with so many steps of training."""
+    """The same for a row of dense.jsonl, for a run with this number of training steps."""
     lists: Schema = {
         **dict.fromkeys(MEASURED, (f"a list of {steps} numbers", lambda v: _list_of(is_number)(v) and len(v) == steps)),
         **dict.fromkeys(
@@ -195,7 +195,7 @@ def dense_problem(row: Mapping[str, Any], steps: int) -> str | None:
 
 
 def shortened(value: Any) -> str:
-    """A value as Python writes it, of at most some 60 characters."""
+    """A value in Python's notation, cut at about 60 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits, lists in lists in lists

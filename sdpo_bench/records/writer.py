@@ -29,7 +29,7 @@ from sdpo_bench.records.run_folder import check_evaluation, evaluation_key, load
 
 
 class RunWriter:
-    """Writes one run's folder, alone: a second writer, in this process or another, gets `RunLocked`.
+    """Writes the folder of one run. A second writer, in this process or another, gets `RunLocked`.
 
         with RunWriter(folder) as writer:
             writer.write_config(config); writer.write_provenance(provenance)
@@ -90,8 +90,8 @@ class RunWriter:
         return self.folder / name
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Stores the configuration; a folder that already holds it is left as it is, one that holds another
-        is refused. Where the run goes on with other `CHANGEABLE` settings it is no longer finished."""
+        """Stores the configuration. A folder that already holds it stays unchanged; a folder that holds another is
+        refused. A run that continues with other `CHANGEABLE` settings is no longer finished."""
         path, new = self._path("config.json"), json.loads(to_json(config))
         check_config(new, path)
         if path.exists():
@@ -107,8 +107,7 @@ class RunWriter:
         write_atomic(path, (to_json(new, indent=1) + "\n").encode())
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Stores where the run was made. Of a resumed run made elsewhere the earlier provenances stay, under
-        `earlier`."""
+        """Stores where the run was made. The earlier provenances of a resumed run stay, under `earlier`."""
         path, new = self._path("provenance.json"), dict(provenance)
         if path.exists():
             stored = read_object(path)
@@ -134,11 +133,11 @@ class RunWriter:
                 raise
 
     def append_train(self, row: Mapping[str, Any]) -> None:
-        """Adds an epoch's row, durably; its counters are cumulative, its seconds of this epoch."""
+        """Adds the row of an epoch, durably. Its counters are cumulative; its seconds are of this epoch."""
         self._append("train.jsonl", row)
 
     def append_eval(self, row: Mapping[str, Any]) -> None:
-        """Adds an evaluation's row, durably, values at 6 significant digits.
+        """Adds the row of an evaluation, durably, with values at 6 significant digits.
 
         A row of the same epoch, reward and step count (an evaluation repeated after a resume) is replaced.
         """
@@ -150,11 +149,11 @@ class RunWriter:
         self._replace("eval.jsonl", row, evaluation_key)
 
     def append_dense(self, row: Mapping[str, Any]) -> None:
-        """Adds a probe's row for one query budget, durably; a row of the same epoch and budget is replaced."""
+        """Adds the row of a probe for one query budget, durably. A row of the same epoch and budget is replaced."""
         self._replace("dense.jsonl", row, lambda other: (other["epoch"], other["budget"]))
 
     def _replace(self, name: str, row: Mapping[str, Any], key: Callable[[Mapping[str, Any]], object]) -> None:
-        """Appends `row`, in place of one with the same key."""
+        """Appends `row`, replacing a row with the same key."""
         rows = read_rows(self._path(name), torn_ok=False)
         others = [other for other in rows if key(other) != key(row)]
         if len(others) < len(rows):
@@ -163,8 +162,8 @@ class RunWriter:
             self._append(name, row)
 
     def truncate(self, epoch: int) -> None:
-        """Makes the folder fit to be resumed after `epoch`: later rows, a torn last line and `done.json`
-        go, compressed rows are as before."""
+        """Prepares the folder for resumption after `epoch`: removes later rows, a torn last line and `done.json`, and
+        unpacks compressed rows."""
         self._path("done.json").unlink(missing_ok=True)
         for name in ROWS:
             path = self._path(name)
@@ -175,7 +174,7 @@ class RunWriter:
                 path.with_suffix(".jsonl.gz").unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `done.json`, from which on the run counts, with digests of its rows; refuses a folder that does not
+        """Writes `done.json` with digests of the rows; from then on the run counts. Refuses a folder that does not
         load."""
         load_run(self.folder)
         summary = dict(summary) | {"records_sha256": row_digests(self.folder)}

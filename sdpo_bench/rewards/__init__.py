@@ -1,9 +1,9 @@
-"""The rewards: one file each, found by looking through this folder, loaded on demand.
+"""The rewards: one file each, found in this folder and loaded on demand.
 
-A reward is a class with `name`, `title`, `licence`, `revision`, `scale`; called with pictures float [N, 3, H, W] in
-0..1 and N prompts it gives float32 [N], the higher the better. With `differentiable` its `differentiable_score` gives
-the same with a gradient by the pictures. `REWARDS` need nothing but this package; `PRETRAINED`
-read published weights when constructed (docs/rewards.md), and import transformers only then.
+A reward is a class with `name`, `title`, `licence`, `revision`, `scale`. Called with images float [N, 3, H, W] in 0..1
+and N prompts, it returns float32 [N]; higher is better. With `differentiable` its `differentiable_score` returns the
+same with a gradient by the images. `REWARDS` need only this package. `PRETRAINED` read published weights when
+constructed (docs/rewards.md), and import transformers only then.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ DIFFERENTIABLE = [name for name, cls in (REWARDS | PRETRAINED).items() if cls.di
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
-    """The one spelling of a spec that records and run ids have. Loads nothing; UserError lists the valid names, or says
-    that what is to be `optimised` can only be measured."""
+    """The standard spelling of a spec, for records and run ids. Loads nothing. UserError lists the valid names, or says
+    that a reward to be `optimised` can only be measured."""
     terms = _terms(spec)
     if optimised and (measured := _measured([spec])):
-        raise UserError(f"{measured[0]} is measured over the pictures of a prompt: name it with --eval-rewards")
+        raise UserError(f"{measured[0]} can be measured but not trained on; use it with --eval-rewards")
     return "+".join(map(str, terms))
 
 
@@ -50,8 +50,8 @@ def not_differentiable(spec: str) -> list[str]:
 def load_reward(
     spec: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, batch_size: int = 32
 ) -> Reward:
-    """The reward of a spec such as `alignment`, `hpsv2.1`, `imagereward:published`, `pickscore@REVISION`,
-    `0.5*pickscore+0.5*aesthetic`. Its `name` is the spec in one spelling, for records.
+    """Loads the reward of a spec such as `alignment`, `hpsv2.1`, `imagereward:published`, `pickscore@REVISION`,
+    `0.5*pickscore+0.5*aesthetic`. Its `name` is the spec in its standard spelling, for records.
 
     Device, dtype (float16 or float32) and batch size (pictures in one forward pass) are for networks with published
     weights; the others ignore them. UserError lists the valid names, or says what is lacking and where to get it."""
@@ -66,7 +66,8 @@ def load_rewards(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 32,
 ) -> dict[str, Reward]:
-    """`load_reward` of each spec, by its canonical name; a network that several of them need is loaded once."""
+    """Calls `load_reward` for each spec; returns rewards by canonical name. A network that several of them need is
+    loaded once."""
     with unchanged_torch():
         return _load(specs, device, dtype, batch_size)
 
@@ -94,7 +95,7 @@ def _load(specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, 
 
 
 def find_weights(specs: Iterable[str]) -> None:
-    """Finds or fetches every file that these rewards read, without reading weights. UserError says what is lacking and
+    """Finds or fetches every file that these rewards read, without reading weights. UserError says what is missing and
     where to get it."""
     for term in {term.label: term for spec in specs for term in _terms(spec)}.values():
         if term.name in PRETRAINED:
@@ -120,7 +121,7 @@ def _measured(specs: Iterable[str]) -> list[str]:
 
 
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of the networks of those rewards that have published weights, by name, from their architecture alone."""
+    """Bytes of the networks of these rewards, by name, computed from their architecture. Only for published weights."""
     names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
     return {name: PRETRAINED[name].network_bytes(dtype) for name in names}
 

@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): the cosine of a picture's and a prompt's embedding."""
+"""CLIP (arXiv 2103.00020): the cosine of the embeddings of an image and a prompt."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sdpo_bench.rewards.base import Pretrained
 
 @dataclass(frozen=True)
 class Towers:
-    """The networks for texts and for pictures, each (width, layers, heads). Said here, since files that say it have
-    gone wrong: weights fit as well with another number of heads or another activation, and score nonsense."""
+    """The networks for texts and for images, each (width, layers, heads). They are stated here, because published files
+    that state them have been wrong: weights also fit with another number of heads or another activation, and then give
+    nonsense scores."""
 
     text: tuple[int, int, int]
     vision: tuple[int, int, int]
@@ -31,20 +32,27 @@ class Towers:
 
         def tower(width: int, layers: int, heads: int) -> dict[str, Any]:
             return {
-                "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-                "intermediate_size": 4 * width, "hidden_act": self.activation, "layer_norm_eps": 1e-5,
+                "hidden_size": width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "intermediate_size": 4 * width,
+                "hidden_act": self.activation,
+                "layer_norm_eps": 1e-5,
                 "projection_dim": self.projection,
-            }  # fmt: skip
+            }
 
         start, end = self.vocabulary - 2, self.vocabulary - 1  # texts are embedded where they end
         tokens = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
         return CLIPConfig(
             text_config={
-                **tower(*self.text), **tokens, "vocab_size": self.vocabulary, "max_position_embeddings": self.length,
+                **tower(*self.text),
+                **tokens,
+                "vocab_size": self.vocabulary,
+                "max_position_embeddings": self.length,
             },
             vision_config={**tower(*self.vision), "image_size": SIZE, "patch_size": 14},
             projection_dim=self.projection,
-        )  # fmt: skip
+        )
 
 
 VIT_L = Towers(text=(768, 12, 12), vision=(1024, 24, 16), projection=768, activation="quick_gelu")  # OpenAI's
@@ -59,7 +67,7 @@ CLIP_H = Source("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922e
 
 
 class CLIPReward(Pretrained):
-    """Cosine of picture and prompt, -1..1. A subclass's `load` sets `model` and `tokenizer`."""
+    """Cosine of image and prompt, -1..1. A subclass's `load` sets `model` and `tokenizer`."""
 
     towers: Towers
     model: Any

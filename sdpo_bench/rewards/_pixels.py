@@ -1,4 +1,4 @@
-"""Pictures as the networks of CLIP and BLIP take them: 8 bits, resized, cropped, normalised."""
+"""Images as the networks of CLIP and BLIP take them: 8 bits, resized, cropped, normalised."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FRACTION = 2**22  # Pillow's weights are integers in units of 1 / 2^22
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures as a file would hold them: float [N, 3, H, W] in 0..1 to uint8. ValueError for what is not finite, which
-    8 bits can't hold: NaN would become black."""
+    """Rounds images to the levels of a file: float [N, 3, H, W] in 0..1 to uint8. ValueError for values that are not
+    finite, because 8 bits cannot hold them: NaN would become black."""
     return to_levels(images).to(torch.uint8)
 
 
 def to_levels(images: Tensor) -> Tensor:
-    """The numbers of `to_uint8` in the pictures' own dtype: 0, 1, ... 255, with a gradient.
+    """The numbers of `to_uint8` in the images' own dtype: 0, 1, ... 255, with a gradient.
 
-    Rounding passes the gradient on, and so does the range 0..255 with its ends. What lies beyond has none: nothing
-    that a pixel does there changes a score, and with a gradient it would be driven ever farther away.
+    Rounding passes the gradient on, within the range 0..255 including its ends. Values outside get no gradient: a
+    pixel's change there does not change a score, and a gradient would drive it farther away.
     """
     if not bool(images.isfinite().all()):
         raise ValueError("pictures hold values that are not finite")
@@ -33,7 +33,7 @@ def to_levels(images: Tensor) -> Tensor:
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """Float pictures [N, 3, H, W] in 0..1 to normalised float32 [N, 3, 224, 224], on the same device, with a gradient.
+    """Float images [N, 3, H, W] in 0..1 to normalised float32 [N, 3, 224, 224], on the same device, with a gradient.
 
     CLIP's recipe: the short side becomes 224 (bicubic), the middle is cut out. In a trained picture every pixel
     counts, so the resizing is not merely like Pillow's: it gives the same bytes."""
@@ -50,10 +50,11 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """Bicubic resizing of pixels [..., H, W] in 0, 1, ... 255 to such pixels [..., height, width], float64: the same
     bytes as Pillow's, on any device. The gradient is that of `to_levels`, after each pass.
 
-    First across, then down, rounded to 8 bits after each. (Pillow 13 goes down first where a picture loses more than
-    twice as many rows as columns; older ones never do.) Sums of integers below 2^53 are exact in float64, whatever
-    the order, so the device does not matter. torch's own antialiased bicubic differs from Pillow in 0.4 % of values
-    by 1 or 2 of 255 on uint8, and on floats, where nothing is cut off between the passes, by up to 30."""
+    It resizes first across, then down, and rounds to 8 bits after each. (Pillow 13 goes down first if an image loses
+    more than twice as many rows as columns; older versions never do.) Sums of integers below 2^53 are exact in float64
+    in any order, so the device does not matter. torch's antialiased bicubic differs from Pillow in 0.4 % of values by 1
+    or 2 of 255 on uint8, and by up to 30 on floats, where nothing is cut off between the passes.
+    """
     across = _resize_last(pixels.double(), width)
     return _resize_last(across.mT, height).mT
 

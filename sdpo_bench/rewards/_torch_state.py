@@ -1,4 +1,4 @@
-"""Rewards are often other people's code, which may change PyTorch's settings for the whole process."""
+"""Protects PyTorch's settings from rewards, which are often other people's code and may change them for the process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 @contextmanager
 def unchanged_torch() -> Iterator[None]:
-    """Puts back, at its end, what code within may have set: default dtype and device, gradient mode, random state,
-    number of threads, deterministic algorithms, whether denormal numbers are taken for 0, and how convolutions and
-    products are computed, oneDNN's included."""
+    """Restores the settings that code within may have changed: default dtype and device, gradient mode, random state,
+    number of threads, deterministic algorithms, flushing of denormal numbers, and how convolutions and products are
+    computed, including oneDNN's."""
     cudnn = torch.backends.cudnn
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
@@ -73,7 +73,7 @@ class Precision(NamedTuple):
 
 
 def _parts() -> dict[str, Any]:
-    """What has a precision of its own, by name; nothing before PyTorch 2.9."""
+    """The parts with a precision setting, by name; none before PyTorch 2.9."""
     if not hasattr(torch.backends, "fp32_precision"):
         return {}
     cudnn: Any = torch.backends.cudnn
@@ -96,5 +96,5 @@ def _unless_refused(get: Callable[[], T]) -> T | None:
 
 
 def _flushes_denormals() -> bool:
-    """Whether this thread's processor takes denormal numbers for 0: PyTorch can set that, but not say it."""
+    """Whether this thread flushes denormal numbers to 0. PyTorch can set that, but not report it."""
     return bool((torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1.0) == 0)

@@ -1,4 +1,4 @@
-"""Published weights: where they are, what is in them, never running what they hold."""
+"""Published weights: finds, fetches and reads them, and never runs code in them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CACHE = "SDPO_BENCH_CACHE"
 
 
 class MissingWeights(UserError):
-    """A file that is neither here nor can be fetched."""
+    """A file that is not here and cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A repository at a pinned revision, and the SHA-256 of those of its files whose digest is known."""
+    """A repository at a pinned revision, and the SHA-256 of its files whose digest is known."""
 
     repo: str
     revision: str
@@ -49,7 +49,7 @@ class Source:
         return folder if folder and folder.is_dir() else None
 
     def file(self, name: str) -> Path:
-        """The path of a file: from the local copy, else from the cache, else downloaded. MissingWeights otherwise."""
+        """The path of a file: from the local copy, the cache, or a download. MissingWeights if all fail."""
         if self.folder:
             if (self.folder / name).is_file():
                 return self.folder / name
@@ -100,7 +100,9 @@ def read(source: Source, name: str) -> tuple[dict[str, Tensor], str]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     expected = source.sha256.get(name, digest)
     if digest != expected:
-        raise UserError(f"{path} has SHA-256 {digest}, not {expected}: damaged or another file; delete and fetch anew")
+        raise UserError(
+            f"{path} has SHA-256 {digest}, not {expected}: damaged or another file; delete it and fetch it again"
+        )
     if path.suffix == ".safetensors":
         return _load(path), digest
     # Pickled files are read once and kept as safetensors, under their digest: another file gets another name. The
@@ -116,13 +118,13 @@ def _digest_file(converted: Path) -> Path:
 
 
 def _intact(converted: Path) -> bool:
-    """Whether the converted file is there, with the digest that it had when it was made."""
+    """Whether the converted file exists with the digest that it had when it was made."""
     if not converted.is_file():
         return False
     with contextlib.suppress(OSError), open(converted, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == _digest_file(converted).read_text().strip():
             return True
-    print(f"warning: {converted} is not as it was made; it is converted anew", file=sys.stderr)
+    print(f"warning: {converted} was changed after it was made; it is converted again", file=sys.stderr)
     return False
 
 
@@ -133,7 +135,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); delete and fetch it anew") from error
+        raise UserError(f"{path} is damaged ({error}); delete it and fetch it again") from error
 
 
 def _convert(path: Path, converted: Path) -> None:
@@ -164,8 +166,8 @@ def _convert(path: Path, converted: Path) -> None:
 def build(
     cls: Any, config: Any, state: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype, **options: Any
 ) -> Any:
-    """A network of transformers with just these weights, frozen. UserError unless names and shapes fit exactly:
-    transformers itself would only warn, and score with random weights."""
+    """A network of transformers with exactly these weights, frozen. UserError unless names and shapes fit exactly:
+    transformers would only warn and score with random weights."""
     from transformers.utils import logging
 
     with torch.device("meta"):
@@ -178,12 +180,15 @@ def build(
 
 
 def mlp(state: Mapping[str, Tensor], device: torch.device) -> nn.Sequential:
-    """The head that Aesthetic and ImageReward share: five linear layers without activations, in float32. Its layers
-    are numbered as if the dropouts of its training were between them."""
+    """The head that Aesthetic and ImageReward share: five linear layers without activations, in float32. Its layers are
+    numbered as if the dropouts of its training were between them."""
     first = state["layers.0.weight"].shape[1] if "layers.0.weight" in state else 768
     head = mlp_of(first)
-    order = {f"layers.{stored}.{kind}": f"{own}.{kind}" for own, stored in enumerate((0, 2, 4, 6, 7))
-             for kind in ("weight", "bias")}  # fmt: skip
+    order = {
+        f"layers.{stored}.{kind}": f"{own}.{kind}"
+        for own, stored in enumerate((0, 2, 4, 6, 7))
+        for kind in ("weight", "bias")
+    }
     own = head.state_dict()
     _check("head", {k: v.shape for k, v in state.items()}, {k: own[order[k]].shape for k in order})
     head.load_state_dict({order[key]: value.float() for key, value in state.items()}, assign=True)

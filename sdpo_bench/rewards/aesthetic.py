@@ -11,7 +11,7 @@ FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
 
 class Aesthetic(CLIPReward):
-    """How much people would like a picture, whatever its prompt: five linear layers on the picture's CLIP embedding,
+    """How much people would like an image, independent of its prompt: five linear layers on the image's CLIP embedding,
     scaled to length 1."""
 
     name = "aesthetic"

@@ -1,4 +1,4 @@
-"""How well a picture shows its prompt, by the embedded model's own image-text scorers (docs/testbed.md)."""
+"""How well an image shows its prompt, by the embedded model's image-text scorers (docs/testbed.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCORERS = Path(__file__).parent.parent / "assets" / "scorers"
 
 
 class Alignment(Reward):
-    """Cosine similarity of picture and prompt: the reward that stands for the learned ones of the paper."""
+    """Cosine similarity of image and prompt, in place of the learned rewards of the paper."""
 
     name = "alignment"
     title = "Alignment"
@@ -48,8 +48,8 @@ class Alignment(Reward):
 
 
 class AlignmentHeldout(Alignment):
-    """A second scorer of another architecture and seed that no run optimises: where it does not rise with
-    `alignment`, the reward is being hacked. So it gives no gradient that a run could learn from."""
+    """A second scorer of another architecture and seed that no run optimises. If it does not rise with `alignment`, the
+    reward is being hacked. So it gives no gradient that a run could learn from."""
 
     name = "alignment_heldout"
     title = "Alignment (held-out scorer)"

@@ -1,4 +1,4 @@
-"""What rewards have in common."""
+"""Common parts of all rewards."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Reward:
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """SHA-256 of every file of weights that was really read, by repository/file; none for computed rewards."""
+        """SHA-256 of every file of weights that was read, by repository/file; empty for computed rewards."""
         return {}
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raises UserError for prompts that this reward can't score, before a run begins; by default it can."""
+        """Raises UserError before a run begins, for prompts that this reward cannot score. By default it can."""
 
     @classmethod
     def check_noises(cls, last: int, interim: int) -> None:
@@ -72,8 +72,8 @@ class Reward:
 class Pretrained(Reward):
     """A published network. Its weights are found or fetched, and read, when it is constructed.
 
-    A subclass gives `sources` (the first one holds the reward's own weights), `load` and `score`, and, where the
-    published scale is another one than the score that SDPO's code optimises, `published_scale` and `publish`.
+    A subclass gives `sources` (the first one holds the reward's own weights), `load` and `score`. If the published
+    scale differs from the score that SDPO's code optimises, it also gives `published_scale` and `publish`.
     """
 
     differentiable = True
@@ -94,8 +94,8 @@ class Pretrained(Reward):
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
     ) -> None:
-        """`dtype` is the networks'; heads and cosines are float32 always. `batch_size` bounds memory, and on a CPU
-        may change the last digit of a score. UserError for what can't be had here."""
+        """`dtype` is that of the networks; heads and cosines are always float32. `batch_size` limits memory; on a CPU
+        it may change the last digit of a score. UserError for what is not available here."""
         if dtype not in (torch.float16, torch.float32):
             raise UserError(f"reward {self.name}: {dtype} is not supported; expected torch.float16 or torch.float32")
         if batch_size < 1:
@@ -126,8 +126,8 @@ class Pretrained(Reward):
         raise NotImplementedError
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Preprocessed pictures [n, 3, 224, 224] of the networks' dtype, on the device, to [n], n <= batch_size. Each
-        score depends on its own picture alone, and has a gradient where that has one."""
+        """Scores [n] of preprocessed images [n, 3, 224, 224] in the networks' dtype, on the device, n <= batch_size.
+        Each score depends only on its own image, and has a gradient if the image has one."""
         raise NotImplementedError
 
     def publish(self, score: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Pretrained(Reward):
 
     @classmethod
     def files_only(cls) -> type[Pretrained]:
-        """This class, but all that it does is to find or fetch its files."""
+        """This class, reduced to finding or fetching its files."""
 
         class Files(cls):  # type: ignore[valid-type,misc]
             def tensors(self, source: Source, name: str) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class Pretrained(Reward):
     @classmethod
     @functools.cache
     def network_bytes(cls, dtype: torch.dtype) -> int:
-        """Of its networks, which it makes on the meta device: no file is read."""
+        """Bytes of its networks, which are made on the meta device: no file is read."""
 
         networks: list[Any] = []
 

@@ -8,8 +8,8 @@ from sdpo_bench.rewards._clip import CLIP_L, VIT_L, CLIPReward
 
 
 class CLIPScore(CLIPReward):
-    """How well picture and prompt belong together. The paper's scale is 2.5 max(cosine, 0), there of ViT-B/32;
-    torchmetrics' is 100 max(cosine, 0)."""
+    """How well image and prompt fit. The paper's scale is 2.5 max(cosine, 0), with ViT-B/32; torchmetrics' is 100
+    max(cosine, 0)."""
 
     name = "clipscore"
     title = "CLIPScore"

@@ -1,4 +1,4 @@
-"""How different the pictures of one prompt are: measured beside the rewards, never optimised."""
+"""How different the images of one prompt are. It is measured beside the rewards and never optimised."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sdpo_bench.rewards._together import Together, TogetherHeldout
 
 
 class Diversity(Together):
-    """Of each picture the mean distance to the other pictures of its prompt in the same call, so that the mean over
-    them is the mean pairwise distance: root mean square over pixels and channels. 0 for a prompt's only picture."""
+    """For each image, the mean distance to the other images of its prompt in the same call, so that the mean over them
+    is the mean pairwise distance: root mean square over pixels and channels. 0 for a prompt's only image."""
 
     name = "diversity"
     title = "Diversity (pixels)"
@@ -19,12 +19,12 @@ class Diversity(Together):
         return self.distances(self.points(images)).sum(1) / max(len(images) - 1, 1)
 
     def distances(self, points: Tensor) -> Tensor:
-        """[N, N], 0 on the diagonal."""
+        """Distances [N, N], 0 on the diagonal."""
         return (points[:, None] - points[None]).square().mean(-1).sqrt()
 
 
 class DiversityHeldout(TogetherHeldout, Diversity):
-    """`diversity` with the cosine distance between the held-out scorer's embeddings of the pictures."""
+    """`diversity` with the cosine distance between the held-out scorer's embeddings of the images."""
 
     name = "diversity_heldout"
     title = "Diversity (held-out scorer)"

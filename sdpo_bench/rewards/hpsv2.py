@@ -24,13 +24,16 @@ NAMES = {  # how names begin in OpenCLIP, and in transformers
     "transformer.resblocks.": "text_model.encoder.layers.",
 }
 LAYER_NAMES = {
-    ".ln_1.": ".layer_norm1.", ".ln_2.": ".layer_norm2.", ".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
     ".attn.out_proj.": ".self_attn.out_proj.",
-}  # fmt: skip
+}
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's weights under transformers' names: projections transposed; queries, keys and values apart."""
+    """OpenCLIP's weights under transformers' names: projections transposed; queries, keys and values separated."""
     out = {}
     for key, value in state.items():
         new = next((to + key.removeprefix(of) for of, to in NAMES.items() if key.startswith(of)), key)
@@ -46,7 +49,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class HPSv2(CLIPReward):
-    """How people would rate a picture of a prompt. Scores can be compared between pictures of the same prompt, and not
+    """How people would rate an image of a prompt. Scores are comparable between images of the same prompt, and not
     between versions."""
 
     name = "hpsv2"

@@ -32,14 +32,15 @@ VISION_NAMES = {
 
 
 def renamed(key: str) -> str:
-    """A name in BLIP's image network, as transformers has it. (The text network's names are the same.)"""
+    """The name in transformers of a weight in BLIP's image network. (The names of the text network are the same.)"""
     for of, to in VISION_NAMES.items():
         key = key.replace(of, to)
     return f"post_layernorm.{key.removeprefix('norm.')}" if key.startswith("norm.") else key
 
 
 class ImageReward(Pretrained):
-    """How people would rate a picture of a prompt. Published are scores less their mean, over their deviation."""
+    """How people would rate an image of a prompt. The published scale is the score minus its mean, divided by its
+    deviation."""
 
     name = "imagereward"
     title = "ImageReward"
@@ -65,7 +66,7 @@ class ImageReward(Pretrained):
             if prefix:
                 parts[prefix][key.removeprefix(prefix)] = value
             elif not key.startswith(UNUSED):
-                raise UserError(f"the weights are of another model: {key} is not of ImageReward")
+                raise UserError(f"the weights are of another model: ImageReward has no tensor {key}")
         vision, text, head = parts.values()
         vision = {renamed(key): value for key, value in vision.items()}
         self.vision = self.network(BlipVisionModel, BlipVisionConfig(**VISION), vision)

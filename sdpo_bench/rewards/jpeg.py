@@ -1,4 +1,4 @@
-"""How well a picture compresses, as JPEG (arXiv 2305.13301, section 5.1)."""
+"""How well an image compresses, as JPEG (arXiv 2305.13301, section 5.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUALITY = 95
 
 
 def jpeg_size(images: Tensor) -> Tensor:
-    """Size in kB (1000 bytes) of each picture [N, 3, H, W] as a JPEG file of quality 95, float32 [N]."""
+    """Size in kB (1000 bytes) of each image [N, 3, H, W] as a JPEG file of quality 95, float32 [N]."""
     sizes = []
     for image in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy():
         buffer = io.BytesIO()
@@ -24,7 +24,7 @@ def jpeg_size(images: Tensor) -> Tensor:
 
 
 class JPEGIncompressibility(Reward):
-    """The size of the picture's JPEG file."""
+    """The size of the image's JPEG file."""
 
     name = "jpeg_incompressibility"
     title = "JPEG incompressibility"
@@ -37,7 +37,7 @@ class JPEGIncompressibility(Reward):
 
 
 class JPEGCompressibility(Reward):
-    """Minus the size of the picture's JPEG file."""
+    """Minus the size of the image's JPEG file."""
 
     name = "jpeg_compressibility"
     title = "JPEG compressibility"

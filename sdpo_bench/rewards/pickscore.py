@@ -9,7 +9,8 @@ from sdpo_bench.rewards._weights import Source
 
 
 class PickScore(CLIPReward):
-    """Which of two pictures of a prompt people would pick. Published are cosines times the learnt exp(logit_scale)."""
+    """Which of two images of a prompt people would pick. The published scale is the cosine times the learnt
+    exp(logit_scale)."""
 
     name = "pickscore"
     title = "PickScore"

@@ -24,7 +24,7 @@ CHUNK = 64
 
 
 class UnknownPromptError(ValueError):
-    """The prompt is not one of those that the scorer was trained on."""
+    """The scorer was not trained on this prompt."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -66,7 +66,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "transformer": Tran
 
 
 class Scorer(nn.Module):
-    """Cosine similarity between a picture and a prompt."""
+    """Cosine similarity of an image and a prompt."""
 
     def __init__(self, encoder: str, prompts: Sequence[str]) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Unit vectors [N, EMBEDDING], float32, of images [N, 3, H, W] in [0, 1] after the preparation of `score`."""
+        """Unit vectors [N, EMBEDDING], float32, of images [N, 3, H, W] in [0, 1], prepared as in `score`."""
         prepared = prepare(images.to(self.text.weight.device))
         return torch.cat([F.normalize(self.encoder(2 * chunk - 1), dim=-1) for chunk in prepared.split(CHUNK)])
 
     @torch.no_grad()
     def rank(self, images: Tensor) -> Tensor:
-        """`similarities` after the preparation that `score` applies: [N, number of prompts], float32."""
+        """`similarities` of images that are prepared as in `score`: [N, number of prompts], float32."""
         return self._rank(images)
 
     def _rank(self, images: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Scorer(nn.Module):
         return self._rank(images).gather(1, columns[:, None])[:, 0].float()
 
     def save(self, folder: Path, **notes: object) -> None:
-        """Write `model.safetensors` and `config.json`; `notes` are kept in the latter."""
+        """Writes `model.safetensors` and `config.json`; `notes` are kept in the latter."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(folder / "model.safetensors"))
         config = {"encoder": self.encoder_name, "prompts": list(self.prompts), **notes}
@@ -129,7 +129,7 @@ class Scorer(nn.Module):
 
 
 def prepare(images: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1], any float type, as a scorer sees them: [N, 3, 32, 32], float32, 8-bit levels.
+    """Images [N, 3, H, W] in [0, 1], any float type, in a scorer's format: [N, 3, 32, 32], float32, 8-bit levels.
 
     Larger images whose side is a multiple of 32 are averaged over areas; others are resized bicubically.
     """

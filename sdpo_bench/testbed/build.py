@@ -1,4 +1,4 @@
-"""Rebuild the embedded model from the repository alone.
+"""Rebuilds the embedded model from the repository.
 
     python -m sdpo_bench.testbed.build --out build/testbed            # reuses finished stages; --force starts afresh
     python -m sdpo_bench.testbed.build --out build/testbed --install  # and copies the result into the package
@@ -104,7 +104,7 @@ def _together(work: list[tuple[tuple[str, ...], int]], out: Path, settings: Sett
 
 
 def build(out: Path, settings: Settings = FULL, force: bool = False) -> None:
-    """Run every stage that is not finished in `out`; SystemExit, naming the logs, if one fails.
+    """Runs every stage that is not finished in `out`. SystemExit names the logs if a stage fails.
 
     Raises ValueError if `out` holds stages made with other settings.
     """

@@ -92,10 +92,14 @@ def make_unet() -> UNet2DConditionModel:
 def make_autoencoder() -> AutoencoderKL:
     """Autoencoder, 32 px images to 4 x 8 x 8 latents, untrained."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 96), layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
         sample_size=IMAGE_SIZE,
-    )  # fmt: skip
+    )
 
 
 def make_scheduler() -> EulerDiscreteScheduler:

@@ -103,11 +103,14 @@ def measure(out: Path, real_pictures: int, per_prompt: int, settings: dict[str, 
     record: dict[str, object] = {
         "schema": 1,
         "autoencoder": {
-            "psnr_db": round(psnr(vae, real_pictures, HELD_OUT_SEED + 2), 3), "pictures": real_pictures,
-            "augmentation": vars(MEDIUM), "scaling_factor": vae.config.scaling_factor,
+            "psnr_db": round(psnr(vae, real_pictures, HELD_OUT_SEED + 2), 3),
+            "pictures": real_pictures,
+            "augmentation": vars(MEDIUM),
+            "scaling_factor": vae.config.scaling_factor,
         },
         "classifier": {
-            "name": "alignment_heldout, nearest of the 45 prompts", "pictures": real_pictures,
+            "name": "alignment_heldout, nearest of the 45 prompts",
+            "pictures": real_pictures,
             "accuracy": round(accuracy(held_out, real_pictures, HELD_OUT_SEED + 3, WIDE), 4),
         },
         "pictures": pictures,
@@ -120,7 +123,7 @@ def measure(out: Path, real_pictures: int, per_prompt: int, settings: dict[str, 
         "milliseconds": ms,
         "build": {"settings": settings, "seconds": seconds},
         "provenance": {**code_version(), "versions": versions(), "device": device_name("cpu"), "threads": 1},
-    }  # fmt: skip
+    }
     folder = out / "quality"
     folder.mkdir(exist_ok=True)
     (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -140,14 +143,18 @@ def _table(
 ) -> str:
     rows = [
         "Written by `python -m sdpo_bench.testbed.build`; the record and a grid of pictures are `quality.json` and "
-        "`grid.png` in `results/testbed`.", "",
+        "`grid.png` in `results/testbed`.",
+        "",
         f"Autoencoder: PSNR {record['autoencoder']['psnr_db']:.2f} dB on {record['autoencoder']['pictures']} held-out "
         f"augmentations (target {TARGETS['psnr_db']:.0f}). Held-out classifier on real pictures: accuracy "
-        f"{record['classifier']['accuracy']:.3f}. Model folder: {record['bytes'] / 1e6:.1f} MB.", "",
+        f"{record['classifier']['accuracy']:.3f}. Model folder: {record['bytes'] / 1e6:.1f} MB.",
+        "",
         "Accuracy is that of the held-out scorer's nearest prompt "
-        f"(target {TARGETS['accuracy']} at every step count); the other columns are mean scores.", "",
-        "| pictures | accuracy | alignment | alignment_heldout |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"(target {TARGETS['accuracy']} at every step count); the other columns are mean scores.",
+        "",
+        "| pictures | accuracy | alignment | alignment_heldout |",
+        "|---|---|---|---|",
+    ]
     named = {**pictures, **{f"generated, {k} step{'s' * (k != '1')}": v for k, v in generated.items()}}
     for name, row in named.items():
         rows.append(f"| {name} | {row['accuracy']:.3f} | {row['alignment']:.3f} | {row['alignment_heldout']:.3f} |")

@@ -35,8 +35,8 @@ class Statistics:
 
 
 class PerPromptNormalizer:
-    """Keeps, for each prompt, the returns [K] of its last `buffer` samples, with a baseline these and the rewards
-    known. A prompt with fewer than `min_count` of them takes the statistics of the whole batch."""
+    """Keeps, for each prompt, the returns [K] of its last `buffer` samples; with a baseline also the rewards known
+    then. A prompt with fewer than `min_count` of them uses the statistics of the whole batch."""
 
     def __init__(self, buffer: int = BUFFER, min_count: int = MIN_COUNT) -> None:
         self.buffer, self.min_count = buffer, min_count
@@ -67,7 +67,7 @@ class PerPromptNormalizer:
 
 
 class GroupNormalizer:
-    """Advantages within a group (arXiv 2505.05470); keeps nothing from epoch to epoch."""
+    """Advantages only within a group (arXiv 2505.05470). Nothing is kept between epochs."""
 
     def __init__(self, batch_std: bool = False) -> None:
         """batch_std: divide by the standard deviation of all of the epoch's returns, not of the group's."""
@@ -88,8 +88,8 @@ class GroupNormalizer:
 
 
 def controlled(returns: Tensor, known: Tensor) -> Tensor:
-    """(G - beta R) / (std + 1e-6) of centred returns G and rewards R, [B, G, K] each: of a step one beta, the
-    regression of G on R over the batch (a control variate), and one std, that of G over the batch. Not the residual's
-    std: where nearly all was foreseeable, what is left says little, and should weigh little."""
+    """(G - beta R) / (std + 1e-6) of centred returns G and rewards R, [B, G, K] each. For each step, beta is the
+    regression coefficient of G on R over the batch (a control variate), and std is that of G over the batch. The std of
+    the residual is not used: where most of G was predictable, the residual says little and should weigh little."""
     beta = (returns * known).sum((0, 1)) / known.square().sum((0, 1)).clamp_min(EPSILON**2)
     return (returns - beta * known) / (Statistics.of(returns.flatten(0, 1)).std + EPSILON)

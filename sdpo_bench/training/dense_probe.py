@@ -1,4 +1,5 @@
-"""How accurate are predicted dense rewards? Several query budgets against exact rewards, on samples of their own."""
+"""Measures the accuracy of predicted dense rewards: several query budgets against exact rewards, on separate
+samples."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from sdpo_bench.types import Trajectory
 
 
 def compare(trajectory: Trajectory, score: dense_rewards.Score) -> list[dict[str, Any]]:
-    """A row for each budget: its error at each of K steps, over all samples, and what it means for pairs.
+    """A row for each budget: its error at each of K steps over all samples, and its effect on the differences within
+    pairs.
 
-    "queries_per_sample"; lists [K]: "mae" and "bias" of the predicted rewards, "std" of the exact ones, "corr" the
-    correlation over pairs of predicted with exact differences within the pair (None where one of them is constant, as
-    at the first step, whose picture a pair shares), "return_corr" and "return_sign" the correlation and the agreement
-    in sign of the differences of SDPO's returns.
+    Keys: "queries_per_sample"; lists [K]: "mae" and "bias" of the predicted rewards, "std" of the exact ones, "corr",
+    the correlation over pairs of predicted with exact differences within the pair (None if one of them is constant, as
+    at the first step, whose image a pair shares), and "return_corr" and "return_sign", the correlation and the
+    agreement in sign of the differences of SDPO's returns.
     """
     exact, _ = dense_rewards.query(trajectory, score, dense_rewards.none(trajectory) | True)
     exact = exact.cpu()

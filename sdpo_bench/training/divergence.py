@@ -1,4 +1,4 @@
-"""Training that diverged: the error, and what probably caused it."""
+"""The error of training that diverged, and its probable cause."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class TrainingDiverged(UserError):
 
 
 def likely_causes(config: RunConfig) -> str:
-    """What to change after a divergence: whatever of the settings is known to cause it, the learning rate where it is
-    above the default or where nothing else is."""
+    """A text that says what to change after a divergence: settings that are known causes, and the learning rate if it
+    is above the default or nothing else is suspicious."""
     causes = []
     if config.dtype == "float16":
-        causes.append("give --dtype bfloat16 or float32 (float16 overflows above 65504)")
+        causes.append("use --dtype bfloat16 or float32 (float16 overflows above 65504)")
     defaults = dataclasses.asdict(METHODS[config.method]())
     if given := [f"{name} {value:g}" for name, value in config.options.items() if value != defaults[name]]:
-        causes.append(f"take --options {' '.join(given)} back to the method's defaults")
+        causes.append(f"set --options {' '.join(given)} back to the method's defaults")
     for name in ("weight_decay", "max_grad_norm"):
         if getattr(config, name) > getattr(RunConfig, name):  # the class has the defaults
             causes.append(f"lower {flag(name)} ({getattr(config, name):g})")

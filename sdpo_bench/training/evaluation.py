@@ -32,10 +32,10 @@ GRID_PROMPTS = 8
 
 
 def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig) -> Tensor:
-    """Pictures [len(prompts) * len(noises), 3, H, W], prompt by prompt.
+    """Images [len(prompts) * len(noises), 3, H, W], ordered by prompt.
 
-    A picture is the clean latent predicted at the last step, decoded: the noise of the last step comes after it.
-    Its seed derives from its prompt's text and its noise alone, so that it does not depend on the other prompts.
+    An image is the decoded clean latent that is predicted at the last step; the noise of the last step is drawn after
+    it. Its seed derives only from its prompt's text and its noise, so it does not depend on the other prompts.
     """
     keys = [(int.from_bytes(p.encode(), "little"), n) for p in prompts for n in noises]
     seeds = torch.stack([derive_seeds(EVALUATION, config.eval_seed, n, key, count=2) for key, n in keys])
@@ -58,11 +58,12 @@ def evaluate(
     ranks: ProcessGroup = SINGLE_PROCESS,
     last: bool = True,
 ) -> list[dict[str, Any]]:
-    """A row for each reward and step count: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}.
+    """Evaluates the policy with each reward and step count.
 
-    Each process evaluates a share of the prompts; all get all rows. The `last` evaluation has --eval-last-steps and
-    --eval-last-rewards too, and all noises where the others have --eval-interim-noises. Where a reward compares with
-    the untrained model, that one's pictures of the same prompts, noises and steps are sampled too.
+    Returns a row for each: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}. Each process evaluates
+    a part of the prompts; all get all rows. The `last` evaluation also has --eval-last-steps and --eval-last-rewards,
+    and all noises if the others have --eval-interim-noises. If a reward compares with the untrained model, that model's
+    images of the same prompts, noises and steps are sampled too.
     """
     if not last:
         rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
@@ -110,22 +111,22 @@ def evaluate(
 
 
 def evaluated_prompts(config: RunConfig) -> dict[str, list[str]]:
-    """The prompts of each evaluated split that has any; UserError if none has."""
+    """The prompts of each evaluated split that has any. UserError if none has."""
     lists = config.prompt_lists
     chosen = {split: lists[split] for split in config.eval_splits if lists[split]}
     if not chosen:
-        raise UserError(f"--eval-splits {' '.join(config.eval_splits)}: no prompts to evaluate; name seen")
+        raise UserError(f"--eval-splits {' '.join(config.eval_splits)}: there are no prompts to evaluate; use seen")
     return chosen
 
 
 def warn_of_long_prompts(policy: Policy, prompts: Iterable[str]) -> None:
-    """A line on stderr where text encoders do not read prompts to their ends: two may then have the same picture."""
+    """Prints a warning if text encoders cut prompts. Two such prompts may give the same image."""
     if found := policy.too_long(prompts):
         print(f"warning: {found}", file=sys.stderr)
 
 
 def evaluation_rewards(config: RunConfig, device: torch.device | None = None) -> dict[str, Reward]:
-    """The optimised reward first, then the others that the evaluation reports, on `device`, by default the run's."""
+    """The optimised reward, followed by the other evaluated ones, on `device` (by default the run's)."""
     return load_rewards(
         (config.reward, *config.eval_rewards, *config.eval_last_rewards),
         device=device or resolve_device(config.device),
@@ -135,8 +136,8 @@ def evaluation_rewards(config: RunConfig, device: torch.device | None = None) ->
 
 
 def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
-    """A PNG of pictures: a row for each step count, a column for each of the first prompts, seen and unseen. Where
-    weights are shared out all processes call this, and one of them writes."""
+    """Saves a PNG of images: a row for each step count, a column for each of the first prompts, seen and unseen. If
+    weights are sharded all processes must call this; one of them writes."""
     lists = config.prompt_lists
     unseen = lists["unseen"][: GRID_PROMPTS // 2]
     prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
@@ -152,8 +153,8 @@ def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True)
 def evaluate_model(
     config: RunConfig, adapter: Path | None = None, rank: int | None = None, alpha: float | None = None
 ) -> list[dict[str, Any]]:
-    """`evaluate` for a model, with the weights that a run saved in the folder `adapter` if given; `rank` and `alpha`
-    are what a LoRA there must have."""
+    """Evaluates a model, with the weights that a run saved in the folder `adapter` if given. `rank` and `alpha` are the
+    required values of a LoRA there."""
     rewards = evaluation_rewards(config)
     for reward in rewards.values():  # before anything is sampled
         for prompts in evaluated_prompts(config).values():

@@ -42,7 +42,7 @@ Event = dict[str, Any]
 
 
 class Opened(NamedTuple):
-    """A run's configuration as config.json has it, and whether it is finished."""
+    """A run's configuration as in config.json, and whether it is finished."""
 
     row: dict[str, Any]
     finished: bool
@@ -60,21 +60,23 @@ def train(
 ) -> None:
     """Runs `config` into `folder`, which `find_run` finds, and writes done.json last.
 
-    With resume a finished run is left as it is, and an unfinished one goes on from its checkpoint: on a CPU to the
-    same weights, bit for bit, as without the interruption. So does a finished one with more epochs, where its
-    checkpoint was left (`keep`). `on_epoch` gets {"epoch", "epochs", "phase", "seconds", "reward_mean"} after each
-    epoch ("train") and each evaluation ("evaluate"), and before the first one ("begin", with the epochs that are done,
-    and "recorded", the last epoch in the records). Of the processes of `ranks` the first one writes; `folder` must be
-    on a disk that all of them see. `tracker` gets a copy of the records.
+    With `resume` a finished run stays unchanged, and an unfinished one continues from its checkpoint. On a CPU it gets
+    the same weights, bit for bit, as without the interruption. A finished run continues with more epochs if its
+    checkpoint was kept (`keep`).
 
-    An error between two epochs, such as of a reward model, leaves a checkpoint of the last one; so does a signal within
+    `on_epoch` gets {"epoch", "epochs", "phase", "seconds", "reward_mean"} after each epoch ("train") and each
+    evaluation ("evaluate"), and before the first one ("begin", with the number of finished epochs, and "recorded", the
+    last epoch in the records). Among the processes of `ranks` only the first one writes; `folder` must be on a disk
+    that all of them see. `tracker` gets a copy of the records.
+
+    An error between two epochs, such as of a reward model, leaves a checkpoint of the last one. So does a signal within
     `interruption.watched`, at any time.
     """
     TrainingRun(config, folder, resume=resume, on_epoch=on_epoch, ranks=ranks, tracker=tracker, keep=keep).run()
 
 
 class TrainingRun:
-    """A run's life, from its folder's first file to done.json. Arguments as of `train`."""
+    """The life of a run, from the first file in its folder to done.json. The arguments are those of `train`."""
 
     # Only the first process has a writer, and only it calls its methods.
     writer: RunWriter
@@ -127,13 +129,13 @@ class TrainingRun:
     # Before the first epoch
 
     def open(self) -> Opened:
-        """Looks into the folder. UserError where it holds what this run can't go on with."""
+        """Inspects the folder. UserError if it holds something that this run cannot continue."""
         config, folder = self.config, self.folder
         row = config.to_json()
         row["run_id"] = run_id(row)
         begun = (folder / "config.json").exists()
         if not self.resume and (begun or self.checkpoint.exists()):
-            raise UserError(f"{folder} already holds a run; go on with --resume, or choose another folder")
+            raise UserError(f"{folder} already holds a run; continue with --resume, or choose another folder")
         if not begun:
             return Opened(row, False)
         row = resumed(folder, row)
@@ -143,7 +145,7 @@ class TrainingRun:
         if config.epochs > trained:
             if not self.checkpoint.exists():
                 raise UserError(
-                    f"{folder} holds a finished run of {trained} epochs without a checkpoint, so that it can't go on "
+                    f"{folder} holds a finished run of {trained} epochs without a checkpoint, so it can't continue "
                     f"to {config.epochs}; train another run, with another --label"
                 )
             return Opened(row, False)
@@ -156,7 +158,8 @@ class TrainingRun:
         return Opened(row, True)
 
     def load(self) -> None:
-        """Rewards, model, trainer; and whether the model's weights are those that the run was begun with."""
+        """Loads rewards, model and trainer, and checks that the model's weights are those with which the run was
+        begun."""
         self.rewards, self.policy = self.ranks.run_on_all(self.load_models)
         if self.ranks.sharded:
             self.policy.shard()
@@ -186,7 +189,7 @@ class TrainingRun:
         return stack.enter_context(RunWriter(self.folder)) if self.ranks.is_main else None
 
     def restore(self) -> None:
-        """Takes over the checkpoint's state, if there is one."""
+        """Loads the checkpoint's state, if there is one."""
         self.restored = self.ranks.run_on_main(self.checkpoint.exists)
         if self.restored:
             state = self.ranks.run_on_all(lambda: load_checkpoint(self.checkpoint, self.row["run_id"]))
@@ -195,7 +198,7 @@ class TrainingRun:
         self.whole_steps = self.trainer.counts.optimiser_steps
 
     def begin(self) -> None:
-        """The records' beginning, and what is due before the next epoch."""
+        """Writes the first records, and does what is due before the next epoch."""
         config, done = self.config, self.done
         self.ranks.run_on_main(self.begin_records)
         if not self.evaluated and (done or config.eval_start or config.epochs == 0):
@@ -292,7 +295,7 @@ class TrainingRun:
     # first. Of several processes so it is too: they stop at the same point, see `ProcessGroup.may_stop`.
 
     def copies_weights(self) -> bool:
-        """Whether each epoch begins with a copy of the weights and of AdamW's two moments."""
+        """Whether each epoch begins with a copy of the weights and AdamW's two moments."""
         size = sum(p.numel() * p.element_size() for p in self.policy.parameters)
         return interruption.is_watched() and self.ranks.size == 1 and 3 * size <= MOST_COPIED
 
@@ -301,20 +304,20 @@ class TrainingRun:
         return self.ranks.may_stop and whole
 
     def heed_signals_of_others(self) -> None:
-        """Raises Interrupted in all processes if a signal has come to any of several."""
+        """Raises Interrupted in all processes if any of several received a signal."""
         if self.ranks.size > 1:
             signals = [number for number in self.ranks.gather(interruption.pending()) if number is not None]
             if signals:
                 raise interruption.Interrupted(signals[0])
 
     def state_after(self, epoch: int, evaluated: bool) -> dict[str, Any]:
-        """A checkpoint's state, less the weights."""
+        """The state of a checkpoint, without the weights."""
         known = {"run_id": self.row["run_id"], "epoch": epoch, "evaluated": evaluated, "seconds": dict(self.seconds)}
         return self.trainer.progress() | known
 
     @contextlib.contextmanager
     def saving(self, state: dict[str, Any]) -> Iterator[None]:
-        """Saves `state` when an error comes that left the weights as they are in it, or when a signal comes."""
+        """Saves `state` after a signal, or after an error that did not change its weights."""
         try:
             yield
         except interruption.Interrupted as signal:  # of several processes all are stopped at once
@@ -329,7 +332,7 @@ class TrainingRun:
                 raise
             saved = self.save(self.trainer.weights() | state)
             if saved and isinstance(error, UserError):
-                text = f"{error}; the state after epoch {state['epoch']} is saved, go on with --resume"
+                text = f"{error}; the state after epoch {state['epoch']} is saved, continue with --resume"
                 raise UserError(text) from error
             raise
 
@@ -338,12 +341,12 @@ class TrainingRun:
         return bool(self.trainer.counts.optimiser_steps == state["counts"]["optimiser_steps"])
 
     def weights_of(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """The weights that belong to `state`: those of now, or the copy; None where they are gone."""
+        """The weights that belong to `state`: the current ones or the copy; None if they no longer exist."""
         return self.trainer.weights() if self.is_unchanged(state) else self.kept
 
     def save(self, state: dict[str, Any]) -> bool:
-        """Saves a checkpoint in the first process; whether it could. The disk may be what failed: then the earlier
-        checkpoint stays."""
+        """Saves a checkpoint in the first process and returns whether that worked. If it did not, perhaps because of
+        the disk, the earlier checkpoint stays."""
 
         def attempt() -> bool:
             with contextlib.suppress(OSError):
@@ -361,7 +364,7 @@ class TrainingRun:
         self.ranks.run_on_main(self.finish_records)
 
     def with_model(self, work: Callable[[], None]) -> None:
-        """work() in the first process, or, where weights are shared out, in all: it needs the model."""
+        """Calls work(), which needs the model, in the first process; if weights are sharded, in all."""
         self.ranks.run_on_all(work if self.ranks.is_main or self.ranks.sharded else lambda: None)
 
     def save_model(self) -> None:
@@ -384,7 +387,7 @@ class TrainingRun:
 
 
 def same_weights(config: RunConfig, folder: Path) -> Weights:
-    """`weights_of` the run, UserError where a run was begun in `folder` with others under the same names."""
+    """`weights_of` the run. UserError if the run in `folder` was begun with other weights under the same names."""
     stored, found = recorded_weights(folder), weights_of(config)
     if stored and (words := changed(stored, found)):
         raise other_weights(folder, words)
@@ -392,12 +395,15 @@ def same_weights(config: RunConfig, folder: Path) -> Weights:
 
 
 def check_shares(config: RunConfig, ranks: ProcessGroup) -> None:
-    """Refuses what --shard can't: all processes make the same forward passes, or they would wait for each other."""
+    """Refuses settings that --shard does not support: all processes must make the same forward passes, or they would
+    wait for each other."""
     if config.finetune != "full":
-        raise UserError("--shard shares the trained weights out, and a LoRA has few; use it with --finetune full")
+        raise UserError(
+            "--shard divides the trained weights among processes, and a LoRA has few; use it with --finetune full"
+        )
     if config.pairs_per_update % ranks.size:
         raise UserError(
             f"--shard: {ranks.size} processes, but --pairs-per-update is {config.pairs_per_update}; expected a multiple"
         )
     if config.rows < 4:
-        raise UserError(f"--shard: --rows is {config.rows}; expected 4 or more, room for a pair and for guidance")
+        raise UserError(f"--shard: --rows is {config.rows}; expected at least 4, for a pair with guidance")

@@ -1,4 +1,5 @@
-"""How much memory a run needs, before it starts: the run's own code on tensors that have a size and no contents.
+"""Estimates how much memory a run needs before it starts, by running its code on tensors that have a size and no
+contents.
 
 The networks are made from their configuration files on PyTorch's meta device: no weights are loaded or downloaded. A
 training step and a decode then run as they would, while every tensor that is alive is counted.
@@ -58,7 +59,7 @@ class Costs:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make within this context, while they live; `peak` is the most."""
+    """Counts the bytes of the tensors that are alive within this context; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Live(TorchDispatchMode):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Attention without the matrix of its scores, as on a GPU and on a CPU; the meta device would have it made."""
+    """Attention without the matrix of scores, as on a GPU and on a CPU. The meta device would allocate it."""
 
     def fused(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
               scale: float | None = None, enable_gqa: bool = False) -> Any:  # fmt: skip
@@ -106,7 +107,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
-    """The pipeline with networks made from its configuration files, and without tokenizers; on the meta device."""
+    """The pipeline on the meta device, with networks made from its configuration files, and without tokenizers."""
     family, source = find_family(model, revision), source_of(model)
 
     def read(name: str) -> Any:
@@ -145,7 +146,7 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
 
 
 def measure(config: RunConfig) -> Costs:
-    """Counts what the run's policy needs. UserError where the model's configuration files are not to be had."""
+    """Counts the memory that the run's policy needs. UserError if the model's configuration files are not available."""
     config = replace(config, device="cpu", pad_rows=1, rows=64, compile=False, adapter=None)
     with torch.device("meta"), fused_attention():
         pipeline = empty_pipeline(config.model, config.revision, DTYPES[config.dtype])
@@ -194,7 +195,7 @@ def measure(config: RunConfig) -> Costs:
 
 
 def line(function: Callable[[int], None]) -> tuple[int, int]:
-    """(fixed, per latent) of the most bytes that are alive while `function` runs on one latent, and on two."""
+    """(fixed, per latent) of the maximum number of bytes alive while `function` runs on one latent and on two."""
     peaks = []
     for n in (1, 2):
         with Live() as live:
@@ -209,7 +210,7 @@ def size_of(module: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by part: those that stay; those of which one comes on top at a time; those in the host's memory."""
+    """Bytes by part: those that stay; those of which one is added at a time; those in the host's memory."""
 
     staying: dict[str, int]
     passing: dict[str, int]
@@ -221,7 +222,7 @@ class Estimate:
 
 
 def estimate(costs: Costs, config: RunConfig) -> Estimate:
-    """What a run of `config` needs on its device; of reward models the weights, not what they compute."""
+    """The memory that a run of `config` needs on its device. For reward models only the weights are counted."""
     rows = max(1, config.rows // costs.branches)
     G = config.samples_per_group
     samples = G * config.pairs
@@ -231,8 +232,10 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
     trajectories = samples * (2 * config.steps + 1 + outputs) * costs.latent
     in_step = G * min(max(1, rows // G), config.pairs_per_update)
     queries = pictures_of_an_epoch(config)
-    shown = max(queries, min(max(rows, config.eval_noises),
-                             config.eval_noises * sum(map(len, evaluated_prompts(config).values()))))  # fmt: skip
+    shown = max(
+        queries,
+        min(max(rows, config.eval_noises), config.eval_noises * sum(map(len, evaluated_prompts(config).values()))),
+    )
     staying = {name: size for name, (_, size) in costs.networks.items()}
     found = network_bytes((config.reward, *config.eval_rewards), DTYPES[config.reward_dtype])
     staying |= {f"reward {name}": size for name, size in found.items()}
@@ -268,13 +271,14 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
 
 def pictures_of_an_epoch(config: RunConfig) -> int:
-    """How many are decoded to be scored, at most."""
+    """The maximum number of images that are decoded for scoring."""
     return config.pairs * most_queries(
         config.dense if METHODS[config.method].dense else "terminal", config.steps, config.samples_per_group
     )
 
 
 def largest_rows(costs: Costs, config: RunConfig, memory: float) -> int | None:
-    """The most `--rows` up to the configuration's with which the estimate is within `memory` bytes; None if none is."""
+    """The largest `--rows`, up to the configuration's, with an estimate within `memory` bytes; None if there is
+    none."""
     fitting = (n for n in range(config.rows, 0, -1) if estimate(costs, replace(config, rows=n)).peak <= memory)
     return next(fitting, None)

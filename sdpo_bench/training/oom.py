@@ -1,4 +1,4 @@
-"""Forward passes that do not fit into memory: try again with fewer rows, and find how many fit."""
+"""Handles forward passes that do not fit into memory: retries with fewer rows, and finds how many fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARE = 0.9  # of the memory that is free: rewards' networks and an allocator's 
 
 
 def retry_on_oom(policy: Policy, work: Callable[[], T]) -> T:
-    """work(), begun anew with half of the rows in a forward pass each time that the GPU's memory does not suffice.
+    """Calls work(), and repeats it with half of the rows in a forward pass each time that the GPU runs out of memory.
 
     They stay halved. Results do not depend on them but by rounding, and what failed is not counted. UserError where
     one pair does not fit.
@@ -49,10 +49,10 @@ def retry_on_oom(policy: Policy, work: Callable[[], T]) -> T:
 
 
 def find_max_batch_size(policy: Policy, config: RunConfig, ranks: ProcessGroup) -> None:
-    """--rows 0: sets `policy.rows`, to the same in all processes. They are doubled from a pair on, up to an epoch's
-    samples, while training, sampling and decoding that many latents really works within SHARE of the free memory.
+    """For --rows 0: sets `policy.rows`, to the same value in all processes. Doubles the rows from one pair up to an
+    epoch's samples, while training, sampling and decoding that many latents fits within SHARE of the free memory.
 
-    On a CPU they stay as they are: more would be no faster there. UserError where one pair does not fit.
+    On a CPU the rows stay unchanged, because more would not be faster. UserError if one pair does not fit.
     """
     if policy.device.type == "cuda":
         policy.rows = min(ranks.gather(ranks.run_on_all(lambda: _most_rows(policy, config))))
@@ -105,12 +105,12 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
 
 
 def _free() -> int:
-    """Bytes that this process can still take on its GPU."""
+    """Bytes that this process can still allocate on its GPU."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
 
 
 def _peak() -> int:
-    """The most bytes that it had there so far."""
+    """The maximum bytes that it has allocated there."""
     return torch.cuda.max_memory_reserved()

@@ -1,4 +1,4 @@
-"""Asks a reward for a batch's rewards, again where it fails, and checks what it returns."""
+"""Calls a reward for a batch, retries after a failure, and checks the result."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from sdpo_bench.rewards._torch_state import unchanged_torch
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """The rewards float32 [N] of N pictures; a failure, or a value that is not finite, is given a second try.
+    """Rewards float32 [N] of N images. After a failure or a value that is not finite the reward is called once more.
+
     UserError after that, and at once for anything but N numbers. The reward may change its arguments and torch's
-    settings: the one are not used again, the others are put back."""
+    settings: the arguments are not used again, and the settings are restored.
+    """
     return _ask(reward, reward, images, prompts).detach()
 
 
 def score_with_gradient(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """`score`, with the reward's gradient by the pictures, which must have one themselves. UserError too for a reward
-    without a gradient."""
+    """Like `score`, with the reward's gradient by the images, which must have one themselves. UserError also for a
+    reward without a gradient."""
     if not (images.requires_grad and torch.is_grad_enabled()):
         raise ValueError("the pictures have no gradient: decode them with gradient=True, and not under no_grad")
     rewards = _ask(reward, reward.differentiable_score, images, prompts)
@@ -35,7 +37,7 @@ def score_with_gradient(reward: Reward, images: Tensor, prompts: list[str]) -> T
 
 
 def _ask(reward: Reward, function: Callable[[Tensor, list[str]], object], images: Tensor, prompts: list[str]) -> Tensor:
-    """The reward's `function` of the pictures, asked as `score` says."""
+    """Calls the reward's `function` with the images; retries and checks as described in `score`."""
     cause: Exception | None
     for _ in range(2):
         untouched = images._version
@@ -57,7 +59,7 @@ def _ask(reward: Reward, function: Callable[[Tensor, list[str]], object], images
 
 
 def numbers(reward: Reward, found: object, count: int) -> Tensor:
-    """What a reward returned, as float32 [count]; UserError, with its name, for anything else."""
+    """Converts the result of a reward to float32 [count]. UserError, with the reward's name, for anything else."""
     if not isinstance(found, Tensor):
         what = f"a {type(found).__name__}"
     elif found.shape != (count,):

@@ -1,4 +1,4 @@
-"""Dashboards that follow a run, by way of Accelerate. They get copies: records stay the source of every result."""
+"""Dashboards that follow a run, through Accelerate. They get copies; the records stay the source of every result."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ PROJECT = "sdpo-bench"
 
 
 class Tracker:
-    """A run at one of TRACKERS; every process has one, the first alone reports. Nothing is written before `log`."""
+    """A run at one of TRACKERS. Every process has one, but only the first one reports. Nothing is written before
+    `log`."""
 
     def __init__(self, name: str, folder: Path, run: str, config: dict[str, Any], cpu: bool = False) -> None:
-        """`folder` is for the files of trackers that write any; `run` is the run's name. UserError without the
-        tracker's package."""
+        """`folder` is for the files of trackers that write any; `run` is the run's name. UserError if the tracker's
+        package is not installed."""
         if find_spec(name) is None:
             raise UserError(f"--tracker {name}: its package is not installed; python -m pip install {name}")
         self.name, self.folder, self.run, self.config, self.cpu = name, folder, run, config, cpu
         self.accelerator: Any = None
 
     def log(self, epoch: int, values: dict[str, Any]) -> None:
-        """The numbers of an epoch; nested ones as a/b."""
+        """Logs the numbers of an epoch; nested ones as a/b."""
         if self.accelerator is None:
             from accelerate import Accelerator
 
@@ -44,7 +45,7 @@ class Tracker:
         self.accelerator.log(numbers, step=epoch)
 
     def log_evaluation(self, epoch: int, rows: Iterable[dict[str, Any]]) -> None:
-        """The means over prompts and noises of an evaluation's rows."""
+        """Logs the means over prompts and noises of an evaluation's rows."""
         means = {}
         for row in rows:
             for split, prompts in row["values"].items():
@@ -58,7 +59,7 @@ class Tracker:
 
 
 def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with keys a/b; what is no number becomes text, as trackers want it."""
+    """Flattens nested dicts to keys a/b. Values that are not numbers become text, as trackers require."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

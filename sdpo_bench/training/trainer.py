@@ -132,7 +132,7 @@ class Trainer(Updater):
                     f"computed: {error}"
                 ) from error
         if not self.prompts:
-            raise UserError(f"--train-split {config.train_split}: there are no such prompts beside files of one's own")
+            raise UserError(f"--train-split {config.train_split}: the given prompt files have no such split")
         plan = self.plan(1)  # what follows refuses sigma = 0, and a sampler without the steps that the method wants
         schedule = policy.schedule(
             config.steps, eta=config.eta, trained_steps=plan.log_prob_steps, noisy_steps=plan.noisy_steps

@@ -1,4 +1,4 @@
-"""Which weights a run was made from: SHA-256 of the files of its model and its frozen adapter."""
+"""Identifies the weights from which a run was made: SHA-256 of the files of its model and its frozen adapter."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sdpo_bench.records.lookup import recorded_weights
 
 
 def other_weights(folder: Path, words: list[str]) -> UserError:
-    """The error for a run of other weights under the same names, which differ as `words` say."""
+    """The error for a run with other weights under the same names; `words` name the differences."""
     return UserError(
-        f"{folder} was begun with other weights: {', '.join(words)}; give it those, or train another run, with another "
+        f"{folder} was begun with other weights: {', '.join(words)}; use those, or train another run with another "
         f"--label or --out"
     )
 
@@ -49,8 +49,8 @@ def _digests(paths: list[Path], root: Path) -> dict[str, str | None]:
 
 
 def loaded(folder: Path) -> list[Path]:
-    """The files of a component's folder that are loaded: a network's weights and its configuration, or a tokenizer's or
-    a scheduler's files."""
+    """The loaded files of a component's folder: a network's weights and configuration, or a tokenizer's or scheduler's
+    files."""
     settings = [path for path in folder.iterdir() if path.suffix in SETTINGS and not path.name.endswith(".index.json")]
     try:
         return settings + weight_files(folder)[1]
@@ -59,8 +59,8 @@ def loaded(folder: Path) -> list[Path]:
 
 
 def _commit(repository: str, revision: str | None) -> dict[str, str | None]:
-    """The commit of the hub's repository that is in the cache, for a branch's name or none; a commit is itself. None
-    where the cache does not say."""
+    """The commit of the hub's repository in the cache, for a branch's name or none; a commit is returned as it is. None
+    if the cache does not say."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -72,9 +72,9 @@ def _commit(repository: str, revision: str | None) -> dict[str, str | None]:
 
 
 def weights_of(config: RunConfig, local: bool = False) -> Weights:
-    """For "model", and "adapter" where there is one: the SHA-256 of each file that is loaded, by its name in the
-    folder, or the "commit" of a hub's repository. After loading, which brings the hub's files here. `local`: of files
-    of one's own alone, without those of the hub, and so at any time."""
+    """For "model", and "adapter" if there is one: the SHA-256 of each loaded file, by its name in the folder, or the
+    "commit" of a hub's repository. Call it after loading, which downloads the hub's files. With `local` only local
+    files are read, at any time."""
     source = source_of(config.model)
     found: Weights = {}
     if isinstance(source, Path):
@@ -98,12 +98,13 @@ def weights_of(config: RunConfig, local: bool = False) -> Weights:
 
 
 def _unknown(part: Mapping[str, str | None]) -> bool:
-    """Whether it is of a hub's repository whose commit was not known; earlier versions then wrote "None"."""
+    """Whether this is a hub's repository whose commit was not known; earlier versions wrote "None"."""
     return "commit" in part and part["commit"] in (None, "None")
 
 
 def changed(stored: Mapping[str, Mapping[str, str | None]], new: Mapping[str, Mapping[str, str | None]]) -> list[str]:
-    """In words, which files or commits of two `weights_of` differ. A commit that is not known differs from none."""
+    """Texts that name the files or commits in which two `weights_of` differ. A commit that is not known differs from
+    none."""
     words = []
     for part in sorted(stored.keys() | new.keys()):
         one, other = stored.get(part, {}), new.get(part, {})
@@ -117,8 +118,8 @@ def changed(stored: Mapping[str, Mapping[str, str | None]], new: Mapping[str, Ma
 
 
 def replaced(config: RunConfig, folder: Path) -> list[str]:
-    """In words, which local files of the model and the adapter have other content than what the run in `folder` was
-    made with. Reads no network: what the hub holds is not looked at. Empty too for a run of a version that recorded no
+    """Texts that name local files of the model and the adapter whose content changed since the run in `folder` was
+    made. Reads no network: files on the hub are not checked. Also empty for a run of a version that recorded no
     digests."""
     stored = recorded_weights(folder)
     found = weights_of(config, local=True) if stored else {}

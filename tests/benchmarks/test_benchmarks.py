@@ -31,8 +31,11 @@ from benchmarks.kernel_results import OPERATIONS as NAMES  # noqa: E402
 from benchmarks.kernel_results import write_all as write_kernel_tables  # noqa: E402
 
 CPU = torch.device("cpu")
-CASES = [Case(name, (4, 8, 8), 3, dtype, 6 if name == "anchor_similarity" else 0)
-         for name in OPERATIONS for dtype in ("float16", "bfloat16", "float32")]  # fmt: skip
+CASES = [
+    Case(name, (4, 8, 8), 3, dtype, 6 if name == "anchor_similarity" else 0)
+    for name in OPERATIONS
+    for dtype in ("float16", "bfloat16", "float32")
+]
 
 
 def ours(case: Case):
@@ -352,9 +355,12 @@ def run(*arguments: object, where: Path = ROOT, script: str = "") -> subprocess.
     command = [sys.executable, *(["-c", script] if script else ["-m", "pytest"])]
     options = ("benchmarks/test_kernels.py", "--benchmark-only", "--kernel-matrix", "small")
     return subprocess.run(
-        [*command, *options, *map(str, arguments)], cwd=where, capture_output=True, text=True,
+        [*command, *options, *map(str, arguments)],
+        cwd=where,
+        capture_output=True,
+        text=True,
         env={k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
 
 
 def test_command_writes_a_record_of_which_tables_are_made(tmp_path):

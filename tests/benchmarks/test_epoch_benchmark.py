@@ -31,13 +31,16 @@ def attention():
     F.scaled_dot_product_attention(q, q, q)
 
 
-@pytest.mark.parametrize(("call", "expected"), [
-    (lambda: torch.randn(N, C) @ torch.randn(C, H), 2 * N * C * H),
-    (lambda: F.conv2d(torch.randn(N, C, 5, 5), torch.randn(H, C, 3, 3), padding=1), 2 * N * C * H * 9 * 25),
-    (backward, 3 * 2 * N * C * H),
-    (attention, 2 * (2 * N * N * C) * 2),
-    (lambda: torch.randn(N).exp(), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: torch.randn(N, C) @ torch.randn(C, H), 2 * N * C * H),
+        (lambda: F.conv2d(torch.randn(N, C, 5, 5), torch.randn(H, C, 3, 3), padding=1), 2 * N * C * H * 9 * 25),
+        (backward, 3 * 2 * N * C * H),
+        (attention, 2 * (2 * N * N * C) * 2),
+        (lambda: torch.randn(N).exp(), 0),
+    ],
+)
 def test_flop_by_hand(call, expected):
     assert _counts.flop(call) == expected
 

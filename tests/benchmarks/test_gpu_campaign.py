@@ -56,8 +56,9 @@ def test_a_piece(tmp_path):
     assert "### good" in log.read_text()
     assert "why" in log.read_text()
     assert run_piece(Piece("tool", ["x"], needs="no-such-program"), 30, log) == {
-        "state": "left", "why": "no-such-program is not on the PATH"
-    }  # fmt: skip
+        "state": "left",
+        "why": "no-such-program is not on the PATH",
+    }
 
 
 @pytest.mark.parametrize(("text", "output"), [(SAVES, "saved"), (STUBBORN, "")])
@@ -217,8 +218,11 @@ def test_dry(tmp_path):
         out = tmp_path / str(part)
         done = subprocess.run(
             [ROOT / "benchmarks" / "gpu_campaign.sh", str(part), "--dry", "--out", out, "--work", tmp_path / "work"],
-            cwd=tmp_path, capture_output=True, text=True, env=environment(),
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
         record = json.loads((out / f"part-{part}.json").read_text())
         left = [name for name in record["left"] if "not on the PATH" not in record["pieces"][name]["why"]]
         assert (record["failed"], left) == ([], []), done.stdout + done.stderr
@@ -229,8 +233,9 @@ def test_dry(tmp_path):
     results = tmp_path / "results"
     kernels, step = merge([tmp_path / "3", tmp_path / "4"], results)
     assert [name.split("-")[0] for name in sorted(names(kernels))] == [
-        "test_kernel[ddim_step", "test_kernel[ddim_step_noise_given"
-    ]  # fmt: skip
+        "test_kernel[ddim_step",
+        "test_kernel[ddim_step_noise_given",
+    ]
     assert len(names(step)) == 1
     assert load(step)["benchmarks"][0]["extra_info"]["disagreement"] == []
 

@@ -131,7 +131,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path, capsys):
 def test_all_tables_include_the_kernels(tmp_path, monkeypatch, capsys, no_pictures):
     monkeypatch.setattr(kernel_results, "RESULTS", tmp_path / "results")
     assert main([]) == 2
-    assert "has no benchmark's records; `nox -s bench` makes some" in capsys.readouterr().err
+    assert "has no benchmark records; `nox -s bench` makes some" in capsys.readouterr().err
     folder = write(tmp_path, made_up()).parent
     assert main(["--check"]) == 1, "nothing was written yet"
     assert main([]) == 0
@@ -139,14 +139,14 @@ def test_all_tables_include_the_kernels(tmp_path, monkeypatch, capsys, no_pictur
     assert "cuda-made-up-gpu" in capsys.readouterr().out
     assert main(["--check"]) == 0
     assert main([str(tmp_path)]) == 2
-    assert "give a folder as" in capsys.readouterr().err
+    assert "give a folder such as" in capsys.readouterr().err
 
 
 def test_the_packages_command_names_the_benchmarks(tmp_path, capsys):
     from sdpo_bench.cli.main import main as cli
 
     assert cli(["tables", str(write(tmp_path, made_up()).parent)]) == 2
-    assert "a device's benchmarks: python -m benchmarks.kernel_results" in capsys.readouterr().err
+    assert "for benchmarks use python -m benchmarks.kernel_results" in capsys.readouterr().err
 
 
 def test_the_committed_pages_are_what_their_records_give(capsys):

@@ -101,8 +101,12 @@ def processors(bench: Bench) -> set[str]:
 
 def test_manners(bench, monkeypatch):
     unet = bench.pipeline.unet
-    hooks = (unet._forward_hooks, unet._forward_pre_hooks, bench.pipeline.vae.decoder._forward_hooks,
-             bench.pipeline.vae.post_quant_conv._forward_pre_hooks)  # fmt: skip
+    hooks = (
+        unet._forward_hooks,
+        unet._forward_pre_hooks,
+        bench.pipeline.vae.decoder._forward_hooks,
+        bench.pipeline.vae.post_quant_conv._forward_pre_hooks,
+    )
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
     with fast(bench.pipeline):
@@ -133,8 +137,12 @@ def test_half_precision_is_the_frozen_weights_alone(bench):
     cast(bench.pipeline, torch.bfloat16)
     try:
         assert {p.dtype for p in bench.trained} == {torch.float32}
-        frozen = [p for m in (bench.pipeline.unet, bench.pipeline.vae, bench.pipeline.text_encoder)
-                  for p in m.parameters() if not p.requires_grad]  # fmt: skip
+        frozen = [
+            p
+            for m in (bench.pipeline.unet, bench.pipeline.vae, bench.pipeline.text_encoder)
+            for p in m.parameters()
+            if not p.requires_grad
+        ]
         assert {p.dtype for p in frozen} == {torch.bfloat16}
         seen = []
         handle = bench.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, x: seen.append(x[0].dtype))
@@ -275,9 +283,10 @@ def test_our_epoch(bench):
         assert bench.on_policy() == 0
     one = flop(TINY)
     assert bench.flop(result) == {
-        "sample": FEW * (2 * K - 1) * one.forward, "reward": 5 * FEW * one.decode,
+        "sample": FEW * (2 * K - 1) * one.forward,
+        "reward": 5 * FEW * one.decode,
         "train": FEW * (2 * K - 1) * (one.forward + one.backward),
-    }  # fmt: skip
+    }
 
 
 def test_an_epoch_that_goes_another_way_is_not_timed(bench, monkeypatch):
@@ -290,9 +299,10 @@ def test_an_epoch_that_goes_another_way_is_not_timed(bench, monkeypatch):
 def test_clock(monkeypatch):
     log = []
     stand_in = SimpleNamespace(
-        synchronize=lambda: log.append("wait"), max_memory_allocated=iter([5, 9, 7]).__next__,
+        synchronize=lambda: log.append("wait"),
+        max_memory_allocated=iter([5, 9, 7]).__next__,
         reset_peak_memory_stats=lambda: log.append("reset"),
-    )  # fmt: skip
+    )
     now = iter([0.0, 1.0, 3.0, 7.0]).__next__
     monkeypatch.setattr(_training_step, "torch", SimpleNamespace(cuda=stand_in))
     monkeypatch.setattr(_training_step, "time", SimpleNamespace(perf_counter=now))
@@ -349,8 +359,9 @@ def test_what_a_record_holds(bench, monkeypatch):
     results = [Result({"sample": 1.0 * s, "reward": 0.5, "train": 2.5}, memory, 56, 28, 20) for s in (1, 3, 2)]
     monkeypatch.setattr(test_training_step, "device_name", lambda device: "cuda: NVIDIA H100 80GB HBM3")
     agreed = Agreement({"loss": {"ours": 1.23456e-6}}, ["a loss"])
-    stand_in = SimpleNamespace(**vars(bench) | {"device": torch.device("cuda"), "agreement": agreed,
-                                                "flop": bench.flop, "seconds": {}})  # fmt: skip
+    stand_in = SimpleNamespace(
+        **vars(bench) | {"device": torch.device("cuda"), "agreement": agreed, "flop": bench.flop, "seconds": {}}
+    )
     info = describe(stand_in, Variant("ours", 8, "float16"), results, 1e-6)
     assert info["what"] == STEP_CPU_NOTE, "of the tiny architecture, wherever it runs"
     assert info["seconds"] == {"sample": 2.0, "reward": 0.5, "train": 2.5, "all": 5.0}
@@ -417,8 +428,9 @@ def test_a_variant_that_does_not_fit_is_left_out(monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    stand_in = SimpleNamespace(reset=lambda: None, pipeline=None, set_rows=lambda rows: None, on_policy=full,
-                               ours_epoch=None)  # fmt: skip
+    stand_in = SimpleNamespace(
+        reset=lambda: None, pipeline=None, set_rows=lambda rows: None, on_policy=full, ours_epoch=None
+    )
     monkeypatch.setattr(test_training_step, "cast", lambda *_: None)
     monkeypatch.setattr(test_training_step, "fast", lambda *_: contextlib.nullcontext())
     with pytest.raises(pytest.skip.Exception, match="memory is too small"):
@@ -514,8 +526,10 @@ def test_tables_of_the_newer_variants(tmp_path):
     record = made_up()
     plain, *_, last = record["benchmarks"]
     for like, seconds, marks in (
-        (plain, 2.0, {"fused": True}), (plain, 8.8, {"again": True}), (last, 5.0, {"backend": "torch"}),
-    ):  # fmt: skip
+        (plain, 2.0, {"fused": True}),
+        (plain, 8.8, {"again": True}),
+        (last, 5.0, {"backend": "torch"}),
+    ):
         entry = json.loads(json.dumps(like))
         info = entry["extra_info"]
         info["training_step"] |= marks

@@ -82,7 +82,7 @@ def test_the_examples_train_and_are_shown(written):
         ["reproduce", "--methods", "reinforce", "--dry-run"],
     )
     assert "reinforce: REINFORCE (weight 1.0)" in out
-    assert "ends: the first and the last, joined by a straight line" in out
+    assert "ends: the first and the last, interpolated linearly" in out
     assert re.search(r"rewards: .*\bbrightness\b", out)
     runs = {}
     for path in (written / "runs" / "all" / "raw").glob("*/config.json"):

@@ -93,7 +93,7 @@ TINY_ARGUMENTS = [
         (["reproduce", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
         (
             ["tables", "nothing"],
-            "nothing has no records, packed or in a raw/ folder; give a profile's folder",
+            "nothing has no records, packed or in a raw/ folder; give the folder of a profile",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_evaluate_takes_a_reward_that_no_run_can_optimise(run, tiny_model):
     for name in names:
         code, _, err = run("train", "--model", str(tiny_model), "--reward", name)
         assert code == 2
-        assert "name it with --eval-rewards" in err
+        assert "use it with --eval-rewards" in err
     measured = next(line for line in run("train", "--help")[1].splitlines() if "measured only" in line)
     assert all(name in measured for name in names)
 
@@ -212,7 +212,7 @@ def test_train_goes_on_with_what_only_says_how(run, tmp_path, tiny_model, monkey
     moved = shutil.copytree(tiny_model, tmp_path / "models" / tiny_model.name)
     more = ["train", "--model", f"models/../models/{moved.name}/", *TINY_ARGUMENTS, "--epochs", "3", "--rows", "32"]
     code, _, err = run(*more)
-    assert (code, "already holds a run; go on with --resume" in err) == (2, True)
+    assert (code, "already holds a run; continue with --resume" in err) == (2, True)
     code, _, err = run(*more, "--resume")
     assert code == 0, err
     assert err.startswith("SDPO: begins at epoch 3 of 3\n")
@@ -222,14 +222,14 @@ def test_train_goes_on_with_what_only_says_how(run, tmp_path, tiny_model, monkey
 
     code, _, err = run(*more, "--learning-rate", "1e-3", "--resume")
     assert code == 2
-    assert "other settings: learning_rate (stored 0.0001, new 0.001); give its settings, or" in err
+    assert "other settings: learning_rate (stored 0.0001, new 0.001); use its settings, or" in err
     code, _, err = run(*command, "--resume")
     assert code == 2
-    assert f"{folder}: the run has 3 epochs finished, fewer (--epochs 2) can't be asked of it; evaluate its" in err
+    assert f"{folder}: the run has 3 epochs finished, so it can't have fewer (--epochs 2); evaluate its" in err
     three = [*more[:-4], "--epochs", "2", "--rows", "16"]  # a configuration that no run was begun with
     code, _, err = run(*three, "--eval-every", "1", "--resume")
     assert code == 2
-    assert "the run has 3 epochs finished, fewer (--epochs 2) can't be asked of it; evaluate its" in err
+    assert "the run has 3 epochs finished, so it can't have fewer (--epochs 2); evaluate its" in err
     assert "checkpoint" not in err
     assert [*folder.parent.iterdir()] == [folder]
 
@@ -237,10 +237,10 @@ def test_train_goes_on_with_what_only_says_how(run, tmp_path, tiny_model, monkey
     shutil.rmtree(folder / "adapter")
     code, _, err = run(*more, "--resume")
     assert code == 0
-    assert f"warning: {folder}/adapter was deleted, and no checkpoint is left to make it from" in err
+    assert f"warning: {folder}/adapter was deleted and there is no checkpoint to restore it from" in err
     (folder / "done.json").unlink()
     err = run(*more, "--resume")[2]
-    assert "begins at epoch 1 of 3, anew: 3 recorded, but there is no checkpoint (deleted, or none was due yet)" in err
+    assert "begins at epoch 1 of 3 again: 3 recorded, but there is no checkpoint (deleted, or none was due yet)" in err
 
 
 def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -258,15 +258,18 @@ def test_signals_stop_train_with_its_state_saved(tmp_path, tiny_model):
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = subprocess.Popen(
             [sys.executable, "-m", "sdpo_bench", *command, *["--resume"] * bool(epoch)],
-            cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
         wait_for_rows(tmp_path / "runs" / "train", epoch + 2, process)
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
         assert process.returncode == code, err
         assert f"begins at epoch {epoch + 1} of 5000" in err
-        (saved,) = re.findall(r"stopped: the state after epoch (\d+) is saved\. Go on with: (.*)", err)
+        (saved,) = re.findall(r"stopped: the state after epoch (\d+) is saved\. Continue with: (.*)", err)
         assert saved[1] == shlex.join(["sdpo-bench", *command, "--resume"])
         assert int(saved[0]) > epoch
         epoch = int(saved[0])
@@ -285,7 +288,7 @@ def test_a_full_disk_and_a_place_that_takes_nothing(run, tmp_path, tiny_model, m
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = run("train", "--model", tiny_model, *TINY_ARGUMENTS)
     assert code == 2
-    assert re.fullmatch(r"error: the disk is full \([^\n]*\): free space and go on with --resume\n", err), err
+    assert re.fullmatch(r"error: the disk is full \([^\n]*\): free space and continue with --resume\n", err), err
 
 
 def test_tables_regenerate_to_the_same_bytes(run, tmp_path):

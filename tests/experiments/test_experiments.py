@@ -179,14 +179,17 @@ def test_learning_rates_are_of_the_sweep():
 def test_narrowing_and_widening():
     configs = build("first-look", ["ddpo-per-step", "sdpo"], [7])
     assert [(c.label, c.steps, c.seed) for c in configs[1:]] == [
-        ("DDPO (per step)", 4, 7), ("SDPO", 4, 7), ("DDPO (per step)", 20, 7), ("SDPO", 20, 7),
-    ]  # fmt: skip
+        ("DDPO (per step)", 4, 7),
+        ("SDPO", 4, 7),
+        ("DDPO (per step)", 20, 7),
+        ("SDPO", 20, 7),
+    ]
     assert configs[1].updates == "step"
     with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20"):
         build("quik")
     with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
         build("quick", ["ppo"])
-    with pytest.raises(UserError, match="each once"):
+    with pytest.raises(UserError, match="without repeats"):
         build("quick", None, [0, 0])
 
 
@@ -266,5 +269,5 @@ def test_methods_with_larger_groups_have_as_many_samples():
         for method, reward in found:
             assert found[method, reward] == found["ddpo", reward], name
         assert {config.samples_per_group for config in configs} == {2, 8}
-    with pytest.raises(UserError, match=r"6 samples .* are no groups of 8"):
+    with pytest.raises(UserError, match=r"6 samples .* cannot be divided into groups of 8"):
         profiles.in_groups("grpo", {"pairs": 3})

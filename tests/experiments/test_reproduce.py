@@ -164,7 +164,7 @@ def test_a_changed_profile_names_each_setting(finished):
     changed = [dataclasses.replace(run.config, learning_rate=0.5, clip_range=0.25) for run in runs]
     named = (
         r"2 of the 2 runs are in .*mine with other settings \(.* and others\): clip_range \(.*new 0\.25.*\), "
-        r"learning_rate \(stored .*, new 0\.5\); give their settings, or --results OTHER"
+        r"learning_rate \(stored .*, new 0\.5\); use their settings, or --results OTHER"
     )
     with pytest.raises(UserError, match=named):
         runner.check_folder(folder, runs_in(folder, changed), resume=True)
@@ -262,7 +262,7 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "nothing is lost. Go on with: nox -s reproduce -- --profile slow --resume" in errors
+    assert "nothing is lost. Continue with: nox -s reproduce -- --profile slow --resume" in errors
     assert "Traceback" not in errors
     assert not alive(worker)
     assert not any(raw.glob("*/done.json"))
@@ -307,9 +307,14 @@ def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
     text = summary.summarise(load_results(mine), "quick", runs, 600.0)
     lines = [line.split() for line in text.splitlines()]
     assert ["SDPO,", "K", "=", "4", "0.23", "0.14", "0.60", "0.97"] in lines
-    for part in ("REBEL", "seconds per epoch", "within tolerance",
-                 "Comparison with the committed results (results/quick)",
-                 "3 of 3 runs finished, 10 min now. They lie in runs/quick", "runs/quick/report.html"):  # fmt: skip
+    for part in (
+        "REBEL",
+        "seconds per epoch",
+        "within tolerance",
+        "Comparison with the committed results (results/quick)",
+        "3 of 3 runs finished. This call took 10 min. Results are in runs/quick",
+        "runs/quick/report.html",
+    ):
         assert part in text
     itself = summary.summarise(load_results(reference), "quick", runs, 600.0)
     assert "Comparison" not in itself, "the reference is not its own"

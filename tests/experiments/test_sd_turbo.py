@@ -90,9 +90,11 @@ def test_counts_of_arithmetic_are_the_architectures():
             sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
         )
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2,
-        )  # fmt: skip
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
         unet.requires_grad_(False).add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=LORA_TARGETS))
         unet.to("meta")
         latent, text, time = torch.zeros(1, 4, 64, 64), torch.zeros(1, 77, 1024), torch.zeros(1)
@@ -178,7 +180,7 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     assert out.count("-aesthetic-k50-s0-") == 7
     assert "7 runs" in out
     assert "with 2 workers (estimated from counted operations at an assumed 40% of 989 TFLOP/s" in out
-    with pytest.raises(UserError, match=r"profile sd_turbo runs on GPUs, and torch finds no CUDA device.*--dry-run"):
+    with pytest.raises(UserError, match=r"profile sd_turbo needs GPUs, but torch finds no CUDA device.*--dry-run"):
         runner.reproduce("sd-turbo")
     with pytest.raises(UserError, match="--device cuda: torch finds no CUDA device"):
         runner.reproduce("quick", device="cuda")

@@ -184,8 +184,9 @@ def reduction_layouts(kernel: Any) -> set[str]:
     return {layouts[name] for name in re.findall(r"\(tensor<\d+xf32, (#\w+)>\) -> f32", text)}
 
 
-ORDER = [(size, architecture, dtype, None) for size in (SMALL, LARGE) for architecture in ARCHITECTURES
-         for dtype in DTYPES]  # fmt: skip
+ORDER = [
+    (size, architecture, dtype, None) for size in (SMALL, LARGE) for architecture in ARCHITECTURES for dtype in DTYPES
+]
 ORDER += [(SMALL, 90, "fp16", "fp32"), (LARGE, 90, "fp16", "fp32")]
 ORDER += [(size, 90, *dtypes) for size in ODD for dtypes in (("fp16", None), ("fp32", "fp16"))]
 
@@ -262,7 +263,10 @@ def test_the_benchmark_of_host_time_measures_every_operation():
         with test_host_time.launches_of_cpu_tensors():
             found[name] = test_host_time.measure(call, rounds=2)
     assert {name: each["launches"] for name, each in found.items()} == {
-        "ddim_step": 1, "gaussian_log_prob": 1, "sdpo_loss_and_grad": 1, "ppo_clip_loss_and_grad": 1,
+        "ddim_step": 1,
+        "gaussian_log_prob": 1,
+        "sdpo_loss_and_grad": 1,
+        "ppo_clip_loss_and_grad": 1,
         "anchor_similarity": 2,
-    }  # fmt: skip
+    }
     assert all(0 < each["bare_us"] < each["call_us"] for each in found.values())

@@ -32,9 +32,12 @@ def everything(m, x, prev, rows, old, advantages, weight):
         *sdpo_kernels.ddim_step(*flat[:2], flat_rows, seeds=seeds, step=3),
         sdpo_kernels.gaussian_log_prob(*flat, flat_rows),
         by_autograd,
-        *fused[0], fused[1], *ppo[0], ppo[1],
+        *fused[0],
+        fused[1],
+        *ppo[0],
+        ppo[1],
         *sdpo_kernels.anchor_similarity(x.unflatten(2, (2, -1)).flatten(1, 2).contiguous()),
-    )  # fmt: skip
+    )
 
 
 def test_there_is_a_gpu():

@@ -243,13 +243,21 @@ def test_bad_names_and_options():
 
 
 OUTSIDE = {
-    "gamma": (-1, -0.01, 1.01), "step_discount": (-1, 0, 1.01), "scale": (-1, 0), "beta": (-0.1, 0),
-    "ratio_clip": (-0.1, 0, 1), "control": (-1, 0.5, 2),
-}  # fmt: skip
+    "gamma": (-1, -0.01, 1.01),
+    "step_discount": (-1, 0, 1.01),
+    "scale": (-1, 0),
+    "beta": (-0.1, 0),
+    "ratio_clip": (-0.1, 0, 1),
+    "control": (-1, 0.5, 2),
+}
 EDGES = {
-    "gamma": (0, 1), "step_discount": (0.01, 1), "scale": (1e-3, 1e3), "beta": (1e-3, 1e3), "ratio_clip": (0.01, 0.99),
+    "gamma": (0, 1),
+    "step_discount": (0.01, 1),
+    "scale": (1e-3, 1e3),
+    "beta": (1e-3, 1e3),
+    "ratio_clip": (0.01, 0.99),
     "control": (0, 1),
-}  # fmt: skip
+}
 
 
 @every_method

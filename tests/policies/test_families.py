@@ -311,8 +311,10 @@ def test_a_line_says_that_prompts_are_cut(config, tmp_path, capsys, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seen").write_text("cat\n" + "long " * 20 + "red\n" + "long " * 20 + "blue\n")
     common = ["--model", config("sd").model, "--prompts", "seen", "--device", "cpu", "--eval-noises", "1"]
-    rest = {"train": ["--reward", "colourfulness", "--eval-rewards", "--epochs", "0", "--eval-steps", "1"],
-            "evaluate": ["--rewards", "colourfulness", "--eval-steps", "1"]}  # fmt: skip
+    rest = {
+        "train": ["--reward", "colourfulness", "--eval-rewards", "--epochs", "0", "--eval-steps", "1"],
+        "evaluate": ["--rewards", "colourfulness", "--eval-steps", "1"],
+    }
     assert main([command, *common, *rest[command]]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(lines) == 1
@@ -452,7 +454,7 @@ def test_a_class_that_is_not_supported_is_named_with_those_that_are(config, tmp_
     with pytest.raises(UserError, match=f"is a KandinskyPipeline; supported are {', '.join(FAMILIES)}"):
         load_policy(config("sd", model=str(tmp_path)))
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(UserError, match="is the folder complete"):
+    with pytest.raises(UserError, match="check that the folder is complete"):
         load_policy(config("sd", model=str(tmp_path)))
 
 

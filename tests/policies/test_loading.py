@@ -46,8 +46,9 @@ def copy(root, tmp_path):
 
 
 def configuration(folder, name, **changes):
-    return RunConfig(model=str(folder), resolution=SIZES.get(name), reward="colourfulness", eval_rewards=(),
-                     device="cpu", **changes)  # fmt: skip
+    return RunConfig(
+        model=str(folder), resolution=SIZES.get(name), reward="colourfulness", eval_rewards=(), device="cpu", **changes
+    )
 
 
 def weights_of(folder):
@@ -60,8 +61,9 @@ def rewrite(file, change):
 
 
 def pipeline_weights(folder, **options):
-    networks = {k: v for k, v in load_pipeline(str(folder), **options).components.items()
-                if isinstance(v, torch.nn.Module)}  # fmt: skip
+    networks = {
+        k: v for k, v in load_pipeline(str(folder), **options).components.items() if isinstance(v, torch.nn.Module)
+    }
     return {f"{name}.{key}": value for name, module in networks.items() for key, value in module.state_dict().items()}
 
 
@@ -122,7 +124,7 @@ def test_damaged_parts_are_named(copy, tmp_path, monkeypatch, capsys, name, part
     ({"_class_name": 3}, "_class_name in model_index.json is 3"),
     ({"_class_name": {}}, "_class_name in model_index.json is {}"),
     ({}, "_class_name in model_index.json is null"),
-    ([], "holds no object"),
+    ([], "is not a JSON object"),
     ({"_class_name": "StableDiffusionPipeline"}, "names no unet"),
     ({"unet": "UNet2DConditionModel"}, "names no unet"),
     ({"vae": [None, None]}, "names no vae"),
@@ -325,11 +327,14 @@ def kohya(key):
 OLDER = {
     "without metadata": lambda k: k,
     "lora.down": lambda k: k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
-    "to_q_lora": lambda k: re.sub(r"\.(to_q|to_k|to_v|to_out)(\.0)?\.lora_([AB])", lambda m: (
-        f".processor.{m[1]}_lora.{'down' if m[3] == 'A' else 'up'}"), k),
+    "to_q_lora": lambda k: re.sub(
+        r"\.(to_q|to_k|to_v|to_out)(\.0)?\.lora_([AB])",
+        lambda m: f".processor.{m[1]}_lora.{'down' if m[3] == 'A' else 'up'}",
+        k,
+    ),
     "denoiser alone": lambda k: re.sub(r"^unet\.|^transformer\.", "", k),
     "kohya": lambda k: ".".join(kohya(k)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", OLDER)
@@ -372,8 +377,10 @@ def test_an_adapter_with_another_rank_in_each_layer(root, tmp_path):
     policy, file, state = adapter_of(folder, "sd", tmp_path, lora_rank=4)
     key = next(k for k in sorted(state) if "lora_A" in k)
     other = key.replace("lora_A", "lora_B")
-    padded = {key: torch.cat([state[key], torch.zeros(2, state[key].shape[1])]),
-              other: torch.cat([state[other], torch.ones(len(state[other]), 2)], 1)}  # fmt: skip
+    padded = {
+        key: torch.cat([state[key], torch.zeros(2, state[key].shape[1])]),
+        other: torch.cat([state[other], torch.ones(len(state[other]), 2)], 1),
+    }
     save_file(state | padded, file)  # rank 6, the same product
     loaded = load_policy(configuration(folder, "sd"))
     loaded.load(file.parent)
@@ -388,8 +395,10 @@ def test_adapters_that_do_not_fit_say_where(root, tmp_path, capsys):
     _, of_xl, _ = adapter_of(write_model(root, "sdxl"), "sdxl", tmp_path / "xl")
     _, of_sd3, _ = adapter_of(write_model(root, "sd3"), "sd3", tmp_path / "sd3")
     _, of_sd, own = adapter_of(sd, "sd", tmp_path / "sd")
-    cases = [(of_xl, "another model's: .*attn2.*is of shape .* for a layer of shape"),
-             (of_sd3, "another model's: it has .*transformer.* and this one no layer")]  # fmt: skip
+    cases = [
+        (of_xl, "another model's: .*attn2.*is of shape .* for a layer of shape"),
+        (of_sd3, "another model's: it has .*transformer.* and this one no layer"),
+    ]
     key = sorted(own)[0]
     for label, changed, message in (
         ("missing", {k: v for k, v in own.items() if k != key}, "and its other half missing"),

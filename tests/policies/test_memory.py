@@ -105,8 +105,9 @@ def test_counts_are_those_of_real_tensors(config, name, changes):
         assert costs.decoding[1] < 0.2 * measure(config(name)).decoding[1]
 
 
-@pytest.mark.parametrize(("method", "dense"), [("sdpo", "anchored"), ("sdpo", "exact"), ("sdpo", "terminal"),
-                                               ("ddpo", "anchored")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "dense"), [("sdpo", "anchored"), ("sdpo", "exact"), ("sdpo", "terminal"), ("ddpo", "anchored")]
+)
 @pytest.mark.parametrize("steps", [2, 5])
 def test_pictures_of_an_epoch_are_the_trainers(config, method, dense, steps):
     c = config("sd", method=method, dense=dense, steps=steps)
@@ -122,9 +123,12 @@ def test_estimate_by_hand(config):
     found = estimate(COSTS, c)
     trajectories = 8 * 11 * 64
     assert found.staying == {
-        "unet": 1000, "copy of the pretrained weights": 500, "gradients, AdamW": 7 * ADAM, "prompts": 12 * 30,
+        "unet": 1000,
+        "copy of the pretrained weights": 500,
+        "gradients, AdamW": 7 * ADAM,
+        "prompts": 12 * 30,
         "trajectories": trajectories,
-    }  # fmt: skip
+    }
     assert found.passing == {
         "training step, 4 latents": 410,  # two pairs an update, though three would fit
         "sampling, 6 latents": 260,
@@ -164,9 +168,11 @@ def test_sd_turbos_size(tmp_path):
             sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
         )
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+        )
     text = CLIPTextConfig(
         vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16
     )
@@ -175,10 +181,13 @@ def test_sd_turbos_size(tmp_path):
     text.save_pretrained(tmp_path / "text_encoder")
     EulerDiscreteScheduler(steps_offset=1).save_pretrained(tmp_path / "scheduler")
     index = {
-        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-    }  # fmt: skip
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     costs = measure(RunConfig(model=str(tmp_path), dtype="float16"))
     assert costs.networks["unet"][0] - costs.trained == 865_910_724
@@ -197,11 +206,13 @@ def test_doctor(config, tmp_path, capsys):
     peak = estimate(measure(c), c).peak / 2**30 / SHARE
     assert main([*small, f"{1.001 * peak}"]) == 0
     assert main([*small, f"{0.999 * peak}"]) == 1
-    assert "    with --rows " in capsys.readouterr().out
+    assert "    it fits with --rows " in capsys.readouterr().out
     assert main([*small, "0.0001", "--vae-slicing"]) == 1
-    assert "nor with --rows 1; try --offload-trajectories --gradient-checkpointing" in capsys.readouterr().out
+    assert (
+        "not fit with --rows 1 either; try --offload-trajectories --gradient-checkpointing" in capsys.readouterr().out
+    )
     for arguments, message in (
-        (["--rows", "3"], "--rows is about a model; name one with --model"),
+        (["--rows", "3"], "--rows needs --model"),
         (["--model", model, "--memory", "-1"], "--memory is -1"),
         (["--model", model, "--method", "ppo"], "unknown method"),
     ):
@@ -210,7 +221,7 @@ def test_doctor(config, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "vae" / "config.json").unlink()
-    with pytest.raises(UserError, match="is the folder complete"):
+    with pytest.raises(UserError, match="check that the folder is complete"):
         measure(config("sd", model=str(broken)))
 
 

@@ -82,8 +82,10 @@ def test_rank_and_alpha_are_the_files(config, tmp_path):
     arguments = (policy.encode(["cat"]), torch.ones(1, *policy.latent_shape), torch.tensor([500]))
     outputs = [p.predict(*arguments[1:], arguments[0]) for p in (policy, saved)]
     assert torch.equal(*outputs)
-    for given, message in (((4, None), "--lora-rank is 4, but .* holds an adapter with 2"),
-                           ((None, 4.0), "--lora-alpha is 4, but .* with 8; leave it out")):  # fmt: skip
+    for given, message in (
+        ((4, None), "--lora-rank is 4, but .* holds an adapter with 2"),
+        ((None, 4.0), "--lora-alpha is 4, but .* with 8; leave it out"),
+    ):
         with pytest.raises(UserError, match=message):
             load_policy(config).load(tmp_path, *given)
 
@@ -91,16 +93,20 @@ def test_rank_and_alpha_are_the_files(config, tmp_path):
 def test_an_adapters_file_is_the_same_in_every_process(config, tmp_path):
     """Python iterates over a set of texts in an order of each process; the file keeps which layers were adapted. But
     safetensors itself writes the entries of its metadata in any order."""
-    code = ("import sys; from pathlib import Path; from sdpo_bench.config import RunConfig\n"
-            "from sdpo_bench.policies import load_policy\n"
-            "load_policy(RunConfig(model=sys.argv[1], device='cpu')).save(Path(sys.argv[2]))")  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path; from sdpo_bench.config import RunConfig\n"
+        "from sdpo_bench.policies import load_policy\n"
+        "load_policy(RunConfig(model=sys.argv[1], device='cpu')).save(Path(sys.argv[2]))"
+    )
     found = []
     for seed in ("1", "2"):
         folder = tmp_path / seed
         subprocess.run(
-            [sys.executable, "-c", code, config.model, str(folder)], check=True, cwd=Path(__file__).parents[2],
+            [sys.executable, "-c", code, config.model, str(folder)],
+            check=True,
+            cwd=Path(__file__).parents[2],
             env=os.environ | {"PYTHONHASHSEED": seed},
-        )  # fmt: skip
+        )
         (file,) = folder.glob("*.safetensors")
         content = file.read_bytes()
         end = 8 + int.from_bytes(content[:8], "little")

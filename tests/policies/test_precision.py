@@ -44,8 +44,9 @@ def test_old_and_new_settings_agree():
 
 @pytest.mark.usefixtures("tf32")
 def test_before_pytorch_2_9(monkeypatch):
-    backends = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False)),
-                               cudnn=SimpleNamespace(allow_tf32=True))  # fmt: skip
+    backends = SimpleNamespace(
+        cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False)), cudnn=SimpleNamespace(allow_tf32=True)
+    )
     monkeypatch.setattr(precision, "torch", SimpleNamespace(backends=backends))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(backends=backends))
     assert provenance.float32_precision() == FULL | dict.fromkeys(("convolutions", "recurrent"), "tf32")

@@ -280,8 +280,12 @@ def test_a_missing_or_damaged_file_is_named_and_nothing_is_written(profile, caps
     pack_profile(profile)
     write_run(profile, make_config("D3PO", 0))  # so that there is something to add
     assert names_of(profile) == [
-        "curves.csv.gz", "pictures/part-1.zip", "provenance.json", "runs.jsonl.gz", "values/part-1.parquet"
-    ]  # fmt: skip
+        "curves.csv.gz",
+        "pictures/part-1.zip",
+        "provenance.json",
+        "runs.jsonl.gz",
+        "values/part-1.parquet",
+    ]
     for name in names_of(profile):
         path = profile / name
         content = path.read_bytes()
@@ -474,7 +478,7 @@ def test_unpacking_overwrites_nothing(profile, tmp_path):
     with pytest.raises(UserError, match=f"{first} is in the way"):
         unpack_profile(profile, tmp_path / "out")
     assert contents(tmp_path / "out") == {}
-    with pytest.raises(RecordError, match="only packed runs are given folders"):
+    with pytest.raises(RecordError, match="--unpack needs packed runs"):
         unpack_profile(tmp_path / "out", tmp_path / "other")
 
 

@@ -72,8 +72,12 @@ def test_commit_is_this_projects_own(tmp_path, inside):
         shutil.copy(provenance.PACKAGE / name, root / "sdpo_bench" / name)
 
     def git(*arguments: str) -> None:
-        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments], cwd=root, check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *arguments],
+            cwd=root,
+            check=True,
+            capture_output=True,
+        )
 
     if inside not in ("nothing", "given"):
         git("init")

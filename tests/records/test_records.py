@@ -111,7 +111,7 @@ def test_rows_of_a_finished_run_are_those_with_which_it_ended(tmp_path, name, ch
     if change == "older":
         assert load_run(folder).done
     else:
-        with pytest.raises(RecordError, match=f"{name}: not the rows with which the run ended"):
+        with pytest.raises(RecordError, match=f"{name}: its SHA-256 is not the one in done.json"):
             load_run(folder)
 
 
@@ -138,7 +138,7 @@ def test_a_flipped_bit_in_the_rows_of_a_finished_run_is_reported_by_name(tmp_pat
                 continue
             with pytest.raises(RecordError, match=re.escape(str(folder / name.removesuffix(".gz")))) as caught:
                 load_profile(profile)
-            by_digest += "not the rows with which the run ended" in str(caught.value)
+            by_digest += "its SHA-256 is not the one in done.json" in str(caught.value)
     if not name.endswith(".gz"):
         assert by_digest > 20, "no other check sees these"
 
@@ -384,7 +384,7 @@ def with_rate(rate):
         ),
         ("provenance.json", lambda text: text[:-2] + ', "earlier": [1]}', "'earlier' is not a list of objects"),
         ("done.json", lambda text: '{"seconds_per_epoch": {"train": null}}', "'seconds_per_epoch' is"),
-        ("config.json", lambda text: "[" * 100_000, "too deep"),
+        ("config.json", lambda text: "[" * 100_000, "nested too deeply"),
         ("done.json", lambda text: "{", r"done\.json, line 1"),
         *(
             ("config.json", with_rate(rate), "the configuration: .*learning_rate")

@@ -55,7 +55,7 @@ def test_heldout_diversity_is_of_the_scorers_embeddings():
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_is_only_measured_cannot_be_optimised(name):
     for spec in (name, f"0.5*alignment+{name}"):
-        message = f"^{name} is measured over the pictures of a prompt: name it with --eval-rewards$"
+        message = f"^{name} can be measured but not trained on; use it with --eval-rewards$"
         with pytest.raises(UserError, match=message):
             RunConfig(reward=spec)
     assert RunConfig(eval_rewards=(name,), eval_last_rewards=(name,)).eval_rewards == (name,)

@@ -84,7 +84,7 @@ def test_a_converted_file_that_was_changed_is_made_anew(folder, damage, capsys):
     else:
         converted.with_suffix(".sha256").unlink()
     assert same(read(SOURCE, "model.pt")[0])
-    assert "is not as it was made; it is converted anew" in capsys.readouterr().err
+    assert "was changed after it was made; it is converted again" in capsys.readouterr().err
     assert same(load_file(converted))
     assert same(read(SOURCE, "model.pt")[0])
     assert capsys.readouterr().err == ""
@@ -222,12 +222,18 @@ def test_a_revision_of_the_users_is_not_held_to_the_pinned_digest(folder, monkey
 
 
 def test_the_head_takes_its_own_weights_only():
-    state = {f"layers.{i}.{kind}": torch.zeros(shape) for i, (a, b) in
-             zip((0, 2, 4, 6, 7), ((8, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True)
-             for kind, shape in (("weight", (b, a)), ("bias", (b,)))}  # fmt: skip
+    state = {
+        f"layers.{i}.{kind}": torch.zeros(shape)
+        for i, (a, b) in zip((0, 2, 4, 6, 7), ((8, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True)
+        for kind, shape in (("weight", (b, a)), ("bias", (b,)))
+    }
     assert [tuple(layer.weight.shape) for layer in mlp(state, torch.device("cpu"))] == [
-        (1024, 8), (128, 1024), (64, 128), (16, 64), (1, 16),
-    ]  # fmt: skip
+        (1024, 8),
+        (128, 1024),
+        (64, 128),
+        (16, 64),
+        (1, 16),
+    ]
     with pytest.raises(UserError, match=r"1 tensors of head differ.* layers\.7\.bias \(found none, expected \(1,\)\)"):
         mlp({key: value for key, value in state.items() if key != "layers.7.bias"}, torch.device("cpu"))
     with pytest.raises(UserError, match=r"layers\.8\.bias \(found \(1,\), expected none\)"):

@@ -93,9 +93,13 @@ class CLIP(nn.Module):
     """OpenCLIP's model: each tower (width, layers, heads)."""
 
     def __init__(
-        self, text: tuple[int, int, int], vision: tuple[int, int, int], projection: int, activation: type[nn.Module],
+        self,
+        text: tuple[int, int, int],
+        vision: tuple[int, int, int],
+        projection: int,
+        activation: type[nn.Module],
         vocabulary: int = 49408,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.visual = Visual(*vision, projection, activation)
         self.token_embedding = nn.Embedding(vocabulary, text[0])

@@ -114,9 +114,13 @@ def write_flux(folder: Path, *, guidance: bool = False, **scheduler) -> None:
     )  # fmt: skip
     FluxPipeline(
         vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=text, text_encoder_2=text_2, tokenizer=tokenizer, tokenizer_2=tokenizer_2, transformer=transformer,
+        text_encoder=text,
+        text_encoder_2=text_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 1.0} | scheduler),
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 MODELS = {

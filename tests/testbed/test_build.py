@@ -17,8 +17,11 @@ def _build(out: Path) -> subprocess.Popen[bytes]:
 
 def _weights(out: Path) -> dict[str, str]:
     files = sorted([*out.glob("embedded_model/**/*"), *out.glob("scorers/**/*")])
-    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.suffix != ".md"
-            and p.is_file()}  # fmt: skip
+    return {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.suffix != ".md" and p.is_file()
+    }
 
 
 def test_build_runs_end_to_end_gives_the_same_bytes_and_reuses_stages(tmp_path: Path) -> None:

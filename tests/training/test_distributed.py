@@ -243,7 +243,8 @@ def test_a_failure_in_one_process_ends_all_and_any_number_goes_on(config, tmp_pa
     train(config, whole)
     assert processes.run(2, broken_second_epoch, config, parts, tmp_path) == [0, 0]
     said = "reward colourfulness raised ConnectionError (no answer) for a picture of this run, twice"
-    assert (tmp_path / "1").read_text() == (f"UserError: {said}; the state after epoch 1 is saved, go on with --resume")
+    saved = f"UserError: {said}; the state after epoch 1 is saved, continue with --resume"
+    assert (tmp_path / "1").read_text() == saved
     assert (tmp_path / "0").read_text() == f"OtherFailed: process 1: UserError: {said}"
     assert load_checkpoint(parts / "checkpoint.pt", name)["epoch"] == 1
     assert json.loads((parts / "provenance.json").read_text())["processes"] == 2
@@ -286,10 +287,10 @@ def test_errors_reach_all_processes(config, tmp_path):
 def test_sharded_training_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match=r"configured for FSDP, which is not supported; launch .* and give --shard"):
+    with pytest.raises(UserError, match=r"configured for FSDP, which is not supported; launch .* and use --shard"):
         distributed.join("cpu")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(UserError, match="there is one; leave it out"):
+    with pytest.raises(UserError, match="there is only one; leave it out"):
         distributed.join("cpu", shard=True)
 
 
@@ -312,8 +313,11 @@ def sharded_epochs(ranks: ProcessGroup, config: RunConfig, kinds: list[str], fol
         moments = [x for entry in trainer.optimiser.state_dict()["state"].values() for x in entry.values() if x.dim()]
         assert sum(distributed.to_local(x).numel() for x in moments) == 2 * held
         found[method, "full"] = {
-            "on_policy": on_policy, "rows": rows, "calls": recorder.calls, "weights": trainer.weights()["weights"],
-        }  # fmt: skip
+            "on_policy": on_policy,
+            "rows": rows,
+            "calls": recorder.calls,
+            "weights": trainer.weights()["weights"],
+        }
     torch.save(found, folder / f"sharded-{ranks.rank}")
 
 
@@ -382,7 +386,8 @@ def test_a_sharded_run_goes_on(config, tmp_path):
     train(config, whole)
     assert processes.run(2, sharded_run, config, parts, tmp_path) == [0, 0]
     said = "reward colourfulness raised ConnectionError (no answer) for a picture of this run, twice"
-    assert (tmp_path / "1").read_text() == f"UserError: {said}; the state after epoch 1 is saved, go on with --resume"
+    saved = f"UserError: {said}; the state after epoch 1 is saved, continue with --resume"
+    assert (tmp_path / "1").read_text() == saved
     assert (tmp_path / "0").read_text() == f"OtherFailed: process 1: UserError: {said}"
     assert load_checkpoint(parts / "checkpoint.pt", name)["evaluated"] is False
     killed, other = processes.run(2, sharded_run, config, parts, tmp_path)
@@ -406,7 +411,7 @@ def test_a_sharded_run_goes_on(config, tmp_path):
     [
         ({"finetune": "lora"}, "use it with --finetune full"),
         ({"pairs": 6, "pairs_per_update": 3}, "2 processes, but --pairs-per-update is 3; expected a multiple"),
-        ({"rows": 0}, "--rows is 0; expected 4 or more"),
+        ({"rows": 0}, "--rows is 0; expected at least 4"),
     ],
 )
 def test_what_shards_cannot_do(config, changes, message):

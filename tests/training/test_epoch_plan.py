@@ -44,9 +44,12 @@ def test_it_derives_from_the_seed_and_the_epoch_alone():
 
 @settings(deadline=None, max_examples=40)
 @given(
-    size=st.integers(1, 4), updates=st.sampled_from(("step", "trajectory")), max_pairs=st.integers(1, 7),
-    last=st.booleans(), epoch=st.integers(1, 1000),
-)  # fmt: skip
+    size=st.integers(1, 4),
+    updates=st.sampled_from(("step", "trajectory")),
+    max_pairs=st.integers(1, 7),
+    last=st.booleans(),
+    epoch=st.integers(1, 1000),
+)
 def test_all_processes_together_train_every_step_of_every_pair_once(size, updates, max_pairs, last, epoch):
     config = configuration(updates=updates, train_last_step=last)
     seen: Counter[tuple[int, int]] = Counter()

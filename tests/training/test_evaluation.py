@@ -91,9 +91,12 @@ def test_pictures_that_are_not_finite_reach_no_reward(config, broken, tmp_path, 
 
 @pytest.mark.parametrize(
     ("dtype", "advice"),
-    [(torch.float32, "weights have diverged"), (torch.float16, "try --dtype bfloat16 or float32"),
-     (torch.bfloat16, "try --dtype float32")],
-)  # fmt: skip
+    [
+        (torch.float32, "weights have diverged"),
+        (torch.float16, "try --dtype bfloat16 or float32"),
+        (torch.bfloat16, "try --dtype float32"),
+    ],
+)
 def test_the_likely_cause_of_pictures_that_are_not_finite(broken, dtype, advice):
     broken.dtype = dtype
     with pytest.raises(UserError, match=rf"1 of 2 pictures .*{advice}"):
@@ -297,8 +300,10 @@ def test_what_a_rewards_construction_sets_in_torch_is_put_back(monkeypatch):
 
 def test_a_meddling_reward_trains_the_same_weights(config):
     trained = []
-    for function in (lambda images, prompts: images.flatten(1).mean(1),
-                     lambda images, prompts: (images.flatten(1).mean(1), meddle())[0]):  # fmt: skip
+    for function in (
+        lambda images, prompts: images.flatten(1).mean(1),
+        lambda images, prompts: (images.flatten(1).mean(1), meddle())[0],
+    ):
         trainer = Trainer(config, load_policy(config), Custom(function))
         trainer.train_epoch(1).to_row()
         trained.append({name: value.clone() for name, value in trainer.policy.state_dict().items()})
@@ -313,12 +318,19 @@ def test_pictures_are_the_last_prediction_from_the_seeds_of_prompt_and_noise(con
     keeps what was predicted on the way makes no difference."""
     c = dataclasses.replace(config, eval_seed=3, eta=0.7)
     policy, prompts, noises = load_policy(c), ["cat", "dog"], [0, 4]
-    seeds = [derive_seeds(evaluation.EVALUATION, 3, noise, int.from_bytes(prompt.encode(), "little"), count=2)
-             for prompt in prompts for noise in noises]  # fmt: skip
+    seeds = [
+        derive_seeds(evaluation.EVALUATION, 3, noise, int.from_bytes(prompt.encode(), "little"), count=2)
+        for prompt in prompts
+        for noise in noises
+    ]
     trajectory = sample(
-        policy, ["cat", "cat", "dog", "dog"], steps=3, initial_seeds=torch.stack([first for first, _ in seeds]),
-        step_seeds=torch.stack([second for _, second in seeds])[:, None], eta=0.7,
-    )  # fmt: skip
+        policy,
+        ["cat", "cat", "dog", "dog"],
+        steps=3,
+        initial_seeds=torch.stack([first for first, _ in seeds]),
+        step_seeds=torch.stack([second for _, second in seeds])[:, None],
+        eta=0.7,
+    )
     decoded = [policy.decode(trajectory.predicted_clean[:, 0, k]) for k in range(3)]
     assert not torch.equal(decoded[0], decoded[2])
     assert not torch.equal(decoded[1], decoded[2])
@@ -335,8 +347,9 @@ def test_evaluation_takes_the_memory_of_rows_pictures(config, tmp_path, monkeypa
     peaks = {}
     for count in (25, 500):
         (tmp_path / f"{count}").write_text("\n".join(f"a picture of the number {i}" for i in range(count)) + "\n")
-        c = dataclasses.replace(config, prompts=str(tmp_path / f"{count}"), eval_noises=4, resolution=128, rows=64,
-                                eval_steps=(1,))  # fmt: skip
+        c = dataclasses.replace(
+            config, prompts=str(tmp_path / f"{count}"), eval_noises=4, resolution=128, rows=64, eval_steps=(1,)
+        )
         policy = load_policy(c)
         monkeypatch.setattr(policy, "predict", lambda latents, *_: torch.zeros_like(latents))
         monkeypatch.setattr(policy, "decode", lambda x, **_: interpolate(x[:, :3], (128, 128)).clamp(0, 1))

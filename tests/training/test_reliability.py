@@ -426,7 +426,7 @@ def test_a_reward_that_fails_twice_stops_the_run_with_its_state_saved(
     folder = folder_of(tmp_path, config)
     fail(monkeypatch, {call, call + 1}, how)
     what = r"raised ConnectionError \(no answer\)" if how == "raises" else "gave a value that is not finite"
-    expected = rf"reward colourfulness {what} .* twice; the state after epoch {saved} is saved, go on with --resume"
+    expected = rf"reward colourfulness {what} .* twice; the state after epoch {saved} is saved, continue with --resume"
     with pytest.raises(UserError, match=expected):
         train(config, folder)
     monkeypatch.undo()
@@ -588,7 +588,7 @@ def test_out_of_memory_with_one_pair_stops_the_run(config, tmp_path, monkeypatch
         return original(self, number)
 
     monkeypatch.setattr(Trainer, "train_epoch", epoch)
-    expected = "out of memory with --rows 2, a single pair; use a GPU .* the state after epoch 1 is saved, go on with"
+    expected = "out of memory with --rows 2, a single pair; use a GPU .* the state after epoch 1 is saved, continue"
     with pytest.raises(UserError, match=expected):
         train(config, folder)
     monkeypatch.undo()

@@ -42,8 +42,11 @@ def test_tensorboard(tiny_model, tmp_path):
 
 def test_nested_values_become_flat():
     assert flat({"a": {"b": 1, "c": {"d": 2.5}}, "e": (1, 2), "f": "x"}) == {
-        "a/b": 1, "a/c/d": 2.5, "e": "(1, 2)", "f": "x"
-    }  # fmt: skip
+        "a/b": 1,
+        "a/c/d": 2.5,
+        "e": "(1, 2)",
+        "f": "x",
+    }
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, capsys, tiny_model):

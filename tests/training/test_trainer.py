@@ -445,8 +445,11 @@ def test_a_run_goes_on_with_other_settings_of_execution(config, tmp_path):
     assert [row["epoch"] for row in record.train] == [1, 2, 3]
     assert record.config["rows"] == 8
     assert record.config["begun"] == {
-        "rows": 64, "pad_rows": 16, "checkpoint_every": 1, "gradient_checkpointing": None,
-    }  # fmt: skip
+        "rows": 64,
+        "pad_rows": 16,
+        "checkpoint_every": 1,
+        "gradient_checkpointing": None,
+    }
     for row, expected in zip(record.eval, load_run(whole).eval, strict=True):
         values = row["values"]["seen"]
         assert values == {prompt: pytest.approx(v, abs=1e-3) for prompt, v in expected["values"]["seen"].items()}
@@ -475,9 +478,9 @@ def test_a_run_goes_on_with_more_epochs(config, tmp_path, finished):
     one, other = (load_file(next((f / "adapter").glob("*.safetensors"))) for f in (whole, parts))
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert find_run(parts.parent, longer.to_json()) == parts
-    with pytest.raises(RecordError, match=r"has 4 epochs finished, fewer \(--epochs 3\) can't be asked of it; eval"):
+    with pytest.raises(RecordError, match=r"has 4 epochs finished, so it can't have fewer \(--epochs 3\); eval"):
         train(config, parts, resume=True)
-    with pytest.raises(UserError, match="finished run of 4 epochs without a checkpoint, so that it can't go on to 5"):
+    with pytest.raises(UserError, match="finished run of 4 epochs without a checkpoint, so it can't continue to 5"):
         train(dataclasses.replace(config, epochs=5), parts, resume=True)
 
 
@@ -490,9 +493,11 @@ def test_places_are_no_part_of_a_run(config, tmp_path, tiny_model, monkeypatch):
         shutil.copy(file, tmp_path / "elsewhere")
     monkeypatch.chdir(tiny_model.parent)
     moved = dataclasses.replace(
-        config, model=f"./{tiny_model.name}/", prompts=str(tmp_path / "elsewhere" / "seen"),
+        config,
+        model=f"./{tiny_model.name}/",
+        prompts=str(tmp_path / "elsewhere" / "seen"),
         unseen_prompts=str(tmp_path / "." / "elsewhere" / "unseen"),
-    )  # fmt: skip
+    )
     assert moved.to_json() == row
     (tmp_path / "elsewhere" / "seen").write_text("cat\n")
     assert moved.to_json() == row, "read once"
@@ -567,7 +572,7 @@ def test_a_finished_run_of_other_weights_is_refused(config, tmp_path, tiny_model
     good, state = weights_file.read_bytes(), load_file(weights_file)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     save_file({key: value * 1.01 for key, value in state.items()}, weights_file)
-    name = rf"{part}'s (unet/)?{weights_file.name} \(stored \w+, new \w+\); give it those, or .* --label or --out"
+    name = rf"{part}'s (unet/)?{weights_file.name} \(stored \w+, new \w+\); use those, or .* --label or --out"
     for keep in (True, False):
         with pytest.raises(UserError, match=f"begun with other weights: {name}"):
             train(config, folder, resume=True, keep=keep)
@@ -692,7 +697,7 @@ def test_foreign_and_damaged_files_are_named_and_kept(config, tmp_path):
     folder = folder_of(tmp_path, config)
     with pytest.raises(Stop):
         train(config, folder, on_epoch=stop_at(2, "train"))
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue with --resume"):
         train(config, folder)
     checkpoint = folder / "checkpoint.pt"
     good = checkpoint.read_bytes()
@@ -806,7 +811,7 @@ def test_damaged_model_folder_is_named(config, tmp_path, tiny_model):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"broken: unet/.* can't be loaded.*is the folder complete"):
+    with pytest.raises(UserError, match=r"broken: unet/.* can't be loaded.*check that the folder is complete"):
         load_policy(dataclasses.replace(config, model=str(broken)))
     assert isinstance(load_policy(config).denoiser, UNet2DConditionModel)
 
