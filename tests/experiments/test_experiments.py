@@ -187,7 +187,7 @@ def test_narrowing_and_widening():
     assert configs[1].updates == "step"
     with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20"):
         build("quik")
-    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: d3po, ddpo"):
+    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: crd, d3po, ddpo"):
         build("quick", ["ppo"])
     with pytest.raises(UserError, match="without repeats"):
         build("quick", None, [0, 0])
