@@ -233,7 +233,7 @@ def test_returns():
 
 
 def test_bad_names_and_options():
-    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: .*d3po, ddpo"):
+    with pytest.raises(UserError, match=r"unknown method 'ppo'; choose one of: .*d3po, ddpo"):
         build_method("ppo")
     with pytest.raises(UserError, match="unknown option 'lambda' of sdpo; it has: gamma, scale, step_discount"):
         build_method("sdpo", {"lambda": 0.9})
