@@ -46,9 +46,10 @@ def test_the_formula():
     assert len(cases) == 8
     assert found.loss.tolist() == pytest.approx(expected, rel=1e-9)
     assert found.clipped.tolist() == masked
-    _, grad = method.loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)
+    fused, grad = method.loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)
+    assert fused.clipped.tolist() == masked
     away = batch.advantages * torch.tensor(log_ratio) > 0
-    hidden = away & (torch.tensor(D) > method.threshold)
+    hidden = away & (torch.tensor(D, dtype=torch.float64) > method.threshold)
     assert torch.equal(grad.flatten(2).abs().amax(2) == 0, hidden)
 
 
