@@ -19,7 +19,7 @@ class DRaFT(Method):
 
     name = "draft"
     title = "DRaFT"
-    row = 20
+    row = 15
     colour = "#332288"
     marker = "p"
     learns_from = "reward"

@@ -30,7 +30,7 @@ class PSO(Method):
     name = "pso"
     title = "PSO"
     row = 14
-    colour = "#999933"
+    colour = "#bcbd22"
     marker = "<"
     learns_from = "noised"
     shared_noise = False

@@ -19,7 +19,7 @@ class RTDMDLite(GRPO):
 
     name = "rtdmd_lite"
     title = "RTDMD-lite"
-    row = 21
+    row = 16
     colour = "#88ccee"
     marker = "d"
     trains_last_step = False
