@@ -39,17 +39,32 @@ COMMON = {
     "eval_start": False, "steps": 3, "epochs": 1, "pairs": 8, "pairs_per_update": 4, "device": "cpu",
 }  # fmt: skip
 GROUPS = {name: {"group_size": 4} for name, method in METHODS.items() if method.group_size > 2}  # smaller: faster
+# A LoRA of one method of each kind, and all weights of every method.
+LORAS = (
+    "sdpo",
+    "sdpo_causal",
+    "sdpo_gain",
+    "ddpo",
+    "ddpo_dense",
+    "rebel",
+    "prdp",
+    "d3po",
+    "grpo",
+    "diffusion_nft",
+    "draft",
+)
 BASIC = {
     f"{name}-{finetune}": {"method": name, "finetune": finetune} | GROUPS.get(name, {})
     for name in METHODS
     for finetune in ("lora", "full")
+    if finetune == "full" or name in LORAS
 }
 # The way of updating that is not the method's own, dense rewards, and what else takes another way through the trainer.
 OTHER_UPDATES = {
     f"{name}-{updates}": {"method": name, "updates": updates} | GROUPS.get(name, {})
     for name, method in METHODS.items()
     for updates in ("step", "trajectory")
-    if updates != method.updates
+    if updates != method.updates and name in LORAS and method.learns_from in ("step", "trajectory")
 }
 DENSE = {
     f"sdpo-{dense}": {"method": "sdpo", "dense": dense, "steps": 5}
@@ -64,6 +79,11 @@ OTHERS = {
     "ddpo-prompt-statistics": {"method": "ddpo", "prompt_stats_min_count": 2},
     "ddpo-groups": {"method": "ddpo", "group_size": 4},
     "grpo-kl": {"method": "grpo", "group_size": 4, "options": {"kl": 0.04}},
+    "grpo-window": {"method": "grpo", "group_size": 4, "train_window": 1},
+    "sdpo-share": {"method": "sdpo", "train_share": 0.5},
+    "draft-all-steps": {"method": "draft", "options": {"last_steps": 0}},
+    "draft-noisings": {"method": "draft", "options": {"noisings": 2}},
+    "diffusion_nft-two-epochs": {"method": "diffusion_nft", "group_size": 4, "epochs": 2, "learning_rate": 1e-3},
     # In the first epoch the sampling policy is the reference, so that PRDP's weights are REBEL's.
     "prdp-two-epochs": {"method": "prdp", "epochs": 2, "learning_rate": 1e-3},
     "d3po-two-epochs": {"method": "d3po", "epochs": 2, "learning_rate": 1e-3},
