@@ -16,8 +16,8 @@ class DenseGRPO(GRPO):
 
     R[k+1] - R[k],
 
-    within the group (2601.20218, eq. 7 and 10), R[k] the reward of the picture that is predicted at step k, before its
-    noise. The last step, whose noise comes after the picture that is scored, has no gain. Option: kl, as GRPO's.
+    within the group (2601.20218, eq. 7 and 10), R[k] the reward of the image that is predicted at step k, before its
+    noise. The last step, whose noise comes after the image that is scored, has no gain. Option: kl, as GRPO's.
     """
 
     name = "dense_grpo"
