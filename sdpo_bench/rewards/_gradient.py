@@ -36,7 +36,7 @@ def score_in_parts(score: Score, images: Tensor, prompts: list[str], size: int, 
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} pictures, but {len(prompts)} prompts")
     if torch.is_grad_enabled() and images.requires_grad:
-        return _Parts.apply(images, score, prompts, size, scale)
+        return ScoreInParts.apply(images, score, prompts, size, scale)
     return torch.cat([torch.zeros(0), *(score(*part) for part in _parts(images, prompts, size))])
 
 
@@ -45,13 +45,15 @@ def _parts(images: Tensor, prompts: list[str], size: int) -> Iterator[tuple[Tens
         yield images[i : i + size], prompts[i : i + size]
 
 
-class _Parts(torch.autograd.Function):
+class ScoreInParts(torch.autograd.Function):
+    """Scores, whose gradient is already known when they are."""
+
     @staticmethod
     def forward(ctx: Any, images: Tensor, score: Score, prompts: list[str], size: int, scale: float) -> Tensor:
-        scores, gradients = [torch.zeros(0)], [torch.zeros_like(images[:0])]
+        scores, gradients = [torch.zeros(0)], [torch.zeros_like(images[:0], dtype=torch.float32)]
         for pictures, texts in _parts(images, prompts, size):
             with torch.enable_grad():
-                pictures = pictures.detach().requires_grad_()
+                pictures = pictures.detach().float().requires_grad_()
                 found = score(pictures, texts)
                 (gradient,) = torch.autograd.grad(found.sum() * scale, pictures)
             if not bool(gradient.isfinite().all()):

@@ -438,7 +438,7 @@ def test_gradients(rewards, images, name):
 
 
 def test_gradients_of_sums_and_of_resized_pictures(rewards, images):
-    """The latter point uphill: a step of half an 8-bit level in each pixel raises the score."""
+    """The latter point uphill: a step of one or two of 255 levels in each pixel raises the score."""
     parts = [gradient_of(load_reward(name), images) for name in ("pickscore", "colourfulness")]
     total = gradient_of(load_reward("0.5*pickscore+-2*colourfulness"), images)
     assert torch.allclose(total, 0.5 * parts[0] - 2 * parts[1], rtol=1e-4, atol=1e-7)
