@@ -53,7 +53,6 @@ ABLATIONS = {
 }
 
 
-# DDPO-dense is made for exact rewards: averaged ones contain later ones.
 # The profiles leave the last denoising step out, whose noise comes after the picture. Where finished samples are noised
 # anew that is no reason, and the last noise level is trained too.
 VARIANTS = {
@@ -70,7 +69,9 @@ GROUPS = {
 VARIANTS |= GROUPS
 
 
-VARIANTS["ddpo_dense"] = Variant("ddpo_dense", METHODS["ddpo_dense"].title, {"dense": "exact"})
+# These are made for exact rewards: averaged ones contain later ones.
+for _name in ("ddpo_dense", "dense_grpo"):
+    VARIANTS[_name] = Variant(_name, METHODS[_name].title, {"dense": "exact"})
 
 
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
