@@ -29,6 +29,22 @@ LEARNING_RATES: dict[str, dict[int, float]] = {
 }
 
 
+# By the same rule from `--profile recent-sweep`.
+LEARNING_RATES |= {
+    "grpo": {4: 1e-4},
+    "grpo_guard": {4: 3e-4},
+    "flow_dppo": {4: 1e-4},
+    "dense_grpo": {4: 1e-4},
+    "diffusion_nft": {4: 1e-4},
+    "crd": {4: 1e-4},
+    "pso": {4: 3e-4},
+    "draft": {4: 3e-4},
+    "rtdmd_lite": {4: 3e-4},
+    "ddpo_groups8": {4: 1e-4},
+    "grpo_groups4": {4: 1e-4},
+}
+
+
 LEARNING_RATES["sdpo_gain"] = LEARNING_RATES["sdpo"]  # an ablation of it
 
 
