@@ -42,7 +42,7 @@ def rewards_of_last_steps(
             clean = c * x + d * output
             if step < K - 1:
                 x = a * x + b * output + sigma * sdpo_kernels.normal(seeds, shape, step)
-        pictures = policy.pictures(clean.to(policy.latent_dtype), K, gradient=True)
+        pictures = policy.pictures(clean, K, gradient=True)  # in float32: small gradients would vanish in float16
         return score_with_gradient(reward, pictures, prompts).to(device)
 
     def stored(step: int) -> Tensor:
