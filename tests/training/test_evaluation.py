@@ -425,9 +425,9 @@ def test_a_model_is_compared_with_its_own_start(config, finetune):
 def test_the_start_is_sampled_where_it_is_compared_with(config):
     policy, passes = load_policy(config), []
     for names in (["colourfulness", "vendi"], ["colourfulness", "kid_start"], ["kid_start", "2*kid_start"]):
-        before = policy.evaluations
+        before = policy.passes.forward
         evaluate(policy, config, load_rewards(names))
-        passes.append(policy.evaluations - before)
+        passes.append(policy.passes.forward - before)
     assert passes == [5 * 3 * 2, 2 * 5 * 3 * 2, 2 * 5 * 3 * 2]
 
 
