@@ -22,7 +22,7 @@ from sdpo_bench.analysis.tables.build import build_tables
 from sdpo_bench.records.reader import row_digests
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import synthetic_records
+from support import synthetic_records
 
 LABELS = ("SDPO", "DDPO", "REBEL", "PRDP", "D3PO")
 TRAINING_STEPS, SEEDS = (4, 8, 20, 50), 10
