@@ -18,7 +18,7 @@ import pandas as pd
 
 from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
-from sdpo_bench.records.frames import mean_frame
+from sdpo_bench.records.frames import MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
 from sdpo_bench.records.reader import RunRecord, load_profile
@@ -83,23 +83,17 @@ class Group:
         return found
 
     @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        return {str(name): column.tolist() for name, column in self.curves.sort_values("epoch").items()}
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, str, str, int], list[int]]:
-        found: dict[tuple[str, str, str, int], list[int]] = {}
-        keys = (self._columns[name] for name in ("run", "reward", "split", "steps"))
-        for place, key in enumerate(zip(*keys, strict=True)):
-            found.setdefault(key, []).append(place)
+    def all_points(self) -> dict[tuple[str, str, str, int], list[MeanRow]]:
+        """Evaluations by run, reward, split and number of sampling steps, each by epoch."""
+        found: dict[tuple[str, str, str, int], list[MeanRow]] = {}
+        curves = self.curves.sort_values("epoch")
+        for point in map(MeanRow._make, zip(*(curves[name].tolist() for name in MeanRow._fields), strict=True)):
+            found.setdefault((point.run, point.reward, point.split, point.steps), []).append(point)
         return found
 
-    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[dict[str, Any]]:
-        """A run's evaluations, rows of `curves`, by epoch."""
-        return [
-            {name: column[place] for name, column in self._columns.items()}
-            for place in self._places.get((run_id, reward, split, steps), ())
-        ]
+    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[MeanRow]:
+        """A run's evaluations, by epoch."""
+        return self.all_points.get((run_id, reward, split, steps), [])
 
     @cached_property
     def labels(self) -> list[str]:
@@ -177,9 +171,8 @@ def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str, str, int], Values]:
     """Values by seed, sorted, of each label, reward, split and number of sampling steps."""
     f = frame.sort_values("seed")
     cells: dict[tuple[str, str, str, int], Values] = {}
-    for label, reward, split, steps, seed, value in zip(
-        *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True
-    ):
+    columns = (f[name].tolist() for name in ("label", "reward", "split", "steps", "seed", "value"))
+    for label, reward, split, steps, seed, value in zip(*columns, strict=True):
         cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
     return cells
 
@@ -331,13 +324,12 @@ def at_equal_queries(group: Group) -> Group | None:
     if not budget:
         return None
     rows, unknown = [], set()
-    curves = group.curves[group.curves["reward"] == group.reward]
-    keys = {*zip(*(curves[name] for name in ("run", "split", "steps")), strict=True)}
-    for run, split, steps in sorted(keys):
-        points = group.points(run, group.reward, split, steps)
+    for (_, reward, split, steps), points in sorted(group.all_points.items()):
+        if reward != group.reward:
+            continue
         last = points[-1]
-        x, y, samples = ([row[name] for row in points] for name in ("reward_queries", "value", "samples"))
-        if last["label"] != START:
+        x, y, samples = ([getattr(point, name) for point in points] for name in ("reward_queries", "value", "samples"))
+        if last.label != START:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
             start = group.curve_ends(START, split, steps)
@@ -345,13 +337,13 @@ def at_equal_queries(group: Group) -> Group | None:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
                 continue
-            last |= {
-                "value": float(np.interp(budget, x, y)),
-                "samples": round(np.interp(budget, x, samples)),
-                "reward_queries": budget,
-            }
+            last = last._replace(
+                value=float(np.interp(budget, x, y)),
+                samples=round(np.interp(budget, x, samples)),
+                reward_queries=budget,
+            )
         rows.append(last)
-    rows = [row for row in rows if row["steps"] not in unknown]
-    if not any(row["label"] != START for row in rows):
+    rows = [row for row in rows if row.steps not in unknown]
+    if not any(row.label != START for row in rows):
         return None
     return replace(group, curves=pd.DataFrame(rows), full=None)

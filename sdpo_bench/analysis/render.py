@@ -93,16 +93,16 @@ def latex(table: Table) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
-    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    safe = frame.copy()
-    for name in texts:
-        safe[name] = pd.Series([_no_formula(cell) for cell in frame[name].tolist()], index=frame.index)
-    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    safe = {}
+    for name in frame.select_dtypes(exclude=["number", "bool"]).columns:
+        cells = frame[name].tolist()
+        texts = {cell: _no_formula(cell) for cell in cells if isinstance(cell, str)}
+        if any(cell != text for cell, text in texts.items()):
+            safe[name] = [texts.get(cell, cell) for cell in cells]
+    return frame.assign(**safe).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _no_formula(cell: object) -> object:
-    if not isinstance(cell, str):
-        return cell
+def _no_formula(cell: str) -> str:
     cell = printable(cell)
     return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\n")) and not _numbers(cell) else cell
 

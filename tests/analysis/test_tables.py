@@ -439,7 +439,7 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         seal(path.parent)
     (group,) = load_groups(profile)
-    first = {row["epoch"]: row["value"] for row in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
+    first = {point.epoch: point.value for point in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
     assert max(first.values()) < 1
     run = next(run for run in load_profile(profile) if run.label == "SDPO" and run.config["seed"] == 0)
     (last,) = (e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdpo_bench.analysis.comparisons import Group, Results, at_equal_queries, still_missing
+from sdpo_bench.analysis.comparisons import Group, Results, at_equal_queries, collector_paused, still_missing
 from sdpo_bench.analysis.render import text
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import Table
@@ -49,11 +49,12 @@ def device_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]
 
 def build_tables(groups: list[Group]) -> list[Table]:
     """All tables of a profile, in the order of the report; those that the records have nothing for are left out."""
-    equal = {group: at_equal_queries(group) for group in groups}
-    tables = [table for group in groups for table in group_tables(group, equal[group])]
-    for key in sorted({(group.device, group.model) for group in groups}):
-        own = [group for group in groups if (group.device, group.model) == key]
-        tables += device_tables(own, [found for group in own if (found := equal[group])])
+    with collector_paused():
+        equal = {group: at_equal_queries(group) for group in groups}
+        tables = [table for group in groups for table in group_tables(group, equal[group])]
+        for key in sorted({(group.device, group.model) for group in groups}):
+            own = [group for group in groups if (group.device, group.model) == key]
+            tables += device_tables(own, [found for group in own if (found := equal[group])])
     return [table for table in tables if table is not None]
 
 

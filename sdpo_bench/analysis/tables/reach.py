@@ -46,13 +46,13 @@ def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.nda
     points = group.points(run.run_id, group.reward, split, steps)
     spent = np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)])
     epochs = [row["epoch"] for row in run.train]
-    values = np.array([point["value"] for point in points], float)
+    values = np.array([point.value for point in points], float)
     costs = np.array(
-        [[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]] for point in points],
+        [[*(getattr(point, name) for name in COUNTERS), spent[bisect_right(epochs, point.epoch)]] for point in points],
         float,
     ).reshape(-1, len(COSTS))
     start = group.curve_ends(START, split, steps)
-    if points and points[0]["epoch"] > 0 and start:
+    if points and points[0].epoch > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
         costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
     return values, costs
