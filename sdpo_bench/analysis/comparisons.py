@@ -7,7 +7,7 @@ import gc
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -256,51 +256,62 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     with collector_paused():
         runs = load_profile(folder, means=True)
     _check_labels(runs)
-    profile = Path(folder).resolve().name
-    trained = [run for run in runs if run.label != START]
-    starts = [run for run in runs if run.label == START]
-    devices = [run.device for run in runs]
-    main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
-    models = {run.config["model"] for run in runs}
     unfinished = unfinished_runs(folder)
-    pending = [config for config in unfinished if "label" in config]
-    keys = sorted(
-        {(run.device, run.config["model"], run.config["reward"], run.config["steps"]) for run in trained or starts}
-    )
-    groups = []
-    for device, model, reward, steps in keys:
-        own = [
-            run
-            for run in trained
-            if (run.device, *(run.config[k] for k in ("model", "reward", "steps"))) == (device, model, reward, steps)
-        ]
-        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
-        fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
-        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
-        missing = {
-            str(config["label"])
-            for config in pending
-            if device == main_device and (config["model"], config["reward"], config["steps"]) == (model, reward, steps)
-        }
-        suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
-        suffix += f"_{name_part(device)}" if device != main_device else ""
-        chosen = (*fitting[:1], *own)
-        full = mean_frame(chosen) if any(run.interim_noises for run in chosen) else None
-        groups.append(
-            Group(
-                profile,
-                device,
-                model,
-                reward,
-                steps,
-                suffix,
-                chosen,
-                mean_frame(chosen, interim=True),
-                tuple(sorted(missing)),
-                full,
-            )
-        )
+    trained = [run for run in runs if run.label != START]
+    keys = sorted({_key(run) for run in trained or runs})
+    profile = Path(folder).resolve().name
+    groups = [
+        _group(profile, key, _suffix(key, runs), _runs_of(key, runs), _missing(key, runs, unfinished)) for key in keys
+    ]
     return Results(Path(folder), runs, groups, unfinished)
+
+
+Key = tuple[str, str, str, int]  # device, model, trained reward and K: what the runs of a group have in common
+
+
+def _key(run: RunRecord) -> Key:
+    return run.device, run.config["model"], run.config["reward"], run.config["steps"]
+
+
+def _main_device(runs: Sequence[RunRecord]) -> str:
+    """The device with most runs."""
+    counts = Counter(run.device for run in runs)
+    return min(counts, key=lambda device: (-counts[device], device), default="")
+
+
+def _suffix(key: Key, runs: Sequence[RunRecord]) -> str:
+    """The end of a group's names: reward and K; the model if the runs have several, the device if it is not the main
+    one."""
+    device, model, reward, steps = key
+    parts = [name_part(reward), f"k{steps}"]
+    if len({run.config["model"] for run in runs}) > 1:
+        parts.append(name_part(model))
+    if device != _main_device(runs):
+        parts.append(name_part(device))
+    return "".join(f"_{part}" for part in parts)
+
+
+def _runs_of(key: Key, runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The runs of a group. The start is not trained: one run of it serves every reward and K; if there are several, the
+    group's own."""
+    device, model, reward, steps = key
+    starts = [run for run in runs if run.label == START and (run.device, run.config["model"]) == (device, model)]
+    starts.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
+    return (*starts[:1], *(run for run in runs if run.label != START and _key(run) == key))
+
+
+def _missing(key: Key, runs: Sequence[RunRecord], unfinished: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Labels with an unfinished run that would be of a group: what is planned will run on the main device."""
+    device, *rest = key
+    if device != _main_device(runs):
+        return ()
+    known = (config for config in unfinished if "label" in config)
+    return tuple(sorted({str(c["label"]) for c in known if [c["model"], c["reward"], c["steps"]] == rest}))
+
+
+def _group(profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], missing: tuple[str, ...]) -> Group:
+    full = mean_frame(runs) if any(run.interim_noises for run in runs) else None
+    return Group(profile, *key, suffix, runs, mean_frame(runs, interim=True), missing, full)
 
 
 def query_budget(group: Group) -> int | None:

@@ -20,7 +20,8 @@ from sdpo_bench.analysis import report
 from sdpo_bench.analysis.comparisons import load_groups, load_results
 from sdpo_bench.analysis.figures.build import drawings
 from sdpo_bench.analysis.outputs import write_all
-from sdpo_bench.analysis.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
+from sdpo_bench.analysis.questions import LONG, QUESTIONS, UNANSWERED, UNMEASURED, sections
+from sdpo_bench.analysis.report import inline, marked
 from sdpo_bench.analysis.tables.base import Subject, Table
 from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 

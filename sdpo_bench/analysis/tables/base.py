@@ -47,7 +47,7 @@ Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
 class Subject(Enum):
-    """The subject of a table, by which the report puts it under a question (`report.QUESTIONS`)."""
+    """The subject of a table, by which the report puts it under a question (`questions.QUESTIONS`)."""
 
     PROTOCOL = auto()
     ORDER = auto()
