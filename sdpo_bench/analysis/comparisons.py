@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -75,14 +76,6 @@ class Group:
     """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
 
     @cached_property
-    def ids(self) -> dict[tuple[str, int], list[str]]:
-        """Ids of the runs of a label and seed."""
-        found: dict[tuple[str, int], list[str]] = {}
-        for run in self.runs:
-            found.setdefault((run.label, run.config["seed"]), []).append(run.run_id)
-        return found
-
-    @cached_property
     def all_points(self) -> dict[tuple[str, str, str, int], list[MeanRow]]:
         """Evaluations by run, reward, split and number of sampling steps, each by epoch."""
         found: dict[tuple[str, str, str, int], list[MeanRow]] = {}
@@ -94,6 +87,22 @@ class Group:
     def points(self, run_id: str, reward: str, split: str, steps: int) -> list[MeanRow]:
         """A run's evaluations, by epoch."""
         return self.all_points.get((run_id, reward, split, steps), [])
+
+    @cached_property
+    def _spent(self) -> dict[str, tuple[list[int], list[float]]]:
+        """By run its epochs, and the seconds spent before the first and after each."""
+        return {
+            run.run_id: (
+                [row["epoch"] for row in run.train],
+                np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)]).tolist(),
+            )
+            for run in self.runs
+        }
+
+    def seconds(self, run_id: str, epoch: int) -> float:
+        """Seconds of sampling, reward and training that a run had spent at the end of an epoch."""
+        epochs, spent = self._spent[run_id]
+        return spent[bisect_right(epochs, epoch)]
 
     @cached_property
     def labels(self) -> list[str]:

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdpo_bench.analysis.tables.base import Subject, Table
 
-QUESTIONS = {  # the subjects of its tables, in their order on the page
-    "Which method is best, and does the paper's order appear?": (
-        Subject.PROTOCOL,
-        Subject.ORDER,
-        Subject.MAIN,
-        Subject.EQUAL_QUERIES,
-        Subject.DIFFERENCES,
-        Subject.CLAIMS,
-        Subject.PAPER,
+
+class Question(NamedTuple):
+    """A question, the page in tables/ that has its tables, and their subjects in order."""
+
+    text: str
+    page: str
+    subjects: tuple[Subject | None, ...]
+
+
+QUESTIONS = (
+    Question(
+        "Which method is best, and does the paper's order appear?",
+        "methods",
+        (
+            Subject.PROTOCOL,
+            Subject.ORDER,
+            Subject.ORDER_QUERIES,
+            Subject.ORDER_RATE,
+            Subject.ORDER_PAPER,
+            Subject.ORDER_PAPER_QUERIES,
+            Subject.MAIN,
+            Subject.EQUAL_QUERIES,
+            Subject.DIFFERENCES,
+            Subject.CLAIMS,
+            Subject.PAPER,
+        ),
     ),
-    "Where does SDPO's lead come from?": (Subject.ABLATIONS,),
-    "Are the predicted dense rewards accurate?": (Subject.DENSE_BUDGETS, Subject.DENSE_STEPS),
-    "What does it cost?": (Subject.REACH, Subject.COST),
-    "Is the reward hacked?": (Subject.HACKING, Subject.OTHER_REWARDS),
-}
+    Question("Where does SDPO's lead come from?", "ablations", (Subject.ABLATIONS,)),
+    Question(
+        "Are the predicted dense rewards accurate?", "dense_rewards", (Subject.DENSE_BUDGETS, Subject.DENSE_STEPS)
+    ),
+    Question("What does it cost?", "cost", (Subject.REACH, Subject.COST)),
+    Question("Is the reward hacked?", "hacking", (Subject.HACKING, Subject.OTHER_REWARDS)),
+)
 
 
-FURTHER = "Further tables"
+FURTHER = Question("Further tables", "further", (None,))
 UNMEASURED = "Not measured by these runs."
 UNANSWERED = "Too few runs for an answer; the tables show what there is."
 LONG = 60  # rows: a table of more is folded, its answer stands above all the same
@@ -34,7 +54,7 @@ class Section:
     """A question, its tables, and their answers (or why there is none)."""
 
     anchor: str
-    question: str
+    question: Question
     tables: tuple[Table, ...]
 
     @property
@@ -61,7 +81,11 @@ class Section:
 def sections(tables: list[Table]) -> list[Section]:
     """The tables under the questions that they answer; every table once."""
     found = [
-        Section(f"question-{number}", text, tuple(t for subject in subjects for t in tables if t.subject is subject))
-        for number, (text, subjects) in enumerate({**QUESTIONS, FURTHER: (None,)}.items(), 1)
+        Section(
+            f"question-{number}",
+            question,
+            tuple(table for subject in question.subjects for table in tables if table.subject is subject),
+        )
+        for number, question in enumerate((*QUESTIONS, FURTHER), 1)
     ]
     return [section for section in found if section.tables or section.question != FURTHER]

@@ -1,14 +1,17 @@
-"""README.md of a profile: the answers, the main table and figure, and links to the rest."""
+"""README.md of a profile: the answers, the main table and figure, and links to the rest; and its folder tables/."""
 
 from __future__ import annotations
 
 import re
 
-from sdpo_bench.analysis.comparisons import Group
+import pandas as pd
+
+from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.questions import Section
-from sdpo_bench.analysis.render import escaped, markdown
+from sdpo_bench.analysis.render import csv, data_files, escaped, markdown
+from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.analysis.tables.values import main_name
 
 
@@ -53,7 +56,7 @@ def _answers(facts: Facts) -> list[str]:
 def _section_answers(section: Section, shown: int) -> list[str]:
     """A question with its first answers; further ones are folded."""
     answers = [f"- {escaped(answer)}" for answer in section.answers]
-    lines = [f"**{section.question}**", "", *answers[:shown], ""]
+    lines = [f"**{section.question.text}**", "", *answers[:shown], ""]
     if more := answers[shown:]:
         lines += [f"<details><summary>{len(more)} more</summary>", "", *more, "", "</details>", ""]
     return lines
@@ -87,13 +90,16 @@ def _links(facts: Facts) -> list[str]:
     lines = ["## All tables and figures", ""]
     for section in facts.sections:
         if section.tables:
-            links = (
-                f"{escaped(table.title)} ([md](tables/{table.name}.md), [csv](tables/{table.name}.csv))"
-                for table in section.tables
-            )
-            lines += [f"- {section.question}", *(f"  - {link}" for link in links)]
+            page = f"tables/{section.question.page}.md"
+            lines += [f"- [{section.question.text}]({page})", *(_link(table, page) for table in section.tables)]
+    lines.append("- [The runs: method and seed of each id](tables/runs.csv)")
     drawn = [f"[{figure.name}](figures/{figure.name}.svg)" for figure in in_files(facts.figures)]
     return lines + ([f"- Figures, all of them in [report.html](report.html): {', '.join(drawn)}"] if drawn else [])
+
+
+def _link(table: Table, page: str) -> str:
+    rows = "" if table.frame.empty else f", [csv](tables/{table.csv})"
+    return f"  - {escaped(table.title)} ([md]({page}#{table.name}){rows})"
 
 
 def _origin(facts: Facts) -> list[str]:
@@ -114,7 +120,8 @@ def _origin(facts: Facts) -> list[str]:
         *(f"| {escaped(name)} | {escaped(', '.join(values))} |" for name, values in facts.provenance),
         "",
         "The records hold each run's configuration, provenance, training log and every evaluated value, packed or in "
-        "`raw/<run id>/` (docs/records.md); the tables' CSV files name the runs behind each cell.",
+        "`raw/<run id>/` (docs/records.md); the tables' CSV files have the seeds of the runs behind each cell, "
+        "tables/runs.csv their ids.",
         "",
         "Commands:",
         "",
@@ -123,3 +130,40 @@ def _origin(facts: Facts) -> list[str]:
         fence,
         "",
     ]
+
+
+def profile_tables(results: Results, sections: list[Section], tex: bool = False) -> dict[str, bytes]:
+    """The files in tables/ of a profile, by name: a page for each question, the tables' CSVs (`tex`: and LaTeX), and a
+    CSV of the runs."""
+    tables = [table for section in sections for table in section.tables]
+    pages = {
+        f"tables/{section.question.page}.md": _page(results.profile, section).encode()
+        for section in sections
+        if section.tables
+    }
+    return pages | data_files(tables, tex) | {"tables/runs.csv": csv(_runs(results)).encode()}
+
+
+def _page(profile: str, section: Section) -> str:
+    """All tables of a question, each under its name."""
+    lines = [
+        f"# {section.question.text}",
+        "",
+        f"Tables of [{escaped(profile)}](../README.md), generated from its records; do not edit.",
+        "",
+    ]
+    for table in section.tables:
+        lines += [f"## {table.name}", "", markdown(table), ""]
+        lines += [] if table.frame.empty else [f"CSV: [{table.csv}]({table.csv})", ""]
+    return "\n".join(lines)
+
+
+def _runs(results: Results) -> pd.DataFrame:
+    """A row per finished run: what the rows of tables name it by, and its id."""
+    rows = [
+        (run.run_id, run.device, *(run.config[key] for key in ("model", "reward", "steps", "label", "seed")))
+        for run in results.runs
+    ]
+    return pd.DataFrame(
+        rows, columns=["run_id", "device", "model", "reward_trained", "training_steps", "label", "seed"]
+    )

@@ -13,8 +13,7 @@ from markupsafe import Markup, escape
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts, collect
 from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
-from sdpo_bench.analysis.readme import in_files, readme
-from sdpo_bench.analysis.render import table_files
+from sdpo_bench.analysis.readme import in_files, profile_tables, readme
 from sdpo_bench.analysis.tables.build import build_tables
 
 INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
@@ -99,7 +98,7 @@ def profile_files(results: Results, tex: bool = False) -> dict[str, bytes]:
     drawn = figure_files(figures)
     facts = collect(results, tables, figures)
     return {
-        **table_files(tables, tex),
+        **profile_tables(results, facts.sections, tex),
         **{name: drawn[name] for figure in in_files(figures) for name in (f"figures/{figure.name}.svg",)},
         "README.md": readme(facts).encode(),
         "report.html": html(facts, drawn).encode(),
