@@ -23,7 +23,7 @@ import pandas as pd
 
 from benchmarks._targets import ALL_DTYPES, TARGETS
 from sdpo_bench.analysis.outputs import shown
-from sdpo_bench.analysis.render import aligned, csv, escaped, markdown
+from sdpo_bench.analysis.render import aligned, escaped, table_files
 from sdpo_bench.analysis.tables.base import DASH, Table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records import generated
@@ -505,9 +505,7 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
             if not cpu:
                 parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
                 parts.append("\n".join(step_verdicts(steps)))
-        for table in tables:
-            contents[f"tables/{table.name}.md"] = f"{markdown(table)}\n".encode()
-            contents[f"tables/{table.name}.csv"] = csv(table.frame).encode()
+        contents |= table_files(tables)
         sections.append("\n\n".join(parts))
     intro = (
         f"# {escaped(device)}\n\nMade by `nox -s tables` from the JSON files here, which `nox -s bench` wrote. "

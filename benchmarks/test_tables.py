@@ -17,12 +17,13 @@ import pytest
 
 from sdpo_bench.analysis.comparisons import load_results
 from sdpo_bench.analysis.figures.build import drawings, figure_files
-from sdpo_bench.analysis.render import table_files
+from sdpo_bench.analysis.questions import sections
+from sdpo_bench.analysis.readme import profile_tables
 from sdpo_bench.analysis.tables.build import build_tables
 from sdpo_bench.records.reader import row_digests
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import synthetic_records
+from support import synthetic_records
 
 LABELS = ("SDPO", "DDPO", "REBEL", "PRDP", "D3PO")
 TRAINING_STEPS, SEEDS = (4, 8, 20, 50), 10
@@ -75,12 +76,12 @@ def test_records_to_tables(benchmark, profile):
         begin = time.process_time()
         results = load_results(profile)
         read = time.process_time()
-        files = table_files(build_tables(results.groups))
+        files = profile_tables(results, sections(build_tables(results.groups)))
         parts.update(read=read - begin, tables=time.process_time() - read)
         return files
 
     files = benchmark.pedantic(tables, rounds=3, warmup_rounds=1)
-    assert {f"tables/main_alignment_k{steps}.md" for steps in TRAINING_STEPS} <= files.keys()
+    assert all(f"\n## main_alignment_k{steps}\n".encode() in files["tables/methods.md"] for steps in TRAINING_STEPS)
     seconds = {name: round(part / RUNS * 1000, 2) for name, part in parts.items()}
     benchmark.extra_info.update(runs=RUNS, core_seconds_per_1000_runs=seconds)
     print(f"\ncore seconds for 1,000 runs: {seconds}")

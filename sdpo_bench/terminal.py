@@ -10,8 +10,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, such as "\x1b", so that a terminal shows them and does not execute
+    """The text with control characters escaped, such as "\\x1b", so that a terminal shows them and does not execute
     them."""
+    if text.isprintable():  # nearly every text is; the search below takes longer
+        return text
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

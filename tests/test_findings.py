@@ -145,5 +145,5 @@ def test_a_wrong_quote_is_noticed(right, wrong, complaint):
 def test_a_source_that_is_not_there_is_named():
     with pytest.raises(LookupError, match="no column '3 steps' in full/order_paper"):
         complaints(PAGE.replace("K = 4 | 50 steps", "K = 4 | 3 steps"))
-    with pytest.raises(LookupError, match=r"order\.md does not say so"):
+    with pytest.raises(LookupError, match="full/order does not say so"):
         complaints(PAGE.replace("DDPO-dense 87 (68)", "DDPO-dense 88 (68)"))

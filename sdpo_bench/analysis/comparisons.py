@@ -6,8 +6,9 @@ import contextlib
 import gc
 import hashlib
 import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 
 from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
-from sdpo_bench.records.frames import mean_frame
+from sdpo_bench.records.frames import MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
 from sdpo_bench.records.reader import RunRecord, load_profile
@@ -75,31 +76,33 @@ class Group:
     """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
 
     @cached_property
-    def ids(self) -> dict[tuple[str, int], list[str]]:
-        """Ids of the runs of a label and seed."""
-        found: dict[tuple[str, int], list[str]] = {}
-        for run in self.runs:
-            found.setdefault((run.label, run.config["seed"]), []).append(run.run_id)
+    def all_points(self) -> dict[tuple[str, str, str, int], list[MeanRow]]:
+        """Evaluations by run, reward, split and number of sampling steps, each by epoch."""
+        found: dict[tuple[str, str, str, int], list[MeanRow]] = {}
+        curves = self.curves.sort_values("epoch")
+        for point in map(MeanRow._make, zip(*(curves[name].tolist() for name in MeanRow._fields), strict=True)):
+            found.setdefault((point.run, point.reward, point.split, point.steps), []).append(point)
         return found
 
-    @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        return {str(name): column.tolist() for name, column in self.curves.sort_values("epoch").items()}
+    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[MeanRow]:
+        """A run's evaluations, by epoch."""
+        return self.all_points.get((run_id, reward, split, steps), [])
 
     @cached_property
-    def _places(self) -> dict[tuple[str, str, str, int], list[int]]:
-        found: dict[tuple[str, str, str, int], list[int]] = {}
-        keys = (self._columns[name] for name in ("run", "reward", "split", "steps"))
-        for place, key in enumerate(zip(*keys, strict=True)):
-            found.setdefault(key, []).append(place)
-        return found
+    def _spent(self) -> dict[str, tuple[list[int], list[float]]]:
+        """By run its epochs, and the seconds spent before the first and after each."""
+        return {
+            run.run_id: (
+                [row["epoch"] for row in run.train],
+                np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)]).tolist(),
+            )
+            for run in self.runs
+        }
 
-    def points(self, run_id: str, reward: str, split: str, steps: int) -> list[dict[str, Any]]:
-        """A run's evaluations, rows of `curves`, by epoch."""
-        return [
-            {name: column[place] for name, column in self._columns.items()}
-            for place in self._places.get((run_id, reward, split, steps), ())
-        ]
+    def seconds(self, run_id: str, epoch: int) -> float:
+        """Seconds of sampling, reward and training that a run had spent at the end of an epoch."""
+        epochs, spent = self._spent[run_id]
+        return spent[bisect_right(epochs, epoch)]
 
     @cached_property
     def labels(self) -> list[str]:
@@ -177,9 +180,8 @@ def _by_seed(frame: pd.DataFrame) -> dict[tuple[str, str, str, int], Values]:
     """Values by seed, sorted, of each label, reward, split and number of sampling steps."""
     f = frame.sort_values("seed")
     cells: dict[tuple[str, str, str, int], Values] = {}
-    for label, reward, split, steps, seed, value in zip(
-        *(f[name] for name in ("label", "reward", "split", "steps", "seed", "value")), strict=True
-    ):
+    columns = (f[name].tolist() for name in ("label", "reward", "split", "steps", "seed", "value"))
+    for label, reward, split, steps, seed, value in zip(*columns, strict=True):
         cells.setdefault((label, reward, split, int(steps)), {})[int(seed)] = float(value)
     return cells
 
@@ -263,51 +265,62 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     with collector_paused():
         runs = load_profile(folder, means=True)
     _check_labels(runs)
-    profile = Path(folder).resolve().name
-    trained = [run for run in runs if run.label != START]
-    starts = [run for run in runs if run.label == START]
-    devices = [run.device for run in runs]
-    main_device = min(set(devices), key=lambda device: (-devices.count(device), device), default="")
-    models = {run.config["model"] for run in runs}
     unfinished = unfinished_runs(folder)
-    pending = [config for config in unfinished if "label" in config]
-    keys = sorted(
-        {(run.device, run.config["model"], run.config["reward"], run.config["steps"]) for run in trained or starts}
-    )
-    groups = []
-    for device, model, reward, steps in keys:
-        own = [
-            run
-            for run in trained
-            if (run.device, *(run.config[k] for k in ("model", "reward", "steps"))) == (device, model, reward, steps)
-        ]
-        # The start is not trained: one run of it serves every reward and K; if there are several, the group's own.
-        fitting = [run for run in starts if (run.device, run.config["model"]) == (device, model)]
-        fitting.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
-        missing = {
-            str(config["label"])
-            for config in pending
-            if device == main_device and (config["model"], config["reward"], config["steps"]) == (model, reward, steps)
-        }
-        suffix = f"_{name_part(reward)}_k{steps}" + (f"_{name_part(str(model))}" if len(models) > 1 else "")
-        suffix += f"_{name_part(device)}" if device != main_device else ""
-        chosen = (*fitting[:1], *own)
-        full = mean_frame(chosen) if any(run.interim_noises for run in chosen) else None
-        groups.append(
-            Group(
-                profile,
-                device,
-                model,
-                reward,
-                steps,
-                suffix,
-                chosen,
-                mean_frame(chosen, interim=True),
-                tuple(sorted(missing)),
-                full,
-            )
-        )
+    trained = [run for run in runs if run.label != START]
+    keys = sorted({_key(run) for run in trained or runs})
+    profile = Path(folder).resolve().name
+    groups = [
+        _group(profile, key, _suffix(key, runs), _runs_of(key, runs), _missing(key, runs, unfinished)) for key in keys
+    ]
     return Results(Path(folder), runs, groups, unfinished)
+
+
+Key = tuple[str, str, str, int]  # device, model, trained reward and K: what the runs of a group have in common
+
+
+def _key(run: RunRecord) -> Key:
+    return run.device, run.config["model"], run.config["reward"], run.config["steps"]
+
+
+def _main_device(runs: Sequence[RunRecord]) -> str:
+    """The device with most runs."""
+    counts = Counter(run.device for run in runs)
+    return min(counts, key=lambda device: (-counts[device], device), default="")
+
+
+def _suffix(key: Key, runs: Sequence[RunRecord]) -> str:
+    """The end of a group's names: reward and K; the model if the runs have several, the device if it is not the main
+    one."""
+    device, model, reward, steps = key
+    parts = [name_part(reward), f"k{steps}"]
+    if len({run.config["model"] for run in runs}) > 1:
+        parts.append(name_part(model))
+    if device != _main_device(runs):
+        parts.append(name_part(device))
+    return "".join(f"_{part}" for part in parts)
+
+
+def _runs_of(key: Key, runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The runs of a group. The start is not trained: one run of it serves every reward and K; if there are several, the
+    group's own."""
+    device, model, reward, steps = key
+    starts = [run for run in runs if run.label == START and (run.device, run.config["model"]) == (device, model)]
+    starts.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
+    return (*starts[:1], *(run for run in runs if run.label != START and _key(run) == key))
+
+
+def _missing(key: Key, runs: Sequence[RunRecord], unfinished: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Labels with an unfinished run that would be of a group: what is planned will run on the main device."""
+    device, *rest = key
+    if device != _main_device(runs):
+        return ()
+    known = (config for config in unfinished if "label" in config)
+    return tuple(sorted({str(c["label"]) for c in known if [c["model"], c["reward"], c["steps"]] == rest}))
+
+
+def _group(profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], missing: tuple[str, ...]) -> Group:
+    full = mean_frame(runs) if any(run.interim_noises for run in runs) else None
+    return Group(profile, *key, suffix, runs, mean_frame(runs, interim=True), missing, full)
 
 
 def query_budget(group: Group) -> int | None:
@@ -331,13 +344,12 @@ def at_equal_queries(group: Group) -> Group | None:
     if not budget:
         return None
     rows, unknown = [], set()
-    curves = group.curves[group.curves["reward"] == group.reward]
-    keys = {*zip(*(curves[name] for name in ("run", "split", "steps")), strict=True)}
-    for run, split, steps in sorted(keys):
-        points = group.points(run, group.reward, split, steps)
+    for (_, reward, split, steps), points in sorted(group.all_points.items()):
+        if reward != group.reward:
+            continue
         last = points[-1]
-        x, y, samples = ([row[name] for row in points] for name in ("reward_queries", "value", "samples"))
-        if last["label"] != START:
+        x, y, samples = ([getattr(point, name) for point in points] for name in ("reward_queries", "value", "samples"))
+        if last.label != START:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
             start = group.curve_ends(START, split, steps)
@@ -345,13 +357,13 @@ def at_equal_queries(group: Group) -> Group | None:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
                 continue
-            last |= {
-                "value": float(np.interp(budget, x, y)),
-                "samples": round(np.interp(budget, x, samples)),
-                "reward_queries": budget,
-            }
+            last = last._replace(
+                value=float(np.interp(budget, x, y)),
+                samples=round(np.interp(budget, x, samples)),
+                reward_queries=budget,
+            )
         rows.append(last)
-    rows = [row for row in rows if row["steps"] not in unknown]
-    if not any(row["label"] != START for row in rows):
+    rows = [row for row in rows if row.steps not in unknown]
+    if not any(row.label != START for row in rows):
         return None
     return replace(group, curves=pd.DataFrame(rows), full=None)

@@ -8,11 +8,14 @@ Aesthetic Score of SD-Turbo during finetuning, arXiv 2411.11727; how they were d
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sdpo_bench.analysis.comparisons import steps_of
 from sdpo_bench.analysis.render import table_files
 from sdpo_bench.analysis.tables.base import DASH, Table
 from sdpo_bench.records.files import RecordError
@@ -132,67 +135,75 @@ def _positive_from(gap: pd.Series) -> float:
 
 def build_tables(curves: pd.DataFrame) -> list[Table]:
     """The three tables: final values, samples to a baseline's final value, samples until SDPO parts from a baseline."""
-    final, reach = final_values(curves), samples_to_reach(curves)
-    starts = final[final["method"] == "SDPO"].set_index("steps")["start"]
-    cells = final.set_index(["steps", "method"])
+    return [final_table(curves), reach_table(curves), part_table(curves)]
+
+
+def final_table(curves: pd.DataFrame) -> Table:
+    """Start, and final value of each method, by number of sampling steps."""
+    final = final_values(curves)
+    cells = {(row["steps"], row["method"]): row for row in final.to_dict("records")}
     rows = tuple(
         (
             str(k),
-            f"{starts[k]:.2f}",
-            *(f"{cells.loc[(k, m), 'final']:.2f} ({cells.loc[(k, m), 'last']:.2f})" for m in METHODS),
+            f"{cells[k, 'SDPO']['start']:.2f}",
+            *(f"{cells[k, method]['final']:.2f} ({cells[k, method]['last']:.2f})" for method in METHODS),
         )
-        for k in starts.index
+        for k in steps_of(curves)
     )
-    note = f"Mean of the last {LAST} epochs (last point in brackets). Source: the authors' figure, digitised."
-    first = Table(
+    return Table(
         "final_values",
         "Aesthetic Score of SD-Turbo in the paper's figure (arXiv 2411.11727)",
-        note,
+        f"Mean of the last {LAST} epochs (last point in brackets). Source: the authors' figure, digitised.",
         ("sampling steps", "start", *METHODS),
         (("", rows),),
         final,
     )
-    reached = {
-        (row["steps"], row["baseline"]): DASH
-        if np.isnan(row["samples"])
-        else f"{row['samples']:,.0f} ({row['speedup']:.1f}x; {row['speedup_per_query']:.1f}x)"
-        for row in reach.to_dict("records")
-    }
-    note = (
+
+
+def reach_table(curves: pd.DataFrame) -> Table:
+    """Samples after which SDPO stays above a baseline's final value."""
+
+    def text(row: dict[Hashable, Any]) -> str:
+        if np.isnan(row["samples"]):
+            return DASH
+        return f"{row['samples']:,.0f} ({row['speedup']:.1f}x; {row['speedup_per_query']:.1f}x)"
+
+    return _beside_baselines(
+        "samples_to_final",
+        "Samples from which SDPO stays above a baseline's final value",
         "In brackets: the baseline's total of samples over that, per sample and per reward query (SDPO queries "
         f"the reward {QUERIES['SDPO']} times per trajectory, the baselines once: below 1 it is behind). SDPO's "
         f"curve is smoothed over {SMOOTH} epochs; the final value is the mean of the last {LAST}. A dash: SDPO is "
-        "not distinguishable from it at the start."
+        "not distinguishable from it at the start.",
+        samples_to_reach(curves),
+        text,
     )
-    second = Table(
-        "samples_to_final",
-        "Samples from which SDPO stays above a baseline's final value",
-        note,
-        ("sampling steps", *METHODS[1:]),
-        (("", tuple((str(k), *(reached[k, b] for b in METHODS[1:])) for k in starts.index)),),
-        reach,
-    )
-    parting = samples_to_part(curves)
-    parted = {
-        (row["steps"], row["baseline"]): " / ".join(
-            DASH if np.isnan(row[name]) else f"{row[name]:,.0f}" for name in ("line", "band")
-        )
-        for row in parting.to_dict("records")
-    }
-    note = (
-        f"Of {SAMPLES:,} samples. First: from there to the end SDPO's line lies above the baseline's; second: the "
-        "lower edge of its band above the upper edge of the baseline's (the authors do not say what the bands "
-        "are). Not smoothed; evaluations are 256 samples apart. 0: from the start. A dash: not at the end either."
-    )
-    third = Table(
+
+
+def part_table(curves: pd.DataFrame) -> Table:
+    """Samples after which SDPO stays above a baseline that has as many: its line, its band."""
+
+    def text(row: dict[Hashable, Any]) -> str:
+        return " / ".join(DASH if np.isnan(row[name]) else f"{row[name]:,.0f}" for name in ("line", "band"))
+
+    return _beside_baselines(
         "samples_to_part",
         "Samples from which SDPO stays above a baseline at the same number of samples",
-        note,
-        ("sampling steps", *METHODS[1:]),
-        (("", tuple((str(k), *(parted[k, b] for b in METHODS[1:])) for k in starts.index)),),
-        parting,
+        f"Of {SAMPLES:,} samples. First: from there to the end SDPO's line lies above the baseline's; second: the "
+        "lower edge of its band above the upper edge of the baseline's (the authors do not say what the bands "
+        "are). Not smoothed; evaluations are 256 samples apart. 0: from the start. A dash: not at the end either.",
+        samples_to_part(curves),
+        text,
     )
-    return [first, second, third]
+
+
+def _beside_baselines(
+    name: str, title: str, note: str, frame: pd.DataFrame, text: Callable[[dict[Hashable, Any]], str]
+) -> Table:
+    """A row per number of sampling steps, a column per baseline; `text` makes a cell of a row of the frame."""
+    cells = {(row["steps"], row["baseline"]): text(row) for row in frame.to_dict("records")}
+    rows = tuple((str(k), *(cells[k, baseline] for baseline in METHODS[1:])) for k in steps_of(frame))
+    return Table(name, title, note, ("sampling steps", *METHODS[1:]), (("", rows),), frame)
 
 
 def paper_files(folder: str | os.PathLike[str] = FOLDER, tex: bool = False) -> dict[str, bytes]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -93,16 +94,16 @@ def latex(table: Table) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """A table's frame as CSV. An apostrophe stands before a text that a spreadsheet would run as a formula."""
-    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    safe = frame.copy()
-    for name in texts:
-        safe[name] = pd.Series([_no_formula(cell) for cell in frame[name].tolist()], index=frame.index)
-    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    safe = {}
+    for name in frame.select_dtypes(exclude=["number", "bool"]).columns:
+        cells = frame[name].tolist()
+        texts = {cell: _no_formula(cell) for cell in cells if isinstance(cell, str)}
+        if any(cell != text for cell, text in texts.items()):
+            safe[name] = [texts.get(cell, cell) for cell in cells]
+    return frame.assign(**safe).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _no_formula(cell: object) -> object:
-    if not isinstance(cell, str):
-        return cell
+def _no_formula(cell: str) -> str:
     cell = printable(cell)
     return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\n")) and not _numbers(cell) else cell
 
@@ -115,24 +116,26 @@ def _numbers(text: str) -> bool:
         return False
 
 
-def table_files(tables: Iterable[Table], tex: bool = False) -> dict[str, bytes]:
-    """`tables/*.{md,csv}`, by name, with `tex` also `.tex`. RecordError where two tables would have the same name."""
-    formats: dict[str, Callable[[Table], str]] = {
-        ".md": lambda table: markdown(table) + "\n",
-        **({".tex": lambda table: latex(table) + "\n"} if tex else {}),
-        ".csv": lambda table: csv(table.frame),
-    }
-    files: dict[str, bytes] = {}
+def table_files(tables: Sequence[Table], tex: bool = False) -> dict[str, bytes]:
+    """`tables/*`, by name: a page for each table, and the files of `data_files`."""
+    return {f"tables/{table.name}.md": f"{markdown(table)}\n".encode() for table in tables} | data_files(tables, tex)
+
+
+def data_files(tables: Sequence[Table], tex: bool = False) -> dict[str, bytes]:
+    """`tables/*.csv`, by name, of the tables that have rows; with `tex` also a `.tex` for each table. RecordError where
+    two tables have the same name."""
+    names = Counter(table.name for table in tables)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise RecordError(
+            f"two tables would be named {twice[0]}: rewards, models or devices of these records have names "
+            "that differ in their signs alone; keep them in two folders of results"
+        )
+    frames: dict[str, list[pd.DataFrame]] = {}
     for table in tables:
-        for suffix, render in formats.items():
-            name = f"tables/{table.name}{suffix}"
-            if name in files:
-                raise RecordError(
-                    f"two tables would be {name}: rewards, models or devices of these records have names "
-                    "that differ in their signs alone; keep them in two folders of results"
-                )
-            files[name] = render(table).encode()
-    return files
+        if not table.frame.empty:
+            frames.setdefault(table.csv, []).append(table.frame)
+    files = {f"tables/{name}": csv(pd.concat(found, ignore_index=True)).encode() for name, found in frames.items()}
+    return files | ({f"tables/{table.name}.tex": f"{latex(table)}\n".encode() for table in tables} if tex else {})
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -107,7 +107,12 @@ def student(freedom: int) -> float:
 def mean_interval(scores: ArrayLike) -> Interval:
     """Mean of scores [runs] and Student's t interval; of one score the ends are NaN. ValueError: empty or not
     finite."""
-    array = _scores(scores)[:, 0]
+    return _mean_interval(tuple(_scores(scores)[:, 0].tolist()))
+
+
+@functools.lru_cache(maxsize=2**16)  # a cell is shown, stands in the CSV and is counted
+def _mean_interval(scores: tuple[float, ...]) -> Interval:
+    array = np.array(scores)
     n, centre = len(array), float(array.mean())
     if n == 1:
         return Interval(centre, np.nan, np.nan, 1)

@@ -84,6 +84,7 @@ class Tables:
 
 def check_tables(folders: Sequence[Path], tex: bool = False) -> int:
     """Compares generated files byte by byte with what the records give, and packed means with their values."""
+    from sdpo_bench.analysis.comparisons import collector_paused
     from sdpo_bench.analysis.outputs import files, shown
     from sdpo_bench.records.generated import differences
     from sdpo_bench.records.packed import is_packed
@@ -94,7 +95,8 @@ def check_tables(folders: Sequence[Path], tex: bool = False) -> int:
         for folder in folders
         for name, why in differences(folder, files(folder, tex)).items()
     ]
-    values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
+    with collector_paused():
+        values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
     echo("\n".join([*wrong, *values]) or f"{len(folders)} folders: all files are what their records give")
     if wrong:
         print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -13,24 +13,30 @@ from sdpo_bench.records.reader import RunRecord, evaluation_means
 COUNTERS = tuple(schema.COUNTS)
 
 
-EVAL_COLUMNS = (
-    "run",
-    "label",
-    "method",
-    "model",
-    "reward_trained",
-    "reward",
-    "seed",
-    *COUNTERS,
-    "epoch",
-    "steps",
-    "split",
-    "prompt",
-    "noise_seed",
-    "value",
-    "training_steps",
-    "device",
-)
+class MeanRow(NamedTuple):
+    """A row of `mean_frame`: a run's mean value of a reward in one evaluation, number of sampling steps and split."""
+
+    run: str
+    label: str
+    method: str
+    model: str
+    reward_trained: str
+    reward: str
+    seed: int
+    samples: int
+    reward_queries: int
+    optimiser_steps: int
+    model_evaluations: int
+    epoch: int
+    steps: int
+    split: str
+    value: float
+    training_steps: int
+    device: str
+
+
+_VALUE = MeanRow._fields.index("value")
+EVAL_COLUMNS = (*MeanRow._fields[:_VALUE], "prompt", "noise_seed", *MeanRow._fields[_VALUE:])
 
 
 def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any], tuple[Any, ...]]]:
@@ -70,12 +76,11 @@ def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 
 def mean_frame(records: Iterable[RunRecord], interim: bool = False) -> pd.DataFrame:
-    """Like `eval_frame`, with the mean over prompts and noises: a row per run, epoch, reward, step count and split.
-    `interim`: over the noises that all evaluations of a run have, so that these can be compared."""
+    """Like `eval_frame`, with the mean over prompts and noises: a `MeanRow` per run, epoch, reward, step count and
+    split. `interim`: over the noises that all evaluations of a run have, so that these can be compared."""
     rows = [
         (*head, split, mean, run.config["steps"], run.device)
         for run, e, head in _heads(records)
         for split, mean in evaluation_means(e, run.interim_noises if interim else None).items()
     ]
-    columns = [column for column in EVAL_COLUMNS if column not in ("prompt", "noise_seed")]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(MeanRow._fields))

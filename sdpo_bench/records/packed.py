@@ -379,7 +379,7 @@ def with_values(packed: Packed, names: Sequence[str] | None = None) -> Iterator[
                 yield _valued(packed.runs[name], exact(values))
 
 
-def _valued(run: RunRecord, values: Sequence[float]) -> RunRecord:
+def _valued(run: RunRecord, values: list[float]) -> RunRecord:
     rows, place = [], 0
     for row in run.eval:
         count = len(row["noise_seeds"])
@@ -387,7 +387,7 @@ def _valued(run: RunRecord, values: Sequence[float]) -> RunRecord:
         for split in sorted(row["prompts"]):
             found[split] = {}
             for prompt in row["prompts"][split]:
-                found[split][prompt] = list(values[place : place + count])
+                found[split][prompt] = values[place : place + count]
                 place += count
         kept = {key: value for key, value in row.items() if key not in ("means", "interim_means", "prompts")}
         rows.append(kept | {"values": found})

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -189,28 +190,38 @@ def _curves(runs: Iterable[RunRecord], lines: Mapping[str, Mapping[str, Any]]) -
 
 def _columns(runs: Sequence[RunRecord]) -> tuple[dict[str, tuple[list[str], np.ndarray]], dict[str, Any]]:
     """The columns of a part: texts as (distinct texts, codes), and numbers."""
-    heads: dict[str, list[Any]] = {key: [] for key in ("run", "epoch", "reward", "steps", "split", "prompt")}
-    counts: list[int] = []
+    heads: list[tuple[str, int, str, int, str]] = []  # run, epoch, reward, steps, split
+    sizes: list[int] = []  # number of values of each of `heads`
+    prompts: list[str] = []
+    counts: list[int] = []  # number of values of each of `prompts`
     noises: list[int] = []
     values: list[float] = []
     for run in runs:
         for row in run.eval:
-            for split, prompts in sorted(row["values"].items()):
-                for prompt, found in sorted(prompts.items()):
-                    for key, head in zip(
-                        heads, (run.run_id, row["epoch"], row["reward"], row["steps"], split, prompt), strict=True
-                    ):
-                        heads[key].append(head)
-                    counts.append(len(found))
-                    noises += row["noise_seeds"]
-                    values += found
-    texts = {}
-    for key in ("run", "reward", "split", "prompt"):
-        distinct = sorted({*heads[key]})
-        codes = {text: code for code, text in enumerate(distinct)}
-        texts[key] = (distinct, np.repeat(np.array([codes[text] for text in heads[key]], np.int32), counts))
-    numbers = {key: np.repeat(np.array(heads[key], np.int64), counts) for key in ("epoch", "steps")}
-    return texts, {**numbers, "noise_seed": noises, "value": np.array(values, np.float64)}
+            for split, by_prompt in sorted(row["values"].items()):
+                names = sorted(by_prompt)
+                lengths = [len(by_prompt[name]) for name in names]
+                heads.append((run.run_id, row["epoch"], row["reward"], row["steps"], split))
+                sizes.append(sum(lengths))
+                prompts += names
+                counts += lengths
+                noises += row["noise_seeds"] * len(names)
+                values += chain.from_iterable(by_prompt[name] for name in names)
+    ids, epochs, rewards, steps, splits = zip(*heads, strict=True)
+    texts = {"run": ids, "reward": rewards, "split": splits}
+    numbers = {"epoch": epochs, "steps": steps}
+    return (
+        {key: _codes(column, sizes) for key, column in texts.items()} | {"prompt": _codes(prompts, counts)},
+        {key: np.repeat(np.array(column, np.int64), sizes) for key, column in numbers.items()}
+        | {"noise_seed": noises, "value": np.array(values, np.float64)},
+    )
+
+
+def _codes(texts: Sequence[str], repeats: Sequence[int]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts, sorted, and the index of each text among them, each repeated as often as `repeats` says."""
+    distinct = sorted({*texts})
+    codes = {text: code for code, text in enumerate(distinct)}
+    return distinct, np.repeat(np.array([codes[text] for text in texts], np.int32), repeats)
 
 
 def _part(runs: Sequence[RunRecord]) -> bytes:

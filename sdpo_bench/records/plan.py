@@ -10,7 +10,8 @@ from typing import Any
 from sdpo_bench.records import schema
 from sdpo_bench.records.files import bad_record, parse_json, read_bytes, to_json, write_atomic
 from sdpo_bench.records.identity import read_config
-from sdpo_bench.records.reader import packed_only, run_folders
+from sdpo_bench.records.packed import packed_ids
+from sdpo_bench.records.reader import run_folders
 
 PLAN_KEYS = tuple(schema.PLANNED)
 
@@ -47,6 +48,6 @@ def unfinished_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for name, path in paths.items()
         if not (path / "done.json").exists()
     }
-    there = paths.keys() | packed_only(Path(folder)).keys()
+    there = paths.keys() | packed_ids(Path(folder))
     planned = {row["run_id"]: row for row in _plan(Path(folder) / "plan.json") if row["run_id"] not in there}
     return [config for _, config in sorted((planned | pending).items())]

@@ -25,7 +25,9 @@ Schema = dict[str, Rule]
 
 def is_line(value: Any) -> bool:
     """Whether a text is one printable line: not empty, no control characters."""
-    return isinstance(value, str) and value != "" and printable(value) == value and not {*value} & {"\n", "\t"}
+    return (
+        isinstance(value, str) and value != "" and printable(value) == value and "\n" not in value and "\t" not in value
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -138,11 +140,12 @@ DONE_OPTIONAL: Schema = {"seconds": SECONDS, "seconds_per_epoch": SECONDS}
 
 def problem(record: Mapping[str, Any], required: Schema, optional: Schema | None = None) -> str | None:
     """A text that says what is wrong with a record's fields; None if they are valid."""
-    if missing := [key for key in required if key not in record]:
-        return f"lacks {', '.join(missing)}"
-    for rules in (required, optional or {}):
+    if not required.keys() <= record.keys():
+        return f"lacks {', '.join(key for key in required if key not in record)}"
+    present = {key: rule for key, rule in optional.items() if key in record} if optional else {}
+    for rules in (required, present):
         for key, (what, check) in rules.items():
-            if key in record and not check(record[key]):
+            if not check(record[key]):
                 return f"{key!r} is {shortened(record[key])}, not {what}"
     return None
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from support.synthetic_records import counters, make_config, provenance, train_row
+from support.table_files import csv_rows, markdown_tables
 
 from sdpo_bench.analysis.comparisons import Group, load_groups
 from sdpo_bench.analysis.outputs import write_all
@@ -134,7 +134,7 @@ def test_a_curve_that_falls_back_has_not_stayed_above(tmp_path, monkeypatch):
 
 
 def test_tables_say_where_each_number_is_from(profile, group):
-    text = (profile / "tables" / "claims_aesthetic_k50.md").read_text()
+    text = markdown_tables(profile)["claims_aesthetic_k50"]
     row = next(line for line in text.splitlines() if line.startswith("| SDPO above DDPO"))
     first, second, third = (cell.strip() for cell in row.strip("|").split("|")[1:4])
     assert first == "supported: +2.00 [+2.00, +2.00] (n=6); paper +0.73"
@@ -142,12 +142,12 @@ def test_tables_say_where_each_number_is_from(profile, group):
     assert third.startswith("not decided: ")
     assert "| REBEL above D3PO | not measured: paper +0.32 |" in text
     assert f"| SDPO needs fewer samples than D3PO | {DASH} | not measured: paper 6.00x |" in text
-    beside = (profile / "tables" / "paper_aesthetic_k50.md").read_text()
+    beside = markdown_tables(profile)["paper_aesthetic_k50"]
     assert "| SDPO, paper | 7.20 | 7.89 | 8.04 | 8.15 | 8.20 | 8.14 |" in beside
     assert "| start, paper | 6.09 |" in beside
     assert "| start | 6.00 (n=1) |" in beside
     assert f"| D3PO | {DASH} |" in beside
-    frame = pd.read_csv(profile / "tables" / "paper_aesthetic_k50.csv").set_index(["label", "steps"])
+    frame = csv_rows(profile, "paper_aesthetic", 50).set_index(["label", "steps"])
     assert frame.loc[("DDPO", 8), "n"] == 6
     assert frame.loc[("DDPO", 8), "value"] == pytest.approx(8.0025, abs=1e-3)
     assert beside_table(group).frame["paper"].notna().sum() == 5 * 6
@@ -163,8 +163,8 @@ def test_the_report_counts_the_verdicts(profile, group):
     )
     readme = (profile / "README.md").read_text()
     assert f"- {sentence}" in readme
-    assert "(tables/claims_aesthetic_k50.md)" in readme
-    assert "(tables/paper_aesthetic_k50.csv)" in readme
+    assert "(tables/methods.md#claims_aesthetic_k50)" in readme
+    assert "(tables/paper_aesthetic.csv)" in readme
     assert "Published, SD-Turbo, Aesthetic Score" in (profile / "report.html").read_text()
 
 

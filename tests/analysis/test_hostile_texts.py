@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support.synthetic_records import make_config, write_run
+from support.table_files import markdown_tables
 
 from sdpo_bench.analysis import render
 from sdpo_bench.analysis.comparisons import load_groups
@@ -66,7 +67,8 @@ def test_markdown_holds_no_tag_picture_or_link_of_a_label(hostile):
         text = re.sub(r"</?details>|</?summary>|raw/<run id>/", "", text)  # ours
         assert not re.search(r"<[A-Za-z/!?]", text), path
         links = re.findall(r"\]\(([^)]*)\)", text)
-        assert all(re.match(r"(tables/|figures/|report\.html)", link) for link in links), path
+        ours = r"(tables/|figures/|report\.html|\.\./README\.md$|[\w-]+\.csv$)"
+        assert all(re.match(ours, link) for link in links), path
         for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
@@ -102,7 +104,7 @@ def test_no_text_of_a_csv_is_a_formula(hostile):
                 for cell in row:
                     numbers = re.fullmatch(r"-?[\d.e+-]+( -?[\d.e+-]+)*", cell)
                     assert numbers or not cell.startswith(("=", "+", "-", "@", "\t", "\r")), (path, cell)
-    frame = pd.read_csv(hostile / "tables" / "main_alignment_k4.csv")
+    frame = pd.read_csv(hostile / "tables" / "main_alignment.csv")
     assert {'\'=HYPERLINK("http://evil")', "'+1+1", "'@SUM(1)", "a|b"} <= set(frame["label"])
     assert frame["value"].dtype == float
 
@@ -114,7 +116,7 @@ def test_numbers_of_a_csv_stay_numbers():
 
 def test_latex_of_any_label_is_balanced(hostile):
     paths = [*hostile.glob("tables/*.tex")]
-    assert len(paths) == len([*hostile.glob("tables/*.md")])
+    assert len(paths) == len(markdown_tables(hostile))
     for path in paths:
         text = path.read_text()
         plain = re.sub(r"\\[{}\\]", "", text)
@@ -183,4 +185,4 @@ def test_names_of_any_length_fit_into_a_files_name(tmp_path):
 def test_two_rewards_of_one_name_are_refused(tmp_path, capsys):
     write_run(tmp_path, make_config("SDPO", epochs=1), pictures=False, rewards=("alignment", "a b", "a-b"))
     assert main.main(["tables", str(tmp_path)]) == 2
-    assert "two tables would be tables/other_alignment_k4_a-b.md" in capsys.readouterr().err
+    assert "two tables would be named other_alignment_k4_a-b" in capsys.readouterr().err

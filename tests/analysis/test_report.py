@@ -15,12 +15,14 @@ import pandas as pd
 import pytest
 from markupsafe import escape
 from support.synthetic_records import DEVICE, make_config, provenance, reported_profile, write_run
+from support.table_files import markdown_tables
 
 from sdpo_bench.analysis import report
 from sdpo_bench.analysis.comparisons import load_groups, load_results
 from sdpo_bench.analysis.figures.build import drawings
 from sdpo_bench.analysis.outputs import write_all
-from sdpo_bench.analysis.report import LONG, QUESTIONS, UNANSWERED, UNMEASURED, inline, marked, sections
+from sdpo_bench.analysis.questions import LONG, QUESTIONS, UNANSWERED, UNMEASURED, sections
+from sdpo_bench.analysis.report import inline, marked
 from sdpo_bench.analysis.tables.base import Subject, Table
 from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 
@@ -67,17 +69,18 @@ def test_readme_answers_first_and_leads_everywhere(profile):
         "16 trained runs (5 seeds)",
     ):
         assert needed in text
-    main = (profile / "tables" / "main_alignment_k4.md").read_text()
+    main = markdown_tables(profile)["main_alignment_k4"].partition("CSV:")[0]
     assert main.strip() in text
     assert "(figures/curves_samples_alignment_k4.svg)" in text
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert all((profile / link).exists() for link in links)
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert all((profile / path).exists() for path, _, _ in links)
+    assert {anchor for _, _, anchor in links if anchor} == markdown_tables(profile).keys()
     made = {
         path.relative_to(profile).as_posix()
         for folder in ("tables", "figures")
         for path in (profile / folder).iterdir()
     }
-    assert made <= set(links)
+    assert made <= {path for path, _, _ in links}
 
 
 def table(name: str, subject: Subject | None, answer: str = "") -> Table:
@@ -85,7 +88,7 @@ def table(name: str, subject: Subject | None, answer: str = "") -> Table:
 
 
 def test_every_subject_is_under_one_question():
-    assert sorted(subject.name for subjects in QUESTIONS.values() for subject in subjects) == sorted(
+    assert sorted(subject.name for question in QUESTIONS for subject in question.subjects) == sorted(
         Subject.__members__
     )
 
@@ -119,7 +122,7 @@ def test_every_table_stands_under_its_question_once():
     [ablations] = [section for section in sections([long]) if section.tables]
     assert ablations.ordered == [(long, False)], "folded, but answered"
     assert ablations.answers == ["So it is."]
-    assert found[-1].question == "Further tables"
+    assert found[-1].question.text == "Further tables"
     assert found[-1].answers == []
     assert [section.answers for section in sections([])] == [[UNMEASURED]] * len(QUESTIONS)
 

@@ -27,6 +27,7 @@ from support.synthetic_records import (
     write_profile,
     write_run,
 )
+from support.table_files import csv_rows, markdown_tables
 
 from sdpo_bench.analysis import comparisons
 from sdpo_bench.analysis.compare import compare_with_reference
@@ -35,7 +36,7 @@ from sdpo_bench.analysis.outputs import write_all
 from sdpo_bench.analysis.outputs import write_profile as write_profile_files
 from sdpo_bench.analysis.tables import base
 from sdpo_bench.analysis.tables.base import DASH, cell_text
-from sdpo_bench.analysis.tables.build import render_terminal
+from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 from sdpo_bench.analysis.tables.orders import ranking
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.analysis.tables.reach import reach_table
@@ -69,7 +70,7 @@ def rows(table: str) -> dict[str, list[str]]:
 
 
 def test_a_cell_is_the_last_evaluations_mean_over_runs(profile):
-    frame = pd.read_csv(profile / "tables" / "main_alignment_k4.csv")
+    frame = csv_rows(profile, "main_alignment", 4)
     runs = [run for run in load_profile(profile) if run.label == "SDPO" and run.config["steps"] == 4]
     scores = []
     for run in runs:
@@ -79,8 +80,25 @@ def test_a_cell_is_the_last_evaluations_mean_over_runs(profile):
     assert cell["value"] == pytest.approx(stats.trim_mean(scores, 0.25), abs=1e-6)
     assert cell["n"] == 5
     assert min(scores) - 1e-6 <= cell["low"] <= cell["value"] <= cell["high"] <= max(scores) + 1e-6
-    assert cell["run_ids"].split() == [run.run_id for run in runs]
+    seeds = list(map(int, cell["seeds"].split()))
+    ids = csv_rows(profile, "runs", 4).set_index(["label", "seed"])["run_id"]
+    assert [ids["SDPO", seed] for seed in seeds] == [run.run_id for run in runs]
     assert [float(v) for v in cell["runs"].split()] == pytest.approx(scores, abs=1e-6)
+
+
+def test_tables_of_a_csv_have_the_same_columns_and_all_rows(profile):
+    """Pandas reads the rows of several tables as those of one."""
+    tables = build_tables(load_groups(profile))
+    shared = Counter(table.csv for table in tables)
+    assert shared["main_alignment.csv"] == 2
+    assert shared["order.csv"] == 1
+    for name in shared:
+        frames = [table.frame for table in tables if table.csv == name]
+        assert len({tuple(frame.columns) for frame in frames}) == 1, name
+        written = pd.read_csv(profile / "tables" / name)
+        assert list(written.columns) == list(frames[0].columns)
+        assert len(written) == sum(map(len, frames))
+        assert {"device", "model", "reward_trained", "training_steps"} <= {*written.columns}
 
 
 def test_values_are_the_last_evaluations_alone(profile):
@@ -90,7 +108,7 @@ def test_values_are_the_last_evaluations_alone(profile):
 
 
 def test_few_runs_are_shown_themselves_without_an_interval(profile):
-    text = (profile / "tables" / "main_alignment_k4.md").read_text()
+    text = markdown_tables(profile)["main_alignment_k4"]
     found = rows(text)
     assert list(found) == ["start", "SDPO", "DDPO", "REBEL", "PRDP"]
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] \(n=5\)", found["SDPO"][0])
@@ -127,15 +145,19 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
     }
     assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
     assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
-    names = {path.name for path in write_all(profile)}
+    write_all(profile)
     assert {
-        "main_alignment_k4.md",
-        "main_alignment_k20.md",
-        "main_jpeg_k4.md",
-        "order.md",
-        "main_alignment_k4_cuda-test-gpu.md",
-        "order_cuda-test-gpu.md",
-    } <= names
+        "main_alignment_k4",
+        "main_alignment_k20",
+        "main_jpeg_k4",
+        "order",
+        "main_alignment_k4_cuda-test-gpu",
+        "order_cuda-test-gpu",
+    } <= markdown_tables(profile).keys()
+    main = pd.read_csv(profile / "tables" / "main_alignment.csv")
+    assert {(DEVICE, 4), (DEVICE, 20), ("cuda: Test GPU", 4)} == set(
+        zip(main["device"], main["training_steps"], strict=True)
+    )
 
 
 def test_two_configurations_under_one_label_are_refused(tmp_path):
@@ -163,11 +185,11 @@ def test_equal_queries(profile):
     """SDPO asks three times a sample: it is shown after 1,280 samples, its 20th epoch of 60."""
     group = next(g for g in load_groups(profile) if g.steps == 4)
     assert query_budget(group) == 3840
-    found = rows((profile / "tables" / "equal_queries_alignment_k4.md").read_text())
+    found = rows(markdown_tables(profile)["equal_queries_alignment_k4"])
     assert found["SDPO"][0] == "1,280"
     assert found["DDPO"][0] == "3,840"
-    frame = pd.read_csv(profile / "tables" / "equal_queries_alignment_k4.csv").set_index(["label", "split", "steps"])
-    main = pd.read_csv(profile / "tables" / "main_alignment_k4.csv").set_index(["label", "split", "steps"])
+    frame = csv_rows(profile, "equal_queries_alignment", 4).set_index(["label", "split", "steps"])
+    main = csv_rows(profile, "main_alignment", 4).set_index(["label", "split", "steps"])
     assert (frame.loc["DDPO"]["value"] == main.loc["DDPO"]["value"]).all()  # one query a sample: its last
     curves = group.curves[
         (group.curves["label"] == "SDPO")
@@ -288,7 +310,7 @@ def test_the_start_is_paired_with_every_seed_of_a_method(start_first):
 
 
 def test_cost(profile):
-    cost = pd.read_csv(profile / "tables" / "cost_alignment_k4.csv").set_index("label")
+    cost = csv_rows(profile, "cost_alignment", 4).set_index("label")
     assert list(cost.loc["SDPO", ["samples", "reward_queries", "optimiser_steps", "model_evaluations"]]) == [
         3840,
         11520,
@@ -299,7 +321,7 @@ def test_cost(profile):
 
 
 def test_differences_are_paired(profile):
-    frame = pd.read_csv(profile / "tables" / "differences_alignment_k4.csv")
+    frame = csv_rows(profile, "differences_alignment", 4)
     assert set(frame["baseline"]) == {"SDPO"}
     assert set(frame["label"]) == {"DDPO", "REBEL"}
     # SDPO and DDPO have the same spread over seeds here: paired, it cancels.
@@ -317,13 +339,13 @@ def test_order_and_what_establishes_it(profile):
     assert order[1] == ("SDPO", True)
     assert order[-1][0] == "start"
     assert dict(order)["REBEL"] is False  # two runs establish nothing
-    text = (profile / "tables" / "order.md").read_text()
+    text = markdown_tables(profile)["order"]
     assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ start |" in text
     assert "| alignment | 20 | seen | 4 | DDPO ~ SDPO ~ start |" in text
 
 
 def test_another_reward_has_its_table(profile):
-    text = (profile / "tables" / "other_alignment_k4_alignment-heldout.md").read_text()
+    text = markdown_tables(profile)["other_alignment_k4_alignment-heldout"]
     assert "No run here was trained on alignment_heldout" in text
 
 
@@ -439,9 +461,9 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         seal(path.parent)
     (group,) = load_groups(profile)
-    first = {row["epoch"]: row["value"] for row in group.points(group.ids["SDPO", 0][0], "alignment", "seen", 2)}
-    assert max(first.values()) < 1
     run = next(run for run in load_profile(profile) if run.label == "SDPO" and run.config["seed"] == 0)
+    first = {point.epoch: point.value for point in group.points(run.run_id, "alignment", "seen", 2)}
+    assert max(first.values()) < 1
     (last,) = (e for e in run.eval if (e["epoch"], e["reward"], e["steps"]) == (60, "alignment", 2))
     values = np.array(list(last["values"]["seen"].values()))
     assert values.shape[1] == 4

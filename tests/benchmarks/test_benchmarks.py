@@ -4,6 +4,7 @@ on stand-ins for torch.cuda: they show what is called in which order, not that a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -44,6 +45,11 @@ def ours(case: Case):
 
 def test_tables_know_the_operations():
     assert list(OPERATIONS) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_module_of_the_benchmarks_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 # Correctness before speed ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from support.synthetic_records import make_config, write_profile
+from support.table_files import markdown_tables
 
 from sdpo_bench.cli import main, reproduce
 from sdpo_bench.config import RunConfig
@@ -323,11 +324,11 @@ def test_tables_regenerate_to_the_same_bytes(run, tmp_path):
 def test_tables_are_latex_on_request(run, tmp_path):
     profile = write_profile(tmp_path / "results" / "quick", 1, ("SDPO",))
     assert run("tables", profile, "--latex")[0] == 0
-    tables = {kind: {path.stem for path in profile.glob(f"tables/*.{kind}")} for kind in ("md", "csv", "tex")}
-    assert tables["md"] == tables["csv"] == tables["tex"] != set()
+    tables = {path.stem for path in profile.glob("tables/*.tex")}
+    assert tables == markdown_tables(profile).keys() != set()
     assert run("tables", profile, "--check", "--latex")[0] == 0
     code, out, _ = run("tables", profile, "--check")
-    assert (code, out.count(".tex: not from these records")) == (1, len(tables["tex"]))
+    assert (code, out.count(".tex: not from these records")) == (1, len(tables))
     assert run("tables", profile)[0] == 0
     assert not list(profile.glob("tables/*.tex"))
 

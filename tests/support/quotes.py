@@ -12,6 +12,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+from support.table_files import markdown_tables
+
 ROOT = Path(__file__).parents[2]
 NUMBER = r"[+-]?\d(?:[\d,]*\d)?(?:\.\d+)?"
 INTERVAL = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
@@ -46,19 +48,28 @@ def expanded(source: str, brackets: str = "{}") -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def file_of(name: str) -> Path:
-    """The file of `profile/table`, or of a path with an ending. LookupError: there is none."""
-    path = ROOT / name if "." in name else ROOT / "results" / Path(name).parent / "tables" / f"{Path(name).name}.md"
-    if not path.is_file():
-        raise LookupError(f"{name}: there is no {path.relative_to(ROOT)}")
-    return path
+@cache
+def tables_of(profile: str) -> dict[str, str]:
+    return markdown_tables(ROOT / "results" / profile)
+
+
+def text_of(name: str) -> str:
+    """The text of `profile/table`, or of the file of a path with an ending. LookupError: there is none."""
+    if "." in name:
+        if not (ROOT / name).is_file():
+            raise LookupError(f"{name}: there is no such file")
+        return (ROOT / name).read_text()
+    profile, table = name.split("/")
+    if table not in tables_of(profile):
+        raise LookupError(f"{name}: no page in results/{profile}/tables has a table of that name")
+    return tables_of(profile)[table]
 
 
 @cache
 def table(name: str) -> tuple[tuple[str, ...], dict[str, dict[str, tuple[str, ...]]]]:
     """Header, and the rows' other cells by block and first cell (of tables whose second column says more, by both), of
     `profile/table`."""
-    lines = file_of(name).read_text().splitlines()
+    lines = text_of(name).splitlines()
     header: tuple[str, ...] = ()
     blocks: dict[str, dict[str, tuple[str, ...]]] = {}
     block = ""
@@ -84,7 +95,7 @@ def cells_of(source: str) -> list[str]:
     header, blocks = table(name)
     title = next((title for title in blocks if title.startswith(block)), None)
     if title is None or row not in blocks[title]:
-        raise LookupError(f"{source}: {'no such block' if title is None else 'no such row'} in {name}.md")
+        raise LookupError(f"{source}: {'no such block' if title is None else 'no such row'} in {name}")
     cells = dict(zip(header[1:], blocks[title][row], strict=True))
     if column == "*":
         return list(cells.values())
@@ -92,17 +103,17 @@ def cells_of(source: str) -> list[str]:
         above, below = (float(numbers(cells[name])[0].replace(",", "")) for name in column.split(" / "))
         return [f"{above / below:g}"]
     if column not in cells:
-        raise LookupError(f"{source}: no column {column!r} in {name}.md, which has {list(cells)}")
+        raise LookupError(f"{source}: no column {column!r} in {name}, which has {list(cells)}")
     return [cells[column]]
 
 
 def stated(source: str) -> list[str]:
-    """The numbers that a source gives: of a cell, of a text in a table's file (`profile/table ~ text`, or a path), or a
-    count of cells by how they begin (`contradicted of profile/table | block | row | *`, summed over [a,b])."""
+    """The numbers that a source gives: of a cell, of a text in a table (`profile/table ~ text`) or a file (a path), or
+    a count of cells by how they begin (`contradicted of profile/table | block | row | *`, summed over [a,b])."""
     if " ~ " in source:
         name, text = source.split(" ~ ", 1)
-        if text not in " ".join(file_of(name).read_text().split()):
-            raise LookupError(f"{source}: {file_of(name).name} does not say so")
+        if text not in " ".join(text_of(name).split()):
+            raise LookupError(f"{source}: {name} does not say so")
         return numbers(text)
     if counted := re.fullmatch(r"(\w[\w ]*?) of (\S+/.*)", source):
         cells = [cell for each in expanded(counted[2], "[]") for cell in cells_of(each)]

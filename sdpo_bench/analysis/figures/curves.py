@@ -24,6 +24,7 @@ from sdpo_bench.analysis.figures.style import (
 )
 from sdpo_bench.analysis.paper import METHODS, load_curves
 from sdpo_bench.analysis.tables.base import MIN_RUNS, joined, summary
+from sdpo_bench.records.frames import MeanRow
 
 
 def methods_drawn(group: Group) -> list[str]:
@@ -120,18 +121,18 @@ def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: st
 
 
 def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str, style: dict[str, Any]) -> None:
-    evaluated: dict[int, list[dict[str, Any]]] = {}
+    evaluated: dict[int, list[MeanRow]] = {}
     for run in group.runs:
-        for row in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
-            evaluated.setdefault(row["epoch"], []).append(row)
+        for point in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
+            evaluated.setdefault(point.epoch, []).append(point)
     points = []
     start = group.curve_ends(START, split, steps)
     if start and evaluated and 0 not in evaluated:
         # Before its first update every run is the start.
         points.append((0.0, *(next(iter(start.values())),) * 3))
-    for _, rows in sorted(evaluated.items()):
-        band = band_of({row["seed"]: row["value"] for row in rows})
-        points.append((float(np.mean([row[counter] for row in rows])), *band))
+    for _, found in sorted(evaluated.items()):
+        band = band_of({point.seed: point.value for point in found})
+        points.append((float(np.mean([getattr(point, counter) for point in found])), *band))
     if points:
         x, y, low, high = np.array(points).T
         axis.plot(x, y, markevery=[-1], **style)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -47,29 +47,34 @@ Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
 class Subject(Enum):
-    """The subject of a table, by which the report puts it under a question (`report.QUESTIONS`)."""
+    """The subject of a table, by which the report puts it under a question (`questions.QUESTIONS`). Tables of a subject
+    have the same columns; its value names their CSV."""
 
-    PROTOCOL = auto()
-    ORDER = auto()
-    MAIN = auto()
-    EQUAL_QUERIES = auto()
-    DIFFERENCES = auto()
-    CLAIMS = auto()
-    PAPER = auto()
-    ABLATIONS = auto()
-    DENSE_BUDGETS = auto()
-    DENSE_STEPS = auto()
-    REACH = auto()
-    COST = auto()
-    HACKING = auto()
-    OTHER_REWARDS = auto()
+    PROTOCOL = "protocol"
+    ORDER = "order"
+    ORDER_QUERIES = "order_queries"
+    ORDER_RATE = "order_rate"
+    ORDER_PAPER = "order_paper"
+    ORDER_PAPER_QUERIES = "order_paper_queries"
+    MAIN = "main"
+    EQUAL_QUERIES = "equal_queries"
+    DIFFERENCES = "differences"
+    CLAIMS = "claims"
+    PAPER = "paper"
+    ABLATIONS = "ablations"
+    DENSE_BUDGETS = "dense_budgets"
+    DENSE_STEPS = "dense_steps"
+    REACH = "reach"
+    COST = "cost"
+    HACKING = "hacking"
+    OTHER_REWARDS = "other"
 
 
 @dataclass(frozen=True)
 class Table:
     """A table: `rows` of `blocks` (title, rows of cell texts, label first) for people, `frame` (long) for
     programs; `answer` says in a sentence what it shows, computed as the cells are. A table without a `subject` answers
-    none of the report's questions."""
+    none of the report's questions. Tables of the same columns may share a CSV, `file`; by default each has its own."""
 
     name: str
     title: str
@@ -79,6 +84,12 @@ class Table:
     frame: pd.DataFrame
     answer: str = ""
     subject: Subject | None = None
+    file: str = ""
+
+    @property
+    def csv(self) -> str:
+        """Name of the file that holds `frame`."""
+        return f"{self.file or self.name}.csv"
 
 
 def step_header(label: str, steps: Iterable[int], *last: str, first: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -128,9 +139,14 @@ def cell_text(values: Values, decimals: int, sign: str = "", interval: Interval 
     return f"{value:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}] {n}"
 
 
-def values_text(values: Values) -> str:
-    """The runs' values, for a column of a frame."""
-    return " ".join(f"{value:.6g}" for value in values.values())
+def seeds_text(seeds: Iterable[int]) -> str:
+    """The seeds of the runs behind a row of a frame; `runs.csv` has the ids of the runs by seed."""
+    return " ".join(map(str, seeds))
+
+
+def run_columns(values: Values) -> dict[str, str]:
+    """Columns of a frame: the values of the runs (or differences of pairs of runs), and their seeds."""
+    return {"runs": " ".join(f"{value:.6g}" for value in values.values()), "seeds": seeds_text(values)}
 
 
 def interval_columns(interval: Interval) -> dict[str, float]:
@@ -142,10 +158,6 @@ def interval_columns(interval: Interval) -> dict[str, float]:
 def interval_row(interval: Interval) -> dict[str, float]:
     """Columns `n`, `value`, `low` and `high` of a table's frame."""
     return {"n": interval.n, "value": interval.value, **interval_columns(interval)}
-
-
-def run_ids(group: Group, label: str, seeds: Iterable[int]) -> str:
-    return " ".join(name for seed in seeds for name in group.ids.get((label, seed), ()))
 
 
 def context(group: Group) -> dict[str, object]:

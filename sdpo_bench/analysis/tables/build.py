@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sdpo_bench.analysis.comparisons import Group, Results, at_equal_queries, still_missing
+from dataclasses import replace
+
+from sdpo_bench.analysis.comparisons import (
+    Group,
+    Results,
+    at_equal_queries,
+    collector_paused,
+    name_part,
+    still_missing,
+)
 from sdpo_bench.analysis.render import text
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import Table
@@ -48,13 +57,25 @@ def device_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]
 
 
 def build_tables(groups: list[Group]) -> list[Table]:
-    """All tables of a profile, in the order of the report; those that the records have nothing for are left out."""
-    equal = {group: at_equal_queries(group) for group in groups}
-    tables = [table for group in groups for table in group_tables(group, equal[group])]
-    for key in sorted({(group.device, group.model) for group in groups}):
-        own = [group for group in groups if (group.device, group.model) == key]
-        tables += device_tables(own, [found for group in own if (found := equal[group])])
-    return [table for table in tables if table is not None]
+    """All tables of a profile, in the order of the report; those that the records have nothing for are left out. Tables
+    of a subject share a CSV: those of one trained reward, or those over all rewards."""
+    with collector_paused():
+        equal = {group: at_equal_queries(group) for group in groups}
+        tables = [
+            _in_file(table, f"_{name_part(group.reward)}")
+            for group in groups
+            for table in group_tables(group, equal[group])
+            if table
+        ]
+        for key in sorted({(group.device, group.model) for group in groups}):
+            own = [group for group in groups if (group.device, group.model) == key]
+            over = device_tables(own, [found for group in own if (found := equal[group])])
+            tables += [_in_file(table) for table in over if table]
+    return tables
+
+
+def _in_file(table: Table, end: str = "") -> Table:
+    return replace(table, file=f"{table.subject.value}{end}") if table.subject else table
 
 
 def render_terminal(results: Results) -> str:

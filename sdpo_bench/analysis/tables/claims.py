@@ -23,11 +23,12 @@ from sdpo_bench.analysis.tables.base import (
     Subject,
     Table,
     cell_text,
+    context,
     interval_columns,
     interval_row,
+    run_columns,
     step_header,
     summary,
-    values_text,
 )
 
 SDPO, RIVALS = METHODS[0], METHODS[1:]
@@ -155,7 +156,7 @@ def claims_table(group: Group) -> Table:
         CLAIMS_NOTE,
         _header("claim", curves),
         tuple(blocks),
-        pd.DataFrame(map(_claim_row, claims)),
+        pd.DataFrame([{**context(group), **_claim_row(claim)} for claim in claims]),
         verdicts(claims),
         Subject.CLAIMS,
     )
@@ -180,7 +181,7 @@ def _claim_row(claim: Claim) -> dict[str, object]:
         "n": ours.n,
         "value": ours.value,
         **interval_columns(ours),
-        "runs": values_text(claim.values),
+        **run_columns(claim.values),
     }
 
 
@@ -198,11 +199,12 @@ def beside_table(group: Group) -> Table:
             rows.append((f"{label}, paper", *(f"{paper[k]:.2f}" for k in steps)))
         long += [
             {
+                **context(group),
+                "split": split,
                 "label": label,
                 "steps": k,
-                "split": split,
                 **interval_row(summary(ours[k])),
-                "runs": values_text(ours[k]),
+                **run_columns(ours[k]),
                 "paper": paper[k],
             }
             for k in steps

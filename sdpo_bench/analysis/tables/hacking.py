@@ -20,7 +20,6 @@ from sdpo_bench.analysis.tables.base import (
     decimals_of,
     joined,
     note_of,
-    run_ids,
 )
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 
@@ -105,7 +104,6 @@ def _frame_rows(group: Group, case: Case) -> list[dict[str, object]]:
             "reward": name,
             **summarised(values),
             "falls_while_trained_rises": name in case.fell,
-            "run_ids": run_ids(group, case.label, values),
         }
         for name, values in case.changes.items()
     ]

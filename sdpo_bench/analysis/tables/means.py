@@ -6,7 +6,7 @@ import numpy as np
 
 from sdpo_bench.analysis.comparisons import Values
 from sdpo_bench.analysis.statistics import Interval, mean_interval
-from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_row, values_text
+from sdpo_bench.analysis.tables.base import MIN_RUNS, cell_text, interval_row, run_columns
 
 MEANS = "mean over runs [95 % interval, Student's t] (n runs); with fewer than 5 runs their values themselves, by seed"
 
@@ -16,12 +16,9 @@ def mean_text(values: Values, decimals: int = 3, sign: str = "") -> str:
 
 
 def summarised(values: Values) -> dict[str, object]:
-    """Columns of a frame: mean over runs, its interval, the runs' values."""
+    """Columns of a frame: mean over runs, its interval, the runs' values and seeds."""
     found = mean_interval(list(values.values())) if values else Interval(np.nan, np.nan, np.nan, 0)
-    return {
-        **interval_row(found),
-        "runs": values_text(values),
-    }
+    return {**interval_row(found), **run_columns(values)}
 
 
 def clearly(values: Values) -> int:

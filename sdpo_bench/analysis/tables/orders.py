@@ -88,7 +88,7 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
         (("", rows),),
         pd.DataFrame(long),
         _answer([order for *_, order in orders], how),
-        Subject.ORDER,
+        Subject.ORDER_QUERIES if queries else Subject.ORDER,
     )
 
 

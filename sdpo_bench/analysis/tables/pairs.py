@@ -31,9 +31,8 @@ from sdpo_bench.analysis.tables.base import (
     interval_columns,
     joined,
     note_of,
-    run_ids,
+    run_columns,
     step_header,
-    values_text,
 )
 
 
@@ -148,7 +147,6 @@ def _frame_rows(pair: Pair, cells: Cells) -> list[dict[str, object]]:
             continue
         d = paired_difference(x, y)
         p = probability_of_improvement(list(x.values()), list(y.values()))
-        ids = (run_ids(pair.group, pair.label, shared), run_ids(pair.other_group, pair.other, shared))
         rows.append(
             {
                 "label": pair.label,
@@ -157,10 +155,9 @@ def _frame_rows(pair: Pair, cells: Cells) -> list[dict[str, object]]:
                 "n": d.n,
                 "difference": d.value,
                 **interval_columns(d),
-                "runs": values_text(shared),
+                **run_columns(shared),
                 "probability": p.value,
                 **{f"probability_{key}": value for key, value in interval_columns(p).items()},
-                "run_ids": " ".join(filter(None, ids)),
             }
         )
     return rows

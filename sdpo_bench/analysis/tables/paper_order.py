@@ -23,7 +23,7 @@ from sdpo_bench.analysis.tables.base import (
     file_suffix,
     interval_columns,
     note_of,
-    run_ids,
+    seeds_text,
     step_header,
 )
 from sdpo_bench.analysis.tables.claims import CONTRADICTED, SUPPORTED, Claim
@@ -95,7 +95,7 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
         tuple(blocks),
         pd.DataFrame([_frame_row(case) for case in known]),
         _answer([case for case in known if case.split == shown], f"The paper's order {how}, {shown} prompts"),
-        Subject.ORDER,
+        Subject.ORDER_PAPER_QUERIES if queries else Subject.ORDER_PAPER,
     )
 
 
@@ -115,7 +115,7 @@ def _frame_row(case: Case) -> dict[str, object]:
         "n": case.ours.n,
         "difference": case.ours.value,
         **interval_columns(case.ours),
-        "run_ids": f"{run_ids(group, case.better, case.values)} {run_ids(group, case.worse, case.values)}",
+        "seeds": seeds_text(case.values),
     }
 
 

@@ -21,7 +21,7 @@ from sdpo_bench.analysis.tables.base import (
     file_suffix,
     joined,
     note_of,
-    run_ids,
+    seeds_text,
     step_header,
 )
 from sdpo_bench.analysis.tables.orders import cells_text
@@ -116,7 +116,7 @@ def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
             "learning_rate": rate,
             "samples": protocol.spent[label]["samples"],
             "optimiser_steps": protocol.spent[label]["optimiser_steps"],
-            "run_ids": run_ids(group, label, [run.config["seed"] for run in group.runs if run.label == label]),
+            "seeds": seeds_text(run.config["seed"] for run in group.runs if run.label == label),
         }
         for label, rate in protocol.rates.items()
     ]
@@ -242,7 +242,7 @@ def rate_order_table(groups: list[Group]) -> Table | None:
         tuple(blocks),
         pd.DataFrame([row for case in known for row in _rated_frame(case)]),
         _rated_answer(known, only),
-        Subject.ORDER,
+        Subject.ORDER_RATE,
     )
 
 
@@ -263,7 +263,7 @@ def _rated_texts(cases: list[RatedCase | None]) -> list[str]:
 
 def _rated_frame(case: RatedCase) -> list[dict[str, object]]:
     """Rows of the table's frame, one a method."""
-    labels, points = _swept(case.group)[case.rate], case.points
+    points = case.points
     return [
         {
             **context(case.group),
@@ -276,7 +276,7 @@ def _rated_frame(case: RatedCase) -> list[dict[str, object]]:
             "label": name,
             "n": len(case.cells[name]),
             "value": points[name],
-            "run_ids": run_ids(case.group, labels[name], case.cells[name]),
+            "seeds": seeds_text(case.cells[name]),
         }
         for rank, name in enumerate(case.order, 1)
     ]

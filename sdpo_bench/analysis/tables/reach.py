@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import START, Group, Values
-from sdpo_bench.analysis.tables.base import BASELINE, DASH, Block, Subject, Table, at_steps, context, note_of, run_ids
+from sdpo_bench.analysis.tables.base import (
+    BASELINE,
+    DASH,
+    Block,
+    Subject,
+    Table,
+    at_steps,
+    context,
+    note_of,
+    seeds_text,
+)
 from sdpo_bench.analysis.tables.means import MEANS, mean_text, summarised
 from sdpo_bench.records.frames import COUNTERS
-from sdpo_bench.records.reader import RunRecord
 
 TARGET = "DDPO"  # whose final reward the others are to reach
 
@@ -40,19 +47,17 @@ NOTE = (
 NEVER = "never"  # a cell of a label none of whose runs reaches the target
 
 
-def _curve(group: Group, run: RunRecord, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _curve(group: Group, run_id: str, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the start's on; seconds are those
     of sampling, reward and training up to there."""
-    points = group.points(run.run_id, group.reward, split, steps)
-    spent = np.cumsum([0.0, *(sum(row["seconds"].values()) for row in run.train)])
-    epochs = [row["epoch"] for row in run.train]
-    values = np.array([point["value"] for point in points], float)
+    points = group.points(run_id, group.reward, split, steps)
+    values = np.array([point.value for point in points], float)
     costs = np.array(
-        [[*(point[counter] for counter in COUNTERS), spent[bisect_right(epochs, point["epoch"])]] for point in points],
+        [[*(getattr(point, name) for name in COUNTERS), group.seconds(run_id, point.epoch)] for point in points],
         float,
     ).reshape(-1, len(COSTS))
     start = group.curve_ends(START, split, steps)
-    if points and points[0]["epoch"] > 0 and start:
+    if points and points[0].epoch > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
         costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
     return values, costs
@@ -73,7 +78,7 @@ def cost_to_reach(values: np.ndarray, costs: np.ndarray, target: float) -> np.nd
 def _costs_by_seed(group: Group, label: str, split: str, steps: int) -> dict[int, np.ndarray | None]:
     """By seed, what a label's run spent to reach the last value of the `TARGET` run; None: it never does."""
     targets = group.curve_ends(TARGET, split, steps)
-    runs = {int(run.config["seed"]): run for run in group.runs if run.label == label}
+    runs = {int(run.config["seed"]): run.run_id for run in group.runs if run.label == label}
     return {
         seed: cost_to_reach(*_curve(group, runs[seed], split, steps), targets[seed])
         for seed in sorted(runs.keys() & targets.keys())
@@ -91,7 +96,7 @@ def reach_table(group: Group) -> Table | None:
     long: list[dict[str, object]] = []
     texts = []
     for steps in group.steps_evaluated:
-        if any(len(_curve(group, run, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
+        if any(len(_curve(group, run.run_id, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
             continue  # evaluated at the end alone: nothing to interpolate between
         rows: dict[str, tuple[str, ...]] = {}
         for label in trained:
@@ -103,9 +108,8 @@ def reach_table(group: Group) -> Table | None:
                 *(_cost_text(cells[name], len(found)) for name in COSTS),
             )
             place = {**context(group), "split": split, "steps": steps, "label": label}
-            counts = {"runs_compared": len(found), "reached": len(reached)}
-            ids = run_ids(group, label, found)
-            long += [{**place, **counts, "cost": name, **summarised(cells[name]), "run_ids": ids} for name in COSTS]
+            counts = {"runs_compared": len(found), "seeds_compared": seeds_text(found), "reached": len(reached)}
+            long += [{**place, **counts, "cost": name, **summarised(cells[name])} for name in COSTS]
         blocks.append((f"{split} prompts, {at_steps(steps)}", tuple((label, *row) for label, row in rows.items())))
         texts += _at_steps_text(steps, rows.get(BASELINE))
     if not blocks:

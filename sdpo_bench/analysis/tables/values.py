@@ -26,10 +26,10 @@ from sdpo_bench.analysis.tables.base import (
     decimals_of,
     interval_row,
     note_of,
-    run_ids,
+    run_columns,
+    seeds_text,
     step_header,
     summary,
-    values_text,
 )
 from sdpo_bench.analysis.tables.orders import leaders
 from sdpo_bench.records.frames import COUNTERS
@@ -67,8 +67,7 @@ def _value_table(
                     **place,
                     "steps": k,
                     **interval_row(summary(values)),
-                    "runs": values_text(values),
-                    "run_ids": run_ids(group, label, values),
+                    **run_columns(values),
                 }
                 for k, values in cells.items()
             ]
@@ -190,7 +189,7 @@ def cost_table(group: Group) -> Table:
                     "n": len(cost.runs),
                     **cost.totals,
                     **{f"seconds_{key}": value for key, value in cost.seconds.items()},
-                    "run_ids": " ".join(run.run_id for run in cost.runs),
+                    "seeds": seeds_text(run.config["seed"] for run in cost.runs),
                 }
             )
         if rows:
