@@ -32,7 +32,7 @@ class CRD(Method):
     name = "crd"
     title = "CRD"
     row = 13
-    colour = "#8c564b"
+    colour = "#661100"
     marker = "8"
     learns_from = "noised"
     pairwise = False

@@ -54,12 +54,19 @@ def test_methods_differ_in_nothing_else(name):
         if config.epochs:
             cells.setdefault((config.reward, config.steps), []).append(config)
     ablated = {variant.label: variant.changes.keys() for variant in VARIANTS.values()}
+
+    def compared(config):
+        """Pairs as samples: methods of larger groups have fewer of these."""
+        size = config.samples_per_group
+        counts = {name: size * getattr(config, name) for name in ("pairs", "pairs_per_update")}
+        return vars(config) | counts
+
     for configs in cells.values():
         for config in configs:
             label = config.label if config.label in ablated else config.label.rsplit(" ", 1)[0]  # "SDPO 0.001"
             free = FREE | ablated[label]
-            rest = {k: v for k, v in vars(config).items() if k not in free}
-            assert rest == {k: vars(configs[0])[k] for k in rest}
+            rest = {k: v for k, v in compared(config).items() if k not in free}
+            assert rest == {k: compared(configs[0])[k] for k in rest}
 
 
 @pytest.mark.parametrize("name", ["quick", "first_look", "full"])

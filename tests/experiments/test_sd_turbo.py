@@ -74,7 +74,7 @@ def test_narrowing_makes_some_of_the_same_runs():
     assert build("sd-turbo", revision="main")[1].revision == "main"
     with pytest.raises(UserError, match="unknown reward of this profile 'jpeg'; choose one of: aesthetic, hpsv2, imag"):
         build("sd-turbo", rewards=["jpeg"])
-    with pytest.raises(UserError, match="profile quick has no --model, --rewards; it is for: sd-turbo"):
+    with pytest.raises(UserError, match="profile quick does not take --model, --rewards; these do: sd-turbo"):
         build("quick", rewards=["aesthetic"], model="x")
 
 

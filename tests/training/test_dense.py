@@ -18,9 +18,11 @@ def trajectory(pairs, steps, seed=0):
     clean = normal(torch.arange(pairs * 2 * steps) + seed, (4, 2, 2)).reshape(pairs, 2, steps, 4, 2, 2)
     clean[:, 1, 0] = clean[:, 0, 0]  # a pair's first predicted clean latent is shared
     empty = torch.empty(0)
+    seeds = torch.zeros(pairs, 2, dtype=torch.int64)
     return Trajectory(
-        [f"p{i}" for i in range(pairs)], (), empty, empty, empty, empty, clean, torch.zeros(pairs, 2, steps)
-    )
+        [f"p{i}" for i in range(pairs)], (), empty, empty, empty, empty, clean, torch.zeros(pairs, 2, steps), seeds,
+        empty, empty,
+    )  # fmt: skip
 
 
 class Reward:
