@@ -55,7 +55,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
     assert any(row["grad_norm"] > 0 for row in record.train), "nothing was learnt from"
     return {
         "reward_mean": [row["reward_mean"] for row in record.train],
-        "on_policy_log_ratio": record.train[0]["on_policy_log_ratio"],
+        "on_policy_log_ratio": record.train[0].get("on_policy_log_ratio"),
         "clip_range": record.done["clip_range"],
         "seconds_per_epoch": record.done["seconds_per_epoch"],
         **({"rows": record.provenance["rows"]} if "rows" in record.provenance else {}),
