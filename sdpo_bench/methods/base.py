@@ -93,8 +93,10 @@ class Method:
     learning_rates: ClassVar[dict[int, float]] = {}
 
     @property
-    def baseline(self) -> bool:
-        return False
+    def baseline(self) -> Literal["none", "reward", "critic"]:
+        """What advantages are less, as far as it foretells them: nothing; the last reward that was queried before a
+        step's action; the value of the state before it, learned from earlier epochs (training/critic.py)."""
+        return "none"
 
     @property
     def reference_output(self) -> bool:
