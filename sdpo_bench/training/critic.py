@@ -9,7 +9,7 @@ from sdpo_bench.training.advantages import EPSILON, residual
 from sdpo_bench.types import Trajectory
 
 WINDOW = 1024  # the latest samples, 16 epochs of 64: the time of a fit grows with their cube
-WIDTH, RIDGE = 0.7, 0.3  # chosen on tuning prompts (docs/methods/ddpo_critic.md)
+WIDTH, RIDGE = 0.5, 0.3  # chosen on tuning prompts (docs/methods/ddpo_critic.md)
 LATENT, TEXT = 256, 64  # the most numbers that a pooled latent has, 8 x 8 places of 4 channels, and a pooled prompt
 
 
