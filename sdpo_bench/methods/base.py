@@ -94,8 +94,8 @@ class Method:
 
     @property
     def baseline(self) -> Literal["none", "reward", "critic"]:
-        """What advantages are less, as far as it foretells them: nothing; the last reward that was queried before a
-        step's action; the value of the state before it, learned from earlier epochs (training/critic.py)."""
+        """What predicts the advantages before a step's action, to be subtracted from them: nothing, the last queried
+        reward, or a value of the state that is learned from earlier epochs (training/critic.py)."""
         return "none"
 
     @property

@@ -10,20 +10,20 @@ from sdpo_bench.methods.ddpo import DDPO
 
 @dataclass(frozen=True)
 class DDPOCritic(DDPO):
-    """DDPO whose advantage at step k is less what was foreseeable from the clean latent that is predicted there:
+    """DDPO with a baseline that is learned from the rewards of earlier epochs:
 
-    A[k] = A_DDPO - beta[k] V[k](x0[k]),
+    A[k] = A_DDPO - beta[k] V(x0[k], k).
 
-    V[k] fitted on the advantages of earlier epochs' samples (training/critic.py): no reward is queried for it. x0[k] is
-    fixed before the step's noise is drawn, so that subtracting leaves the expected gradient as it is. beta[k] makes the
-    variance over the batch least (a control variate), as in DDPO-dense. Loss and updates are DDPO's.
+    V predicts the advantage from the clean latent x0[k] that is predicted at step k (training/critic.py). x0[k] is
+    fixed before the step's noise is drawn, so the expected gradient stays the same. beta[k] minimises the variance over
+    the batch (a control variate), as in DDPO-dense. No further reward is queried. Loss and updates are DDPO's.
     """
 
     name = "ddpo_critic"
     title = "DDPO-critic"
-    row = 21
-    colour = "#999933"
-    marker = "<"
+    row = 17
+    colour = "#ddcc77"
+    marker = "H"
 
     @property
     def baseline(self) -> Literal["none", "reward", "critic"]:

@@ -1,4 +1,4 @@
-"""What a step's predicted clean latent foretells of its sample's advantage, learned from earlier epochs' samples."""
+"""A prediction of advantages from what is known before each step's action, learned from earlier epochs' samples."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from sdpo_bench.training.advantages import EPSILON, residual
 from sdpo_bench.types import Trajectory
 
-WINDOW = 1024  # the latest samples, 16 epochs of 64: the time of a fit grows with their cube
+WINDOW = 1024  # samples, 16 epochs of 64; the time of a fit grows with their cube
 WIDTH, RIDGE = 0.5, 0.3  # chosen on tuning prompts (docs/methods/ddpo_critic.md)
-LATENT, TEXT = 256, 64  # the most numbers that a pooled latent has, 8 x 8 places of 4 channels, and a pooled prompt
+LATENT, TEXT = 256, 64  # most numbers of a pooled latent (8 x 8 places of 4 channels), and of a pooled prompt
 
 
 class Critic:
-    """Values of the states that actions are drawn in: kernel ridge regression, for each denoising step on its own.
+    """A kernel ridge regression of advantages on the states of earlier samples, a separate one for each denoising step.
 
-    V[k](x) = mean + sum over i of a[i] exp(-|x - x[i]|^2 / (2 WIDTH^2 F))
+    V(x, k) = mean + sum over i of a[i] exp(-|x - x[i]|^2 / (2 WIDTH^2 F))
 
-    over the latest samples i of earlier epochs, x their features at step k, each of the F divided by its standard
-    deviation; a solves (kernel + RIDGE I) a = advantages - mean. The samples are all of its state.
+    The sum is over the last WINDOW samples. x[i] are their F features at step k, each divided by its standard
+    deviation. a solves (kernel + RIDGE I) a = advantages - mean. These samples are the whole state; nothing is random.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class Critic:
         self.advantages = torch.empty(0)
         """float32 [N, K]."""
         self.explained: list[float] | None = None
-        """Of the last epoch: for each step the share of the advantages' mean square that was foreseen; None where
-        there was no earlier epoch to learn from. A critic that knows nothing has about one over their number."""
+        """Of the last epoch: for each step, the share of the advantages' mean square that was removed. Without
+        information it is about one over their number. None if there was no earlier epoch to learn from."""
 
     def control(self, features: Tensor, advantages: Tensor) -> Tensor:
-        """Advantages float64 [B, G, K] less what was foreseen of them from features [B, G, K, F]: see `residual`. In
-        the first epoch nothing is. Only then does it learn from them."""
+        """What is left of advantages, float64 [B, G, K], after their prediction from features [B, G, K, F] is
+        subtracted (see `residual`); all of them in the first epoch. Learns from them afterwards."""
         left, self.explained = advantages, None
         rows = features.flatten(0, 1)
         if len(self.features):
@@ -44,7 +44,7 @@ class Critic:
         return left
 
     def learn(self, features: Tensor, advantages: Tensor) -> None:
-        """Adds samples, [N, K, F] and [N, K]; the oldest beyond the window go."""
+        """Adds samples, [N, K, F] and [N, K], and drops the oldest beyond WINDOW."""
         if len(self.features):
             features = torch.cat([self.features, features])
             advantages = torch.cat([self.advantages, advantages])
@@ -63,7 +63,7 @@ class Critic:
 
 
 def regression(x: Tensor, known: Tensor, targets: Tensor) -> Tensor:
-    """What kernel ridge regression of targets [M] on features `known` [M, F] says at features x [N, F]."""
+    """Predictions [N] at features x [N, F], by kernel ridge regression of targets [M] on features `known` [M, F]."""
     scale = known.std(0, correction=0).clamp_min(EPSILON)
 
     def kernel(a: Tensor) -> Tensor:
@@ -77,14 +77,16 @@ def regression(x: Tensor, known: Tensor, targets: Tensor) -> Tensor:
 
 
 def features_of(trajectory: Trajectory) -> Tensor:
-    """float32 [B, G, K, F], on the CPU: what is known of each step's state before its noise is drawn. The clean latent
-    that is predicted there, averaged over places, then the prompt's text embeddings, averaged over tokens and
-    neighbouring dimensions."""
+    """Features of each step's state before its noise is drawn: float32 [B, G, K, F], on the CPU.
+
+    They are the clean latent that is predicted there, averaged over places, and the prompt's text embeddings, averaged
+    over tokens and over neighbouring dimensions.
+    """
     clean = trajectory.predicted_clean
     channels = clean.shape[3]
     side = max(side for side in (1, 2, 4, 8) if side == 1 or channels * side**2 <= LATENT)
-    size = [min(side, n) for n in clean.shape[4:]]
-    latents = torch.nn.functional.adaptive_avg_pool2d(clean.flatten(0, 2).float(), size).flatten(1)
+    height, width = (min(side, n) for n in clean.shape[4:])
+    latents = torch.nn.functional.adaptive_avg_pool2d(clean.flatten(0, 2).float(), (height, width)).flatten(1)
     text = trajectory.conditions[0].float().mean(1)
     text = torch.nn.functional.adaptive_avg_pool1d(text, min(TEXT, text.shape[1])).cpu()
     return torch.cat(
