@@ -11,7 +11,7 @@ from sdpo_bench.config import RunConfig
 from sdpo_bench.policies import load_policy
 from sdpo_bench.training import critic as critics
 from sdpo_bench.training.advantages import residual
-from sdpo_bench.training.critic import RIDGE, WIDTH, WINDOW, Critic, features_of, regression
+from sdpo_bench.training.critic import RIDGE, WIDTH, Critic, features_of, regression
 from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.types import Trajectory
 
@@ -40,7 +40,7 @@ def test_regression_against_a_plain_implementation():
     y = targets.double().numpy()
     weights = np.linalg.solve(matrix, y - y.mean())
     expected = [y.mean() + sum(w * kernel(p, q) for w, q in zip(weights, b, strict=True)) for p in a]
-    assert regression(x, known, targets).numpy() == pytest.approx(expected, abs=1e-3)
+    assert regression(x, known, targets).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_far_from_all_that_is_known_the_value_is_the_mean():
@@ -53,7 +53,7 @@ def test_far_from_all_that_is_known_the_value_is_the_mean():
     )
 
 
-def test_what_is_foreseen_goes_and_what_is_not_stays():
+def test_what_is_predictable_is_removed_and_the_rest_stays():
     critic = Critic()
     for seed in range(8):
         features, advantages = epoch(seed)
@@ -148,7 +148,3 @@ def test_features_are_fixed_before_their_steps_noise(tiny_model):
         part = features_of(sample(policy, ["cat", "dog"], steps=4, noisy_steps=range(k), **seeds))
         assert torch.equal(part[:, :, : k + 1], whole[:, :, : k + 1])
         assert not torch.equal(part[:, :, k + 1], whole[:, :, k + 1])
-
-
-def test_the_window_is_small_enough_for_a_checkpoint():
-    assert WINDOW * 50 * (critics.LATENT + critics.TEXT) * 4 < 2**27
