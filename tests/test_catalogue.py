@@ -53,6 +53,7 @@ def test_what_tables_and_figures_take_from_it():
         "PSO",
         "DRaFT",
         "RTDMD-lite",
+        "DDPO-critic",
     )
     assert list(BUDGETS) == ["terminal", "2", "3", "4", "adaptive", "linear3"]
     for entries in (catalogue.METHODS, DENSE_REWARDS):

@@ -9,7 +9,8 @@ with
   them from the file's text, without PyTorch; a subclass does not inherit them;
 - `learning_rates`, by K, as a sweep chose them, where experiments/learning_rates.py has none for it;
 - `updates`: "step" or "trajectory", when the published method takes its optimiser steps;
-- `baseline`: advantages are returns less what the last queried reward before a step's action foretells of them;
+- `baseline`: what was predictable before a step's action is subtracted from its advantage: by the last queried reward
+  ("reward"), by a learned value ("critic"), or nothing ("none");
 - `returns(rewards [B, G, K]) -> [B, G, K]`, what is normalised into advantages;
 - `learns_from`: what its `loss(..., *, clip_range, advantage_clip) -> StepLoss` is a function of:
   "step" (default): `loss(model_output [P, G, C, H, W], StepBatch)`, at stored steps;

@@ -93,8 +93,10 @@ class Method:
     learning_rates: ClassVar[dict[int, float]] = {}
 
     @property
-    def baseline(self) -> bool:
-        return False
+    def baseline(self) -> Literal["none", "reward", "critic"]:
+        """What predicts the advantages before a step's action, to be subtracted from them: nothing, the last queried
+        reward, or a value of the state that is learned from earlier epochs (training/critic.py)."""
+        return "none"
 
     @property
     def reference_output(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -33,8 +34,8 @@ class DDPODense(DDPO):
     control: float = option(1.0, "0 (no baseline) or 1", lambda value: value in (0, 1))
 
     @property
-    def baseline(self) -> bool:
-        return bool(self.control)
+    def baseline(self) -> Literal["none", "reward", "critic"]:
+        return "reward" if self.control else "none"
 
     def returns(self, rewards: Tensor) -> Tensor:
         return SDPOCausal(gamma=self.gamma).returns(rewards)

@@ -109,7 +109,9 @@ PROVENANCE_OPTIONAL: Schema = {
 TRAIN: Schema = {"epoch": COUNT, **COUNTS, "seconds": SECONDS}
 
 
-TRAIN_OPTIONAL: Schema = dict.fromkeys(("backward_passes", "reward_gradients"), COUNT)  # not in the first results
+TRAIN_OPTIONAL: Schema = dict.fromkeys(("backward_passes", "reward_gradients"), COUNT) | {  # not in the first results
+    "explained_variance": ("a list of numbers", _list_of(is_number)),
+}
 
 
 EVAL: Schema = {

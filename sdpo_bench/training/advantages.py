@@ -88,8 +88,14 @@ class GroupNormalizer:
 
 
 def controlled(returns: Tensor, known: Tensor) -> Tensor:
-    """(G - beta R) / (std + 1e-6) of centred returns G and rewards R, [B, G, K] each. For each step, beta is the
-    regression coefficient of G on R over the batch (a control variate), and std is that of G over the batch. The std of
-    the residual is not used: where most of G was predictable, the residual says little and should weigh little."""
-    beta = (returns * known).sum((0, 1)) / known.square().sum((0, 1)).clamp_min(EPSILON**2)
-    return (returns - beta * known) / (Statistics.of(returns.flatten(0, 1)).std + EPSILON)
+    """(G - beta R) / (std + 1e-6) of centred returns G and rewards R, [B, G, K] each (see `residual`), where std is
+    that of a step's G over the batch. The std of the residual is not used: where most of G was predictable, the
+    residual says little and should weigh little."""
+    return residual(returns, known) / (Statistics.of(returns.flatten(0, 1)).std + EPSILON)
+
+
+def residual(values: Tensor, known: Tensor) -> Tensor:
+    """values - beta known, [B, G, K] each. For each step, beta is the regression coefficient of `values` on `known`
+    over the batch. Where `known` is fixed before the step's action, it is a control variate."""
+    beta = (values * known).sum((0, 1)) / known.square().sum((0, 1)).clamp_min(EPSILON**2)
+    return values - beta * known

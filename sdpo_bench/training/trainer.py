@@ -28,6 +28,7 @@ from sdpo_bench.policies.base import Passes
 from sdpo_bench.rewards import Reward
 from sdpo_bench.training import dense_probe
 from sdpo_bench.training.advantages import GroupNormalizer, PerPromptNormalizer
+from sdpo_bench.training.critic import Critic, features_of
 from sdpo_bench.training.divergence import TrainingDiverged, likely_causes
 from sdpo_bench.training.epoch_plan import PROBE, EpochPlan, MicroBatch, SampleDraw, draw_samples
 from sdpo_bench.training.sampling import joined, sample
@@ -41,12 +42,14 @@ class Rollout(NamedTuple):
 
     reference_log_prob: [B, 2, S], where the method takes it
     rewards: of this process's pairs
+    features: `features_of` the trajectory, where a critic takes them
     sampled: time.perf_counter() when the last sample was made
     """
 
     trajectory: Trajectory
     reference_log_prob: Tensor | None
     rewards: DenseRewards
+    features: Tensor | None
     sampled: float
 
 
@@ -69,8 +72,8 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """An epoch in numbers. `counts` are those of the run so far, `seconds` by phase. `rows` is None where a forward
-    pass had as many as the configuration says."""
+    """An epoch in numbers. `counts` are those of the run so far, `seconds` by phase. `explained_variance`: see
+    `Critic.explained`. `rows` is None where a forward pass had as many as the configuration says."""
 
     epoch: int
     counts: Counts
@@ -81,19 +84,18 @@ class EpochMetrics:
     log_ratio_max: float
     grad_norm: float
     seconds: dict[str, float]
+    explained_variance: list[float] | None
     rows: int | None
 
     def to_row(self) -> dict[str, Any]:
         """A row of train.jsonl (docs/records.md)."""
         row = dataclasses.asdict(self)
         row |= row.pop("counts")
-        if self.rows is None:
-            del row["rows"]
-        return row
+        return {key: value for key, value in row.items() if value is not None}
 
 
 class Trainer(Updater):
-    """One run's state: the weights in `policy`, the optimiser, the normaliser's buffers, the counts.
+    """One run's state: the weights in `policy`, the optimiser, the normaliser's buffers, the critic, the counts.
 
     With several processes each samples, scores and trains its slice of every batch, so that no latents are sent. All
     know all rewards, and so the same advantages; gradients are summed before each optimiser step.
@@ -108,6 +110,7 @@ class Trainer(Updater):
             if self.method.normalizer == "buffer"
             else GroupNormalizer(batch_std=self.method.normalizer == "group_mean")
         )
+        self.critic = Critic() if self.method.baseline == "critic" else None
         self.check_settings()
 
     def check_settings(self) -> None:
@@ -163,8 +166,8 @@ class Trainer(Updater):
         rollout = self.ranks.run_on_all(lambda: self.retry_on_oom(lambda: self.rollout(plan)))
 
         # Rewards of all processes, and so the same advantages everywhere.
-        rewards = self.gather_rewards(plan, rollout.rewards)
-        advantages = self.advantages(plan, rewards)
+        rewards, features = self.gather_samples(plan, rollout)
+        advantages = self.advantages(plan, rewards, features)
         scored = time.perf_counter()
 
         # An optimiser step for each batch (or for each step of each batch).
@@ -215,7 +218,8 @@ class Trainer(Updater):
             except BaseException:
                 thread.shutdown(cancel_futures=True)
                 raise
-        return Rollout(trajectory, reference, DenseRewards.cat(rewards), sampled)
+        features = None if self.critic is None else features_of(trajectory)
+        return Rollout(trajectory, reference, DenseRewards.cat(rewards), features, sampled)
 
     def sample(self, plan: EpochPlan, pairs: Tensor | None = None) -> Trajectory:
         """Trajectories of these pairs, int64 [P]; default: all of this process. They are made as the method wants
@@ -244,19 +248,24 @@ class Trainer(Updater):
         """Rewards float32 [N] of the pictures of `latents` [N, C, H, W]."""
         return score(self.reward, self.policy.pictures(latents, self.config.steps), prompts).to(latents.device)
 
-    def gather_rewards(self, plan: EpochPlan, rewards: DenseRewards) -> DenseRewards:
-        """The rewards of all processes' pairs, in the order of the epoch's pairs, on the CPU."""
-        parts = self.ranks.gather((plan.pairs, rewards.cpu()))
-        order = torch.cat([pairs for pairs, _ in parts]).argsort()
-        return DenseRewards.cat([part for _, part in parts]).of(order)
+    def gather_samples(self, plan: EpochPlan, rollout: Rollout) -> tuple[DenseRewards, Tensor | None]:
+        """The rewards and features of all processes' pairs, in the order of the epoch's pairs, on the CPU."""
+        pairs, rewards, features = zip(
+            *self.ranks.gather((plan.pairs, rollout.rewards.cpu(), rollout.features)), strict=True
+        )
+        order = torch.cat(pairs).argsort()
+        return DenseRewards.cat(rewards).of(order), None if self.critic is None else torch.cat(features)[order]
 
-    def advantages(self, plan: EpochPlan, rewards: DenseRewards) -> Tensor:
-        """Advantages float32 [B, G, K] of this process's pairs, from all processes' rewards."""
-        known = dense_rewards.last_queried(rewards.values, rewards.queried) if self.method.baseline else None
+    def advantages(self, plan: EpochPlan, rewards: DenseRewards, features: Tensor | None = None) -> Tensor:
+        """Advantages float32 [B, G, K] of this process's pairs, from all processes' rewards and features."""
+        queried = self.method.baseline == "reward"
+        known = dense_rewards.last_queried(rewards.values, rewards.queried) if queried else None
         # In float64, so that rounding makes no difference between equal returns.
         returns = self.method.returns(rewards.values.double())
-        advantages = self.normaliser(plan.samples.prompts, returns, known)[plan.pairs]
-        return advantages.float().to(self.policy.device)
+        advantages = self.normaliser(plan.samples.prompts, returns, known)
+        if self.critic is not None and features is not None:
+            advantages = self.critic.control(features, advantages)
+        return advantages[plan.pairs].float().to(self.policy.device)
 
     def probe(self, epoch: int) -> list[dict[str, Any]]:
         """Rows for dense.jsonl after `epoch`: see `dense_probe.compare`. Of samples that no epoch trains on, and that
@@ -326,6 +335,7 @@ class Trainer(Updater):
             log_ratio_max=totals.updates.log_ratio_max.max().item(),
             grad_norm=totals.updates.grad_norm.mean().item(),
             seconds={phase: round(seconds, 4) for phase, seconds in phases.items()},
+            explained_variance=None if self.critic is None else self.critic.explained,
             # They differ where memory ran out, or where `--rows 0` found how many fit.
             rows=None if rows == self.config.rows else rows,
         )
@@ -362,7 +372,8 @@ class Trainer(Updater):
 
     def progress(self) -> dict[str, Any]:
         """The small part of a checkpoint: a copy."""
-        return {"normaliser": dict(self.normaliser.buffers), "counts": dataclasses.asdict(self.counts)}
+        state = {"normaliser": dict(self.normaliser.buffers), "counts": dataclasses.asdict(self.counts)}
+        return state if self.critic is None else state | {"critic": self.critic.state_dict()}
 
     def weights(self) -> dict[str, Any]:
         """The large part: no copy, but where weights are shared out. All processes must call this then."""
@@ -385,4 +396,6 @@ class Trainer(Updater):
         if self.old_weights is not None:
             self.old_weights.load_state_dict(state["old_weights"])
         self.normaliser.buffers = state["normaliser"]
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
         self.counts = Counts(**state["counts"])

@@ -64,7 +64,7 @@ TINY_ARGUMENTS = [
     ("arguments", "message"),
     [
         (["fly"], "unknown command 'fly'; choose one of: reproduce, train, evaluate, tables, compare, doctor"),
-        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: crd, d3po, ddpo, ddpo_dense"),
+        (["train", "--method", "ppo"], "unknown method 'ppo'; choose one of: crd, d3po, ddpo, ddpo_critic, ddpo_dense"),
         (["train", "--reward", "beauty"], "unknown reward 'beauty'; choose one of: alignment, alignment_heldout"),
         (["train", "--eval-rewards", "beauty"], "unknown reward 'beauty'; choose one of"),
         (["train", "--options", "gama", "1"], "unknown option 'gama' of sdpo; it has: gamma, scale, step_discount"),

@@ -78,7 +78,7 @@ def test_the_penalty_of_the_pretrained_model_is_0():
     assert torch.equal(with_kl, without)
 
 
-@pytest.mark.parametrize("name", ["ddpo", "ddpo_dense", "grpo", "grpo_guard", "flow_dppo", "dense_grpo"])
+@pytest.mark.parametrize("name", ["ddpo", "ddpo_dense", "ddpo_critic", "grpo", "grpo_guard", "flow_dppo", "dense_grpo"])
 def test_a_permutation_within_the_groups_changes_nothing(name):
     method, order = build_method(name), torch.tensor([2, 0, 3, 1])
     output, batch = batch_of()

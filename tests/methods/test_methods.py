@@ -209,7 +209,7 @@ def test_formulas(seed, size):
         math.log1p(math.exp(-0.1 * h * (min(max(R[0][k], low), high) - min(max(R[1][k], low), high)))) for k in range(3)
     )
     expected = {"sdpo": sdpo / 3, "sdpo_causal": sdpo / 3, "ddpo": ddpo / 3, "d3po": d3po / 3}
-    expected |= {"prdp": prdp, "rebel": rebel}
+    expected |= {"prdp": prdp, "rebel": rebel, "ddpo_critic": ddpo / 3}
     for name, value in expected.items():
         assert pairs.loss(build_method(name)).item() == pytest.approx(value, rel=1e-6, abs=1e-9), name
 

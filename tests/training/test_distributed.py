@@ -37,7 +37,7 @@ from sdpo_bench.training.loop import check_shares, train
 from sdpo_bench.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-KINDS = list(itertools.product(("sdpo", "ddpo", "rebel"), ("lora", "full")))
+KINDS = [*itertools.product(("sdpo", "ddpo", "rebel"), ("lora", "full")), ("ddpo_critic", "lora")]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,8 @@ def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
             assert all(row[name] == expected[name] for name in counters)
             for name in ("loss", "reward_mean", "clip_fraction", "log_ratio_max", "grad_norm"):
                 assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
+            explained, of_one = (x.get("explained_variance", []) for x in (row, expected))
+            assert explained == pytest.approx(of_one, rel=2e-2)
 
 
 OTHER_KINDS = ("diffusion_nft", "draft", "rtdmd_lite")  # noised samples with old weights, the reward's gradient, both

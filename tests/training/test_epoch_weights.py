@@ -88,6 +88,7 @@ OTHERS = {
     "prdp-two-epochs": {"method": "prdp", "epochs": 2, "learning_rate": 1e-3},
     "d3po-two-epochs": {"method": "d3po", "epochs": 2, "learning_rate": 1e-3},
     "rebel-two-epochs": {"method": "rebel", "epochs": 2, "learning_rate": 1e-3},
+    "ddpo_critic-two-epochs": {"method": "ddpo_critic", "epochs": 2, "learning_rate": 1e-3},  # in the first it is DDPO
     "rebel-euler": {"method": "rebel", "sampler": "euler_ancestral", "train_last_step": False},
     "sdpo-two-processes": {"method": "sdpo"},
     "prdp-two-processes": {"method": "prdp"},

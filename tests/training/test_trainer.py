@@ -338,6 +338,21 @@ def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, metho
             assert torch.allclose(known[..., k], torch.where(own.queried[..., k], between[..., k], earlier))
 
 
+def test_a_critic_takes_out_what_it_has_learned(config):
+    """From the second epoch on: in the first the run is DDPO's, bit for bit."""
+    config = dataclasses.replace(config, label="", learning_rate=1e-4)
+    critic, plain = (trainer_of(dataclasses.replace(config, method=name)) for name in ("ddpo_critic", "ddpo"))
+    rows = [[trainer.train_epoch(epoch).to_row() for trainer in (critic, plain)] for epoch in (1, 2)]
+    without = [[{k: v for k, v in row.items() if k != "seconds"} for row in pair] for pair in rows]
+    assert without[0][0] == without[0][1]
+    explained = without[1][0].pop("explained_variance")
+    assert len(explained) == 3
+    assert all(0 < share < 1 for share in explained)
+    assert without[1][0]["reward_mean"] == without[1][1]["reward_mean"]
+    assert without[1][0]["reward_queries"] == without[1][1]["reward_queries"]
+    assert without[1][0]["grad_norm"] != without[1][1]["grad_norm"]
+
+
 def test_pairs_share_their_start_and_nothing_else(config):
     trainer = trainer_of(config)
     trajectory = trainer.sample(trainer.plan(1))
