@@ -337,7 +337,7 @@ FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
 
 
-PAPER_REST = ("prdp", "sdpo_causal", "ddpo_dense", "ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")
+PAPER_REST = ("ddpo_critic", "prdp", "sdpo_causal", "ddpo_dense", "ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")
 
 
 SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
@@ -352,7 +352,7 @@ PROFILES = {
     "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
     "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS),
-    "recent": Profile(recent, ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS), (0, 1, 2, 3, 4)),
+    "recent": Profile(recent, ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS, "ddpo_dense"), (0, 1, 2, 3, 4)),
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),

@@ -81,9 +81,9 @@ STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
 
 RECENT = (
-    "grpo", "grpo_guard", "flow_dppo", "dense_grpo", "diffusion_nft", "crd", "pso", "draft", "rtdmd_lite",
+    "grpo", "grpo_guard", "flow_dppo", "dense_grpo", "diffusion_nft", "crd", "pso", "draft", "rtdmd_lite", "ddpo_critic",
 )  # fmt: skip
-"""Methods of 2024 to 2026, and DRaFT, the upper reference."""
+"""Methods of 2024 to 2026, DRaFT, the upper reference, and DDPO-critic, which is this project's."""
 
 
 PAPER_METHODS = ("sdpo", "ddpo", "rebel", "d3po")  # that its figure compares
