@@ -337,7 +337,15 @@ FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
 
 
-PAPER_REST = ("ddpo_critic", "prdp", "sdpo_causal", "ddpo_dense", "ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")
+PAPER_REST = (
+    "ddpo_critic",
+    "prdp",
+    "sdpo_causal",
+    "ddpo_dense",
+    "ddpo_per_step",
+    "rebel_per_step",
+    "sdpo_per_trajectory",
+)
 
 
 SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")

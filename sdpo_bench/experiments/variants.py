@@ -81,8 +81,9 @@ STUDIED = (*METHOD_NAMES, "ddpo_dense")
 
 
 RECENT = (
-    "grpo", "grpo_guard", "flow_dppo", "dense_grpo", "diffusion_nft", "crd", "pso", "draft", "rtdmd_lite", "ddpo_critic",
-)  # fmt: skip
+    *("grpo", "grpo_guard", "flow_dppo", "dense_grpo", "diffusion_nft", "crd", "pso", "draft", "rtdmd_lite"),
+    "ddpo_critic",
+)
 """Methods of 2024 to 2026, DRaFT, the upper reference, and DDPO-critic, which is this project's."""
 
 
