@@ -39,8 +39,8 @@ SCHEMA = 1
 EMBEDDED = "embedded"
 LATER = (
     "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
-    "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "noise_level", "offload_trajectories",
-    "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
+    "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "inner_epochs", "noise_level",
+    "offload_trajectories", "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
     "reward_batch", "reward_dtype", "sampler", "step_shuffle", "train_share", "train_window", "train_window_epochs",
     "vae_slicing",
 )  # fmt: skip
@@ -226,6 +226,8 @@ class OptimizerConfig(Group):
     updates: Literal["auto", "step", "trajectory"] = "auto"
     """An optimiser step for each denoising step of a batch of pairs (SDPO's way) or for its whole
     trajectories (DDPO's way); auto takes the method's own."""
+    inner_epochs: int = at_least(1, 1)
+    """Passes over an epoch's samples: more of them make more optimiser steps of the same samples. [official: 1]"""
     step_shuffle: bool = True
     """Each pair trains its steps in an order of its own [official], or all from the noisiest to the last."""
     train_last_step: bool = True
@@ -397,6 +399,9 @@ class RunConfig(
         if not self.train_last_step and build_method(self.method, self.options).all_noise_levels:
             raise UserError("--no-train-last-step: noise levels are drawn from all timesteps (option any_level), "
                             "so there is no last step to leave out; choose one of both")  # fmt: skip
+        if self.inner_epochs > 1 and method.learns_from in ("noised", "reward"):
+            raise UserError(f"--inner-epochs is {self.inner_epochs}; {method.title} takes no ratio to the policy that "
+                            f"sampled, and a second pass would have the noise of the first; expected 1")  # fmt: skip
         if self.train_share < 1 and method.learns_from not in ("step", "noised"):
             raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
         if self.train_window is not None:
@@ -431,8 +436,8 @@ class RunConfig(
 
         row = {"schema": SCHEMA} | dataclasses.asdict(self)
         row |= {name: file_name(row[name]) for name in FILES}
-        options = dataclasses.asdict(build_method(row.pop("method"), row.pop("options")))
-        row["method"] = {"name": self.method} | options if self.epochs else {"name": "start"}
+        method = build_method(row.pop("method"), row.pop("options"))
+        row["method"] = method.to_json() if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
         row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
         if self.noise_level == NOISE_LEVELS.get(self.sampler, NOISE_LEVELS["flow_sde"]):  # which was every sampler's

@@ -76,7 +76,7 @@ def test_the_help_shows_the_groups_and_flat_flags(capsys):
 RANGES = {  # the lowest valid values, or what is above the bound; then words
     "at least 1": (
         1,
-        "eval_every eval_noises lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
+        "eval_every eval_noises inner_epochs lora_rank pad_rows pairs pairs_per_update prompt_stats_buffer "
         "prompt_stats_min_count reward_batch steps train_window train_window_epochs",
     ),
     "at least 2": (2, "group_size"),
@@ -156,7 +156,7 @@ def test_defaults_that_config_json_leaves_out_stay():
     left_out = {
         "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
         "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
-        "guidance": 1.0, "noise_level": None, "offload_trajectories": False, "probe_every": 0,
+        "guidance": 1.0, "inner_epochs": 1, "noise_level": None, "offload_trajectories": False, "probe_every": 0,
         "prompt_stats_buffer": 32, "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32,
         "reward_dtype": "float32", "sampler": "auto", "step_shuffle": True, "train_share": 1.0,
         "train_window": None, "train_window_epochs": 25, "vae_slicing": False,

@@ -88,10 +88,11 @@ def passes(config: RunConfig) -> dict[str, int]:
         trained = 0
     without = {"noised": method.old_output, "trajectory": True}.get(method.learns_from, False)
     term = method.reward_gradient(config.steps)
+    inner = config.inner_epochs
     return {
         "sample": samples * config.steps - repeated,
-        "log_prob": trained * (method.reference + method.reference_output + without),
-        "train": trained + (samples * (term.noisings or term.last_steps) if term is not None else 0),
+        "log_prob": trained * (method.reference + inner * (method.reference_output + without)),
+        "train": inner * trained + (samples * (term.noisings or term.last_steps) if term is not None else 0),
     }
 
 
@@ -161,7 +162,8 @@ def work(config: RunConfig) -> dict[str, float]:
     return {
         "sample": pictures * config.steps * (1 + again),
         "reward": config.pairs * config.epochs * queries,
-        "train": pictures * ((config.steps_each if method.learns_from != "reward" else 0) + through),
+        "train": pictures
+        * ((config.inner_epochs * config.steps_each if method.learns_from != "reward" else 0) + through),
         "evaluate": (before + last) * sum(config.eval_steps) + last * sum(config.eval_last_steps),
     }
 

@@ -40,6 +40,7 @@ LEARNING_RATES |= {
     "pso": {4: 3e-4},
     "draft": {4: 3e-4},
     "rtdmd_lite": {4: 3e-4},
+    "ddpo_critic": {4: 1e-4},
     "ddpo_groups8": {4: 1e-4},
     "grpo_groups4": {4: 1e-4},
 }

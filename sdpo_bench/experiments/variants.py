@@ -74,6 +74,22 @@ for _name in ("ddpo_dense", "dense_grpo"):
     VARIANTS[_name] = Variant(_name, METHODS[_name].title, {"dense": "exact"})
 
 
+# Why an order holds at one shared rate: the number of optimiser steps, and what public code does otherwise. Those of
+# the trained steps at K = 4 are three.
+WHY = {
+    "ddpo_inner3": Variant("ddpo", "DDPO (3 inner epochs)", {"inner_epochs": 3}),
+    "rebel_inner3": Variant("rebel", "REBEL (3 inner epochs)", {"inner_epochs": 3}),
+    "prdp_inner3": Variant("prdp", "PRDP (3 inner epochs)", {"inner_epochs": 3}),
+    # RLCM's REBEL adds up the log-probs of a batch of two pairs; its clip of the gradient's norm always acts here.
+    "rebel_batch_sum": Variant("rebel", "REBEL (batch sum)", {"options": {"batch_sum": 2.0}}),
+    "rebel_no_norm_clip": Variant("rebel", "REBEL (no norm clip)", {"max_grad_norm": NO_CLIPPING}),
+    "sdpo_no_norm_clip": Variant("sdpo", "SDPO (no norm clip)", {"max_grad_norm": NO_CLIPPING}),
+    # D3PO's public code takes an optimiser step for each pair.
+    "d3po_pair_updates": Variant("d3po", "D3PO (an update a pair)", {"pairs_per_update": 1}),
+}
+VARIANTS |= WHY
+
+
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
 
 

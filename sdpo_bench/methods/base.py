@@ -37,9 +37,10 @@ class RewardGradient(NamedTuple):
     noisings: int = 0
 
 
-def option(default: float, expected: str, valid: Callable[[float], bool]) -> Any:
-    """A field of a method: an option with its default, its valid values in words, and a test of them."""
-    return field(default=default, metadata={"expected": expected, "valid": valid})
+def option(default: float, expected: str, valid: Callable[[float], bool], *, later: bool = False) -> Any:
+    """A field of a method: an option with its default, its valid values in words, and a test of them. `later`: it came
+    after the method's first results, whose run ids must stay, so config.json leaves it out at its default."""
+    return field(default=default, metadata={"expected": expected, "valid": valid, "later": later})
 
 
 def discount(default: float) -> Any:
@@ -61,6 +62,12 @@ class Method:
             value = getattr(self, f.name)
             if "valid" in f.metadata and not f.metadata["valid"](value):
                 raise UserError(f"option {f.name} of {self.name} is {value}; expected {f.metadata['expected']}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The method as config.json holds it: its name and options."""
+        options = {f.name: (getattr(self, f.name), f) for f in fields(self)}
+        kept = {k: v for k, (v, f) in options.items() if not (f.metadata.get("later") and v == f.default)}
+        return {"name": self.name} | kept
 
     title: ClassVar[str]
     name: ClassVar[str]

@@ -77,13 +77,34 @@ def trained_steps(config: RunConfig, epoch: int) -> range:
     return steps[first : first + size]
 
 
+def draw_step_order(config: RunConfig, trained: range, rng: np.random.Generator) -> Tensor:
+    """The order in which each pair takes its trained steps, int64 [pairs, S].
+
+    With step shuffling it is each pair's own; without, all go from the noisiest on.
+    """
+    order, count = np.tile(trained, (config.pairs, 1)), config.steps_each
+    if config.step_shuffle or count < len(trained):
+        order = rng.permuted(order, axis=1)[:, :count]
+    return torch.from_numpy(order if config.step_shuffle else np.sort(order, axis=1))
+
+
+class InnerEpoch(NamedTuple):
+    """One pass over an epoch's samples.
+
+    batches: for each batch of pairs_per_update pairs, those that this process trains, int64
+    step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its samples
+    """
+
+    batches: list[Tensor]
+    step_order: Tensor
+
+
 @dataclass(frozen=True)
 class EpochPlan:
     """An epoch's samples and the order in which they are trained.
 
     samples: the draw of all pairs, those of other processes too
-    batches: for each batch of pairs_per_update pairs, those that this process trains, int64
-    step_order: int64 [pairs, S], the order in which a pair's S trained steps are taken, shared by its samples
+    inner_epochs: the passes over them
     log_prob_steps: how many of the first steps need a log-prob, and so noise
     noisy_steps: the steps that draw noise while training samples are made; None: all that the sampler has noise for
     per_step: an optimiser step for each denoising step of a batch (SDPO), or for whole trajectories (DDPO)
@@ -91,8 +112,7 @@ class EpochPlan:
 
     epoch: int
     samples: SampleDraw
-    batches: list[Tensor]
-    step_order: Tensor
+    inner_epochs: list[InnerEpoch]
     log_prob_steps: int
     noisy_steps: tuple[int, ...] | None
     per_step: bool
@@ -103,15 +123,16 @@ class EpochPlan:
     ) -> EpochPlan:
         """The plan of `epoch`, counted from 1, for this process of `ranks`."""
         rng = np.random.default_rng((config.seed, epoch, ORDER))
-        batches = torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
+        batches = [
+            ranks.local_slice(batch).contiguous()
+            for batch in torch.from_numpy(rng.permutation(config.pairs)).split(config.pairs_per_update)
+        ]
         method, trained = config.method_class, trained_steps(config, epoch)
-        order = np.tile(trained, (config.pairs, 1))
-        count = config.steps_each
-        # Step shuffling: each pair takes its steps in an order of its own; without it all go from the noisiest on.
-        if config.step_shuffle or count < len(trained):
-            order = rng.permuted(order, axis=1)[:, :count]
-        if not config.step_shuffle:
-            order = np.sort(order, axis=1)
+        inner_epochs = [InnerEpoch(batches, draw_step_order(config, trained, rng))]
+        # Later passes have the same batches, so that every process keeps its pairs, in an order of their own.
+        for _ in range(1, config.inner_epochs):
+            turn = [batches[i] for i in rng.permutation(len(batches))]
+            inner_epochs.append(InnerEpoch(turn, draw_step_order(config, trained, rng)))
         window = None if config.train_window is None else tuple(trained)
         return cls(
             epoch=epoch,
@@ -123,8 +144,7 @@ class EpochPlan:
                 epoch,
                 shared_noise=method.shared_noise,
             ),
-            batches=[ranks.local_slice(batch).contiguous() for batch in batches],
-            step_order=torch.from_numpy(order),
+            inner_epochs=inner_epochs,
             log_prob_steps=trained[-1] + 1 if method.learns_from in ("step", "trajectory") else 0,
             noisy_steps=window if method.stochastic else (),
             per_step=config.resolved_updates == "step",
@@ -133,21 +153,28 @@ class EpochPlan:
     @property
     def pairs(self) -> Tensor:
         """The pairs of this process, int64, in ascending order."""
-        return torch.cat(self.batches).sort().values
+        return torch.cat(self.inner_epochs[0].batches).sort().values
 
     def optimizer_batches(self, size: int) -> list[list[MicroBatch]]:
         """The epoch's optimiser steps: for each the micro-batches, of at most `size` entries, whose gradients it sums.
 
         With an update per trajectory a micro-batch may hold several steps of a pair: large ones are faster.
         """
-        positions = range(self.step_order.shape[1])
-        if self.per_step:
-            return [self._microbatches(batch, [j], size) for j in positions for batch in self.batches]
-        return [self._microbatches(batch, [*positions], size) for batch in self.batches]
+        return [batch for inner_epoch in self.inner_epochs for batch in self._optimizer_batches(inner_epoch, size)]
 
-    def _microbatches(self, batch: Tensor, positions: list[int], size: int) -> list[MicroBatch]:
-        # From numbers of pairs in the epoch to positions among those of this process; all pairs at the first position
-        # of their orders, then all at the second, and so on.
-        entries = torch.searchsorted(self.pairs, batch).repeat(len(positions))
-        steps = self.step_order[batch][:, positions].T.flatten()
-        return MicroBatch(entries, steps).split(size)
+    def _optimizer_batches(self, inner_epoch: InnerEpoch, size: int) -> list[list[MicroBatch]]:
+        batches, step_order = inner_epoch
+        orders = [step_order[batch].T for batch in batches]  # [S, pairs]
+        if self.per_step:
+            return [
+                self._microbatches(batch, order[[j]], size)
+                for j in range(step_order.shape[1])
+                for batch, order in zip(batches, orders, strict=True)
+            ]
+        return [self._microbatches(batch, order, size) for batch, order in zip(batches, orders, strict=True)]
+
+    def _microbatches(self, batch: Tensor, steps: Tensor, size: int) -> list[MicroBatch]:
+        # From numbers of pairs in the epoch to positions among those of this process; all pairs at their first steps
+        # [S, pairs], then all at the second, and so on.
+        entries = torch.searchsorted(self.pairs, batch).repeat(len(steps))
+        return MicroBatch(entries, steps.flatten()).split(size)

@@ -214,6 +214,21 @@ def test_formulas(seed, size):
         assert pairs.loss(build_method(name)).item() == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
+def test_rebel_with_batches_that_are_summed():
+    """As RLCM's code: (scale (sum over a batch's pairs of D now - D of this pair then) - dA)^2, a mean over pairs."""
+    pairs = Pairs(pairs=5, steps=3, seed=3, log_ratio=2e-4)
+    now = (pairs.log_prob(pairs.m).sum(-1)).diff(dim=1)[:, 0].neg().tolist()
+    then = (pairs.old.sum(-1)).diff(dim=1)[:, 0].neg().tolist()
+    dA = pairs.advantages[..., -1].diff(dim=1)[:, 0].neg().tolist()
+    batches = [(0, 1), (2, 3), (4,)]
+    expected = [(3 * (sum(now[j] for j in b) - then[i]) - dA[i]) ** 2 for b in batches for i in b]
+    found = pairs.loss(build_method("rebel", {"batch_sum": 2, "scale": 3}))
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    alone = pairs.loss(build_method("rebel", {"scale": 3}))
+    assert found[4].item() == pytest.approx(alone[4].item())
+    assert not torch.allclose(found[:4], alone[:4], rtol=1e-3)
+
+
 def test_returns():
     rewards = torch.tensor([[[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]])
     g = 0.99
@@ -249,6 +264,7 @@ OUTSIDE = {
     "beta": (-0.1, 0),
     "ratio_clip": (-0.1, 0, 1),
     "control": (-1, 0.5, 2),
+    "batch_sum": (0, 1.5),
 }
 EDGES = {
     "gamma": (0, 1),
@@ -257,6 +273,7 @@ EDGES = {
     "beta": (1e-3, 1e3),
     "ratio_clip": (0.01, 0.99),
     "control": (0, 1),
+    "batch_sum": (1, 64),
 }
 
 

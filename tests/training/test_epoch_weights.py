@@ -81,6 +81,8 @@ OTHERS = {
     "grpo-kl": {"method": "grpo", "group_size": 4, "options": {"kl": 0.04}},
     "grpo-window": {"method": "grpo", "group_size": 4, "train_window": 1},
     "sdpo-share": {"method": "sdpo", "train_share": 0.5},
+    "ddpo-inner-epochs": {"method": "ddpo", "inner_epochs": 2, "learning_rate": 1e-3},
+    "rebel-batch-sum": {"method": "rebel", "options": {"batch_sum": 2}},
     "draft-all-steps": {"method": "draft", "options": {"last_steps": 0}},
     "draft-noisings": {"method": "draft", "options": {"noisings": 2}},
     "diffusion_nft-two-epochs": {"method": "diffusion_nft", "group_size": 4, "epochs": 2, "learning_rate": 1e-3},

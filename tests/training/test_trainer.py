@@ -105,6 +105,27 @@ def test_every_method_trains(config, name, finetune):
     assert all(value >= 0 for value in row["seconds"].values())
 
 
+@pytest.mark.parametrize("name", ["sdpo", "ddpo", "rebel", "d3po", "grpo_guard"])
+def test_inner_epochs_train_the_same_samples_again(config, name):
+    """Sampled and scored once; the counts say what the passes cost."""
+    config = dataclasses.replace(config, method=name, label="")
+    once, twice = trainer_of(config), trainer_of(dataclasses.replace(config, inner_epochs=2))
+    one, two = once.train_epoch(1).to_row(), twice.train_epoch(1).to_row()
+    for same in ("samples", "reward_queries", "reward_mean"):
+        assert two[same] == one[same]
+    for doubled in ("optimiser_steps", "backward_passes"):
+        assert two[doubled] == 2 * one[doubled]
+    passes = cost_model.passes(dataclasses.replace(config, epochs=1, inner_epochs=2))
+    assert two["model_evaluations"] == sum(passes.values())
+    assert two["log_ratio_max"] > one["log_ratio_max"]
+
+
+@pytest.mark.parametrize("name", ["diffusion_nft", "crd", "pso", "draft"])
+def test_methods_without_a_ratio_have_no_inner_epochs(config, name):
+    with pytest.raises(UserError, match=r"--inner-epochs is 2; .*expected 1"):
+        dataclasses.replace(config, method=name, label="", group_size=None, inner_epochs=2)
+
+
 class Constant(Reward):
     """A saturated grader: every picture gets the same value, which no binary fraction equals."""
 
