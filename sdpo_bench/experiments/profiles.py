@@ -110,7 +110,7 @@ def smoke(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The default: every method in minutes on a laptop's CPU, at K = 4, for which few-step models are made."""
-    settings: Options = {"eval_every": 5}
+    settings: Options = {"eval_every": 9, "eval_interim_noises": 1}  # evaluations took 40 % of the time
     return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
