@@ -10,6 +10,7 @@ from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.questions import Section, sections
 from sdpo_bench.analysis.tables.base import RERUN, Table, joined
+from sdpo_bench.records.protocols import described
 from sdpo_bench.records.reader import RunRecord
 from sdpo_bench.terminal import printable
 
@@ -54,13 +55,18 @@ def collect(results: Results, tables: list[Table], figures: list[Drawing]) -> Fa
         groups=groups,
         sections=sections(tables),
         figures=figures,
-        summary=_summary(runs),
+        summary=" ".join(filter(None, (_summary(runs), _protocol(results.profile)))),
         unfinished=still_missing(results.unfinished),
         unpublished=compared and not any(drawing.name == PUBLISHED for drawing in figures),
         provenance=_versions(runs),
         commands=sorted(commands - {""}),
         resume=printable(RERUN.format(results.profile)),
     )
+
+
+def _protocol(profile: str) -> str:
+    """A sentence about how the methods got their learning rates; empty where no profile says it."""
+    return f"Protocol: {protocol}." if (protocol := described(profile)) else ""
 
 
 def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:

@@ -19,6 +19,7 @@ from sdpo_bench.experiments.cost_model import GPUCost
 from sdpo_bench.experiments.profiles import PROFILES, build, config_from_json
 from sdpo_bench.experiments.variants import VARIANTS
 from sdpo_bench.methods import METHODS
+from sdpo_bench.records import protocols
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.reader import load_profile
@@ -125,6 +126,27 @@ def test_the_papers_comparison_shares_its_rate_and_has_the_papers_length(steps):
     assert {*rates, profiles.SHARED_RATE} <= {3e-6, *learning_rates.SWEEP}
 
 
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_a_profile_follows_its_protocol(name):
+    """Rates of a reward and K: one for all, or each method's own, or several for each."""
+    names = {variant.label: name for name, variant in VARIANTS.items()}
+    rates: dict[tuple[str, int], dict[str, set[float]]] = {}
+    for config in build(name):
+        if config.epochs:
+            label = config.label.removesuffix(f" {config.learning_rate:g}")
+            rates.setdefault((config.reward, config.steps), {}).setdefault(label, set()).add(config.learning_rate)
+    protocol = protocols.protocol_of(name)
+    for (reward, steps), by_label in rates.items():
+        first = next(iter(by_label.values()))
+        for label, found in by_label.items():
+            own = {learning_rates.learning_rate(names[label], steps, reward)} if protocol == "tuned" else first
+            assert found == own
+        assert (len(first) > 1) == (protocol == "sweep" or "rates" in name)
+    assert protocols.PROFILES.keys() == profiles.PROFILES.keys()
+    assert protocols.described(name).startswith(f"{protocol} (")
+    assert protocols.described("train") == ""
+
+
 def test_a_comparison_with_the_start_costs_its_sampling():
     """Of 3 evaluations each one samples twice, or the last one alone does."""
     settings = {"epochs": 10, "eval_every": 5, "eval_steps": (1, 4), "eval_last_steps": (8,)}
@@ -194,7 +216,7 @@ def test_narrowing_and_widening():
     assert configs[1].updates == "step"
     with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20"):
         build("quik")
-    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: crd, d3po, ddpo"):
+    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: crd, d3po, d3po_pair_updates, ddpo"):
         build("quick", ["ppo"])
     with pytest.raises(UserError, match="without repeats"):
         build("quick", None, [0, 0])

@@ -25,6 +25,7 @@ from sdpo_bench.analysis.tables.base import (
     step_header,
 )
 from sdpo_bench.analysis.tables.orders import cells_text
+from sdpo_bench.records.protocols import protocol_of
 
 
 class Protocol(NamedTuple):
@@ -137,8 +138,10 @@ def _protocol_answer(found: list[Protocol]) -> str:
     if steps:
         shares = _range([count / SDPO_STEPS for count in steps])
         lengths.append(f"{shares} of the {SDPO_STEPS:,} optimiser steps that SDPO takes there")
+    protocol = protocol_of(found[0].group.profile)
     answer = (
-        f"What is said about the order of the methods holds for this protocol and length: {'; '.join(ways)}; "
+        f"What is said about the order of the methods holds for this protocol{f' ({protocol})' if protocol else ''} "
+        f"and length: {'; '.join(ways)}; "
         f"{' and '.join(lengths)}."
     )
     if own:
