@@ -55,6 +55,8 @@ class Costs:
     training: tuple[int, int]
     sampling: tuple[int, int]
     decoding: tuple[int, int]
+    gradient_decoding: tuple[int, int]
+    """With a graph, and back through it."""
     branches: int
 
 
@@ -177,6 +179,9 @@ def measure(config: RunConfig) -> Costs:
         def decode(n: int) -> None:
             policy.decode(inputs(n)[0])
 
+        def decode_with_gradient(n: int) -> None:
+            policy.decode(inputs(n)[0].requires_grad_(), gradient=True).sum().backward()
+
         trained = sum(p.numel() for p in policy.parameters)
         picture = 3 * 4 * math.prod(n * pipeline.vae_scale_factor for n in policy.latent_shape[1:])
         return Costs(
@@ -190,6 +195,7 @@ def measure(config: RunConfig) -> Costs:
             training=line(train),
             sampling=line(predict),
             decoding=line(decode),
+            gradient_decoding=line(decode_with_gradient),
             branches=policy.branches,
         )
 
@@ -261,6 +267,9 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
         "sampling while decoding": (sampling + decoding) * together,
         "optimiser step": 4 * costs.trained,
     }
+    if (term := method.reward_gradient(config.steps)) is not None:
+        picture = term.last_steps * at(costs.training, in_step) + at(costs.gradient_decoding, in_step)
+        passing[f"the reward's gradient, {in_step} latents"] = max(term.noisings, 1) * picture
     host = {}
     if config.offload_trajectories:
         host["trajectories"] = 2 * trajectories

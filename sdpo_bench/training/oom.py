@@ -14,6 +14,7 @@ from sdpo_bench import interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import ProcessGroup
 from sdpo_bench.errors import UserError
+from sdpo_bench.methods import build_method
 from sdpo_bench.policies import Policy
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
     later = 8 * sum(p.numel() for p in policy.parameters)
     if policy.storage.type == "cuda":
         later += 2 * samples * (2 * config.steps + 1) * math.prod(policy.latent_shape) * policy.latent_dtype.itemsize
+    term = build_method(config.method, config.options).reward_gradient(config.steps)
     timestep = policy.schedule(config.steps, eta=config.eta).timesteps[0]
 
     def attempt() -> int:
@@ -75,10 +77,20 @@ def _most_rows(policy: Policy, config: RunConfig) -> int:
         latents = torch.zeros(n, *policy.latent_shape, device=policy.device, dtype=policy.latent_dtype)
         conditions = policy.encode(["a picture"] * n)
 
-        def predict(m: int) -> Tensor:
-            return policy.predict(latents[:m], timestep.expand(m), tuple(c[:m] for c in conditions))
+        def predict(m: int, x: Tensor = latents) -> Tensor:
+            return policy.predict(x[:m], timestep.expand(m), tuple(c[:m] for c in conditions))
 
-        predict(min(n, config.samples_per_group * config.pairs_per_update)).sum().backward()
+        def picture(m: int) -> Tensor:
+            """A number with a graph through the picture and the steps that the reward's gradient goes through."""
+            x = latents[:m]
+            for _ in range(term.last_steps if term is not None else 0):
+                x = predict(m, x)
+            return policy.decode(x, gradient=True).sum()
+
+        trained = min(n, config.samples_per_group * config.pairs_per_update)
+        predict(trained).sum().backward()
+        if term is not None:  # the reward's own graph is left to SHARE, as its network is
+            torch.stack([picture(trained) for _ in range(max(term.noisings, 1))]).sum().backward()
         with torch.no_grad():
             predict(n)
         policy.decode(latents)

@@ -132,10 +132,10 @@ def test_protocol_and_length_of_an_order():
         ),
     ]
     assert table.answer == (
-        "What is said about the order of the methods holds for this protocol (tuned) and length: learning rates of their "
-        "own on alignment at K = 20; one learning rate for all on alignment at K = 4; 2.2 % of the 29,184 samples of a run "
-        "in the paper's figure and 0.4 % of the 11,400 optimiser steps that SDPO takes there. Orders at one rate for "
-        "all methods are in the table order_rate of the profiles that sweep learning rates."
+        "What is said about the order of the methods holds for this protocol (tuned) and length: learning rates of "
+        "their own on alignment at K = 20; one learning rate for all on alignment at K = 4; 2.2 % of the 29,184 "
+        "samples of a run in the paper's figure and 0.4 % of the 11,400 optimiser steps that SDPO takes there. Orders "
+        "at one rate for all methods are in the table order_rate of the profiles that sweep learning rates."
     )
     assert "order_rate" not in protocol_table([rated({"SDPO": 1e-4, "DDPO": 1e-4})]).answer
     assert protocol_table([rated({"SDPO": 1e-5, "PRDP": 1e-4})]) is None

@@ -92,7 +92,11 @@ def test_counts_are_those_of_real_tensors(config, name, changes):
     def train(n):
         policy.predict(*arguments(n)).sum().backward()
 
+    def decode_with_gradient(n):
+        policy.decode(arguments(n)[0].requires_grad_(), gradient=True).sum().backward()
+
     real = {"training": line(train), "decoding": line(lambda n: policy.decode(arguments(n)[0]))}
+    real["gradient_decoding"] = line(decode_with_gradient)
     for phase, (fixed, each) in real.items():
         counted = getattr(costs, phase)
         for n in (2, 16):
@@ -115,7 +119,7 @@ def test_pictures_of_an_epoch_are_the_trainers(config, method, dense, steps):
     assert trainer.train_epoch(1).to_row()["reward_queries"] == pictures_of_an_epoch(c)
 
 
-COSTS = Costs("", {"unet": (10, 1000)}, 7, 500, 30, 64, 48, (10, 100), (20, 40), (30, 60), 1)
+COSTS = Costs("", {"unet": (10, 1000)}, 7, 500, 30, 64, 48, (10, 100), (20, 40), (30, 60), (50, 500), 1)
 
 
 def test_estimate_by_hand(config):
@@ -144,6 +148,20 @@ def test_estimate_by_hand(config):
     assert host.host == {"trajectories": 2 * trajectories}
     assert "trajectories" not in host.staying
     assert "training step, 2 latents" in estimate(COSTS, config("sd", rows=1)).passing  # a pair is never parted
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("draft", {}, 410 + 2050),
+        ("draft", {"last_steps": 0}, 5 * 410 + 2050),  # all five
+        ("draft", {"noisings": 3}, 3 * (410 + 2050)),
+        ("rtdmd_lite", {}, 410 + 2050),
+    ],
+)
+def test_the_rewards_gradient_keeps_the_decoders_graph(config, method, options, expected):
+    c = config("sd", rows=6, steps=5, method=method, options=options, reward="colourfulness", group_size=4)
+    assert estimate(COSTS, c).passing["the reward's gradient, 4 latents"] == expected
 
 
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 1), ("float16", 2)])

@@ -631,6 +631,25 @@ def test_rows_that_fit_are_found(config, monkeypatch, most, budget, found):
     assert all(p.grad is None and torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
 
 
+@pytest.mark.parametrize(("options", "decoded"), [({}, 1), ({"noisings": 3}, 3), ({"last_steps": 0}, 1)])
+def test_rows_are_found_with_the_rewards_gradient(config, monkeypatch, options, decoded):
+    """What DRaFT keeps for it, the decoder's activations above all, is tried too."""
+    config = dataclasses.replace(config, method="draft", options=options, label="", rows=0, pairs=2)
+    policy, graphs = load_policy(config), []
+    decode = policy.decode
+
+    def counted(latents, *, gradient=False):
+        graphs.append(gradient)
+        return decode(latents, gradient=gradient)
+
+    monkeypatch.setattr(policy, "decode", counted)
+    monkeypatch.setattr(oom, "_free", lambda: 1e9)
+    monkeypatch.setattr(oom, "_peak", lambda: 0)
+    assert oom._most_rows(policy, config) == 4
+    assert graphs == [*[True] * decoded, False] * 2
+    assert all(p.grad is None for p in policy.parameters)
+
+
 def test_rows_where_a_pair_does_not_fit(config, monkeypatch):
     monkeypatch.setattr(oom, "_free", lambda: 1e9)
     short_of_memory(monkeypatch, 1)
