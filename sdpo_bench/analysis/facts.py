@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sdpo_bench.analysis.comparisons import START, Group, Results, still_missing
 from sdpo_bench.analysis.figures.build import PUBLISHED
 from sdpo_bench.analysis.figures.style import Drawing
+from sdpo_bench.analysis.overview import Overview, overview
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.questions import Section, sections
 from sdpo_bench.analysis.tables.base import RERUN, Table, joined
@@ -26,6 +27,7 @@ class Facts:
 
     profile: str
     groups: list[Group]
+    overview: Overview
     sections: list[Section]
     figures: list[Drawing]
     summary: str
@@ -53,6 +55,7 @@ def collect(results: Results, tables: list[Table], figures: list[Drawing]) -> Fa
     return Facts(
         profile=printable(results.profile),
         groups=groups,
+        overview=overview(groups, tables),
         sections=sections(tables),
         figures=figures,
         summary=" ".join(filter(None, (_summary(runs), _protocol(results.profile)))),

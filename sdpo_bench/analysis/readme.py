@@ -17,7 +17,10 @@ from sdpo_bench.analysis.tables.values import main_name
 
 def readme(facts: Facts) -> str:
     """The page, with a trailing newline."""
-    parts = [_head(facts), _answers(facts), _main_table(facts), _main_figure(facts), _links(facts), _origin(facts)]
+    parts = [
+        *(_head(facts), _overview(facts), _main_figure(facts), _main_table(facts), _answers(facts)),
+        *(_links(facts), _origin(facts)),
+    ]
     return "\n".join(line for lines in parts for line in lines)
 
 
@@ -36,9 +39,19 @@ def _head(facts: Facts) -> list[str]:
     ]
 
 
+def _overview(facts: Facts) -> list[str]:
+    """The runs, a sentence a question, and who leads where."""
+    lines = ["## In brief", "", escaped(facts.summary), ""]
+    lines += [f"- **{escaped(name)}.** {escaped(text)}" for name, text in facts.overview.verdicts]
+    lines += [""] * bool(facts.overview.verdicts)
+    for table in facts.overview.winners:
+        lines += [markdown(table), ""]
+    return lines
+
+
 def _answers(facts: Facts) -> list[str]:
-    """The runs, each question's answers, and what is still to be run."""
-    lines = ["## Answers", "", escaped(facts.summary), ""]
+    """Each question's answers, and what is still to be run."""
+    lines = ["## Answers", ""]
     for section in facts.sections:
         if section.answers:
             lines += _section_answers(section, facts.shown)

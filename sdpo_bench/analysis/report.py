@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup, escape
 
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts, collect
 from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.style import styles
 from sdpo_bench.analysis.readme import in_files, profile_tables, readme
 from sdpo_bench.analysis.tables.build import build_tables
 
@@ -44,9 +47,35 @@ def html(facts: Facts, drawn: dict[str, bytes]) -> str:
     shown = {
         "headings": list(dict.fromkeys(figure.heading for figure in facts.figures)),
         "figures": _figures(facts, drawn),
+        "combinations": _combinations(facts),
+        "colours": {label: style["color"] for label, style in styles(_labels(facts)).items()},
         "grids": [(group, found) for group in facts.groups if (found := _grids(group))],
     }
     return _environment().get_template("report.html.j2").render({**vars(facts), **shown}) + "\n"
+
+
+def _labels(facts: Facts) -> set[str]:
+    return {label for group in facts.groups for label in group.labels}
+
+
+def _combinations(facts: Facts) -> dict[str, list[str]]:
+    """What the page's selectors offer: trained rewards and K, where there are several."""
+    rewards = dict.fromkeys(group.reward for group in facts.groups)
+    steps = sorted({group.steps for group in facts.groups})
+    return {"reward": list(rewards), "k": list(map(str, steps))}
+
+
+def place(frame: pd.DataFrame) -> dict[str, str]:
+    """The one trained reward and K of a table's rows; empty where it has several."""
+    columns = {"reward": "reward_trained", "k": "training_steps"}
+    if frame.empty or not {*columns.values()} <= {*frame.columns}:
+        return {}
+    found = {key: frame[column].unique() for key, column in columns.items()}
+    return {key: str(values[0]) for key, values in found.items()} if all(map(_single, found.values())) else {}
+
+
+def _single(values: Sized) -> bool:
+    return len(values) == 1
 
 
 def _environment() -> jinja2.Environment:
@@ -59,6 +88,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["marked"] = marked
+    environment.filters["place"] = place
+    environment.filters["leader"] = lambda colours, cell: colours.get(re.split(" [>~] ", cell)[0], "")
     return environment
 
 
@@ -67,6 +98,7 @@ def _figures(facts: Facts, drawn: dict[str, bytes]) -> list[dict[str, Any]]:
     return [
         {
             "heading": figure.heading,
+            "place": figure.place,
             "caption": figure.caption,
             "svg": Markup(inline(drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt)))),
         }

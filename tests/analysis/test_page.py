@@ -91,13 +91,13 @@ def test_tables_sort(browser, page, how):
     def press() -> str | None:
         if how == "click":
             box = browser.run(
-                f"(() => {{ const b = {HEADS}[1].querySelector('button'); b.scrollIntoView(); const r = "
+                f"(() => {{ const b = {HEADS}[1].querySelector('[role=button]'); b.scrollIntoView(); const r = "
                 "b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
             )
             for kind in ("mousePressed", "mouseReleased"):
                 browser.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
         else:
-            browser.run(f"{HEADS}[1].querySelector('button').focus()")
+            browser.run(f"{HEADS}[1].querySelector('[role=button]').focus()")
             for kind in ("keyDown", "keyUp"):
                 browser.call(
                     "Input.dispatchKeyEvent",
@@ -175,3 +175,19 @@ def test_print_is_light_and_complete(browser, page):
     )
     assert over == []
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_selectors_hide_what_is_of_another_k(browser, tmp_path):
+    profile = write_study(tmp_path / "full", labels=("SDPO", "DDPO"), seeds=2, training_steps=(4, 20))
+    write_all(profile)
+    browser.open(profile / "report.html")
+    shown = """[...document.querySelectorAll('main [data-k]')].filter(part => part.checkVisibility()).map(
+        part => part.dataset.k)"""
+    assert set(browser.run(shown)) == {"4", "20"}
+    choose = """(() => {{ const select = document.querySelector('.choose select[data-key=k]'); select.value = '{}';
+        select.dispatchEvent(new Event('change', {{bubbles: true}})) }})()"""
+    browser.run(choose.format("20"))
+    assert set(browser.run(shown)) == {"20"}
+    browser.run(choose.format(""))
+    assert set(browser.run(shown)) == {"4", "20"}
+    assert browser.run("document.querySelector('.choose select[data-key=reward]')") is None  # there is one reward

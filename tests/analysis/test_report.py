@@ -58,7 +58,10 @@ def test_regenerating_elsewhere_gives_the_same_bytes(profile, tmp_path):
 def test_readme_answers_first_and_leads_everywhere(profile):
     text = (profile / "README.md").read_text()
     headings = re.findall(r"^## (.*)$", text, re.M)
-    assert headings == ["Answers", "Main table", "Main figure", "All tables and figures", "Where the numbers come from"]
+    assert headings == [
+        *("In brief", "Main figure", "Main table", "Answers"),
+        *("All tables and figures", "Where the numbers come from"),
+    ]
     for needed in (
         DEVICE,
         provenance()["commit"],
@@ -136,7 +139,8 @@ def test_every_table_and_figure_is_on_the_page(profile):
             assert str(marked(built.answer)) in text.partition('<section id="tables">')[0]
     for drawing in drawings(groups):
         assert text.count(f'aria-label="{escape(drawing.alt)}"') == 1
-    assert text.index("<h2>Answers") < text.index("<h2>Tables") < text.index("<h2>Figures") < text.index("<h2>Pictures")
+    order = ['id="brief"', "<h2>Figures", "<h2>Answers", "<h2>Tables", "<h2>Pictures"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
 
 
 def test_texts_are_marked_and_escaped():
@@ -203,7 +207,7 @@ def test_html_is_self_contained(profile):
     assert len(set(ids)) == len(ids)
     assert "http" not in re.sub(r">[^<]*<", "><", text), "nothing but texts names an address"
     assert page.tags.count("svg") == len(drawings(load_groups(profile)))
-    assert page.tags.count("table") == len(build_tables(load_groups(profile))) + 1
+    assert page.tags.count("table") == len(build_tables(load_groups(profile))) + 1 + 2  # and those of who leads
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
 

@@ -59,6 +59,10 @@ def drawings(groups: list[Group]) -> list[Drawing]:
     return [drawing for drawing in found if drawing is not None]
 
 
+def _place(group: Group) -> dict[str, str]:
+    return {"reward": group.reward, "k": str(group.steps)}
+
+
 def _curves(group: Group, counter: str, heading: str, style: Style) -> Drawing:
     """Reward against a counter of `COUNTS`."""
     split, steps = group.shown_split, group.steps_evaluated
@@ -69,6 +73,7 @@ def _curves(group: Group, counter: str, heading: str, style: Style) -> Drawing:
         f"{group.reward} on {split} prompts against {COUNTS[counter]}, trained with K = {group.steps}, a panel for "
         f"each number of sampling steps. {highest_words(group, split, steps)}",
         partial(reward_curves, group, counter, style),
+        _place(group),
     )
 
 
@@ -96,6 +101,7 @@ def _by_steps(group: Group, style: Style) -> Drawing:
         f"{group.reward} before (dashed) and after training with K = {group.steps}. {band_words(group, 'bar')}",
         steps_alt(group),
         partial(reward_by_steps, group, style),
+        _place(group),
     )
 
 
@@ -110,6 +116,7 @@ def _hacking(group: Group, style: Style) -> Drawing | None:
         f"horizontal line it fell while {group.reward} was trained.",
         hacking_alt(group),
         partial(hacking, group, style),
+        _place(group),
     )
 
 
@@ -126,6 +133,7 @@ def _dense(group: Group) -> Drawing | None:
         "standard deviation over samples. Correlation: of a pair's difference of returns.",
         dense_alt(group),
         partial(dense_errors, group),
+        _place(group),
     )
 
 
@@ -140,6 +148,7 @@ def _ablations(group: Group, style: Style) -> Drawing | None:
         f"(fewer than {MIN_RUNS}).",
         forest_alt(group),
         partial(forest, group, style),
+        _place(group),
     )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -70,14 +70,16 @@ Style = dict[str, dict[str, Any]]  # label -> matplotlib's properties of its lin
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that can be drawn: file `name`, the `heading` it stands under, the `caption` saying how to read it, and
-    in `alt` what it shows, computed from the records, for who cannot see it."""
+    """A figure that can be drawn: file `name`, the `heading` it stands under, the `caption` saying how to read it, in
+    `alt` what it shows, computed from the records, for who cannot see it, and in `place` the trained reward and K that
+    it is of, if of one."""
 
     name: str
     heading: str
     caption: str
     alt: str
     draw: Callable[[], Figure]
+    place: Mapping[str, str] = field(default_factory=dict)
 
 
 def styles(labels: Iterable[str]) -> Style:

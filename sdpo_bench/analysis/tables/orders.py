@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import (
-    Group,
-    label_key,
-)
+from sdpo_bench.analysis.comparisons import Group, Values, label_key
 from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
 )
 from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, context, decimals_of, file_suffix, joined
-from sdpo_bench.analysis.tables.pairs import Pair, difference_text
+from sdpo_bench.analysis.tables.pairs import Pair, difference_text, differences
 
 NOTE = (
     "Best first, by interquartile mean. a > b: the 95 % interval of the difference paired by seed is above "
@@ -38,19 +36,55 @@ def ranking(group: Group, split: str, steps: int) -> list[tuple[str, bool]]:
     return order
 
 
+class Lead(NamedTuple):
+    """The highest method of a group at a number of sampling steps, and the next; `values` are its leads by seed, `sure`
+    whether their interval is above 0."""
+
+    group: Group
+    steps: int
+    best: str
+    second: str
+    sure: bool
+    values: Values
+    text: str
+    """The lead with its interval; a dash where they share no seed."""
+
+    @property
+    def size(self) -> float:
+        """The mean lead."""
+        return sum(self.values.values()) / len(self.values)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough seeds for an interval."""
+        return len(self.values) >= MIN_RUNS
+
+
+def leads(groups: Iterable[Group]) -> list[Lead]:
+    """The leads on the shown split, where there are two methods."""
+    found = []
+    for group in groups:
+        split = group.shown_split
+        decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
+        for steps in group.steps_evaluated:
+            (best, _), *others = ranking(group, split, steps) or [("", False)]
+            if others:
+                second, sure = others[0]
+                cells = Pair("", group, best, group, second).cells(split, steps)
+                text = difference_text(*cells, decimals)
+                found.append(Lead(group, steps, best, second, sure, differences(*cells), text))
+    return found
+
+
 def leaders(group: Group) -> str:
     """Who is highest at each number of sampling steps, and by how much over the next, in a sentence."""
-    split = group.shown_split
-    decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
-    leads = []
-    for steps in group.steps_evaluated:
-        order = [label for label, _ in ranking(group, split, steps)]
-        if len(order) > 1:
-            lead = difference_text(*Pair("", group, order[0], group, order[1]).cells(split, steps), decimals)
-            over = f"{lead} over {order[1]}" if lead != DASH else f"before {order[1]}, no seed in common"
-            leads.append(f"at {steps} step{'s' * (steps > 1)} {order[0]} ({over})")
-    where = f"K = {group.steps}, {group.reward}, {split} prompts"
-    return f"{where}: highest by interquartile mean is {joined(leads)}." if leads else ""
+    texts = [
+        f"at {lead.steps} step{'s' * (lead.steps > 1)} {lead.best} "
+        + (f"({lead.text} over {lead.second})" if lead.values else f"(before {lead.second}, no seed in common)")
+        for lead in leads([group])
+    ]
+    where = f"K = {group.steps}, {group.reward}, {group.shown_split} prompts"
+    return f"{where}: highest by interquartile mean is {joined(texts)}." if texts else ""
 
 
 def cells_text(cells: Iterable[tuple[str, int]]) -> str:
