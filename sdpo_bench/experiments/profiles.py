@@ -163,7 +163,17 @@ def recent_sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig
 
 def recent(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The methods of 2024 to 2026 beside SDPO, DDPO and REBEL at K = 4: equal samples, each with its swept rate."""
+    return _recent(methods, seeds)
+
+
+def recent_colourfulness(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """As `recent`, trained on colourfulness, at the learning rates of alignment."""
+    return _recent(methods, seeds, reward="colourfulness")
+
+
+def _recent(methods: Sequence[str], seeds: Sequence[int], **changes: Any) -> list[RunConfig]:
     settings: Options = MEASURED | {"eval_last_rewards": (*MEASURED["eval_last_rewards"], "vendi_heldout", "kid_start")}
+    settings |= changes
     return [start(**settings), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
@@ -348,6 +358,9 @@ FIRST_LOOK = ("sdpo", "sdpo_causal", "ddpo", "rebel", "d3po")
 TUNING_SEEDS = (100,)  # never reported
 
 
+COMPARED = ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS, "ddpo_dense")  # with the newer methods
+
+
 PAPER_REST = (
     "ddpo_critic",
     "prdp",
@@ -371,7 +384,8 @@ PROFILES = {
     "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
     "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS),
-    "recent": Profile(recent, ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS, "ddpo_dense"), (0, 1, 2, 3, 4)),
+    "recent": Profile(recent, COMPARED, (0, 1, 2, 3, 4)),
+    "recent_colourfulness": Profile(recent_colourfulness, COMPARED, (0, 1, 2, 3, 4)),
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),

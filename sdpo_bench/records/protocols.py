@@ -10,7 +10,7 @@ PROTOCOLS = {
 
 
 PROFILES = {
-    **dict.fromkeys(("smoke", "quick", "first_look", "full", "recent"), "tuned"),
+    **dict.fromkeys(("smoke", "quick", "first_look", "full", "recent", "recent_colourfulness"), "tuned"),
     **dict.fromkeys(
         ("paper_k20", "paper_k4", "paper_k20_rates", "paper_k4_rates", "paper_why_k4", "sd_turbo"), "shared"
     ),
