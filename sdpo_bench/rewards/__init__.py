@@ -14,23 +14,31 @@ from dataclasses import replace
 import torch
 
 from sdpo_bench import catalogue
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.rewards._spec import Term, parse
 from sdpo_bench.rewards._torch_state import unchanged_torch
 from sdpo_bench.rewards._weights import MissingWeights
 from sdpo_bench.rewards.base import Pretrained, Reward, WeightedSum
 
-REWARDS: dict[str, type[Reward]] = {}
-PRETRAINED: dict[str, type[Pretrained]] = {}
-for _class in catalogue.classes(__name__, __path__, Reward):
-    if issubclass(_class, Pretrained):
-        PRETRAINED[_class.name] = _class
-    else:
-        REWARDS[_class.name] = _class
-REWARDS = dict(sorted(REWARDS.items()))
-PRETRAINED = dict(sorted(PRETRAINED.items()))
-DIFFERENTIABLE = [name for name, cls in (REWARDS | PRETRAINED).items() if cls.differentiable]
-"""Names of the rewards that have a gradient by the pictures."""
+ALL: catalogue.Registry[type[Reward]] = catalogue.Registry(
+    lambda: dict(sorted((cls.name, cls) for cls in catalogue.classes(__name__, __path__, Reward)))
+)
+REWARDS: catalogue.Registry[type[Reward]] = catalogue.Registry(
+    lambda: {name: cls for name, cls in ALL.items() if not issubclass(cls, Pretrained)}
+)
+PRETRAINED: catalogue.Registry[type[Pretrained]] = catalogue.Registry(
+    lambda: {name: cls for name, cls in ALL.items() if issubclass(cls, Pretrained)}
+)
+
+
+def differentiable() -> list[str]:
+    """Names of the rewards that have a gradient by the pictures."""
+    return [name for rewards in (REWARDS, PRETRAINED) for name, cls in rewards.items() if cls.differentiable]
+
+
+def names(specs: Iterable[str]) -> set[str]:
+    """The names of the rewards in these specs."""
+    return {term.name for spec in specs for term in _terms(spec)}
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
@@ -44,7 +52,7 @@ def canonical(spec: str, *, optimised: bool = False) -> str:
 
 def not_differentiable(spec: str) -> list[str]:
     """The names of those rewards of a spec that have no gradient by the pictures. Loads nothing."""
-    return list(dict.fromkeys(term.name for term in _terms(spec) if term.name not in DIFFERENTIABLE))
+    return list(dict.fromkeys(term.name for term in _terms(spec) if not ALL[term.name].differentiable))
 
 
 def load_reward(
@@ -116,14 +124,12 @@ def need_start(specs: Iterable[str]) -> bool:
 
 def _measured(specs: Iterable[str]) -> list[str]:
     """The names of those that can't be optimised."""
-    names = {term.name for spec in specs for term in _terms(spec)}
-    return sorted(name for name in names if name in REWARDS and not REWARDS[name].optimisable)
+    return sorted(name for name in names(specs) if name in REWARDS and not REWARDS[name].optimisable)
 
 
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
     """Bytes of the networks of these rewards, by name, computed from their architecture. Only for published weights."""
-    names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
-    return {name: PRETRAINED[name].network_bytes(dtype) for name in names}
+    return {name: PRETRAINED[name].network_bytes(dtype) for name in sorted(names(specs)) if name in PRETRAINED}
 
 
 def _terms(spec: str) -> list[Term]:
@@ -138,16 +144,17 @@ def _terms(spec: str) -> list[Term]:
 
 
 def _check(term: Term) -> None:
-    if term.name not in REWARDS and term.name not in PRETRAINED:
-        raise UserError(
+    if term.name not in ALL:
+        raise UnknownName(
+            term.name,
             f"unknown reward {term.name!r}; choose one of: {', '.join(REWARDS)}; or with published weights: "
-            f"{', '.join(PRETRAINED)}"
+            f"{', '.join(PRETRAINED)}",
         )
     if term.name in REWARDS and (term.published or term.revision):
         raise UserError(f"reward {term.name} has one scale and no revisions to choose from; write {term.name}")
 
 
 __all__ = [
-    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "find_weights", "load_reward",
-    "load_rewards", "need_start", "network_bytes", "not_differentiable",
+    "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "differentiable", "find_weights", "load_reward",
+    "load_rewards", "names", "need_start", "network_bytes", "not_differentiable",
 ]  # fmt: skip
