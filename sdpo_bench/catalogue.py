@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -84,18 +84,24 @@ def classes(package: str, path: Iterable[str], base: type[T], own: str = "name")
     return [*found, *plugins.classes(package.rpartition(".")[2], base)]
 
 
-class Registry(Mapping[str, T]):
+class Registry(MutableMapping[str, T]):
     """Classes by name, found when the first one is asked for: a plug-in may import the package that finds it."""
 
     def __init__(self, find: Callable[[], Mapping[str, T]]) -> None:
         self._find = find
 
     @cached_property
-    def _found(self) -> Mapping[str, T]:
-        return self._find()
+    def _found(self) -> dict[str, T]:
+        return dict(self._find())
 
     def __getitem__(self, name: str) -> T:
         return self._found[name]
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self._found[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)

@@ -32,7 +32,7 @@ from sdpo_bench.terminal import echo
 def train_command() -> type:
     """`sdpo-bench train`: RunConfig's fields and where to write. Built when used: listing methods needs PyTorch."""
     from sdpo_bench.methods import METHODS
-    from sdpo_bench.rewards import PRETRAINED, REWARDS
+    from sdpo_bench.rewards import EXTERNAL, PRETRAINED, REWARDS
 
     def options(cls: type) -> str:
         found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
@@ -87,7 +87,8 @@ samplers:
 
 rewards: {", ".join(name for name in REWARDS if REWARDS[name].optimisable)}
 measured only, with --eval-rewards: {", ".join(name for name in REWARDS if not REWARDS[name].optimisable)}
-rewards with published weights (how to get them: docs/rewards.md): {", ".join(PRETRAINED)}"""
+rewards with published weights (how to get them: docs/rewards.md): {", ".join(PRETRAINED)}
+rewards that need a server or a library (docs/rewards.md): {", ".join(EXTERNAL)}"""
     return Train
 
 
