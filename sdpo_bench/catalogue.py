@@ -124,5 +124,6 @@ SAMPLERS = {
     "--noise-level sets how much of it is new",
     "flow_sde": "Flow-GRPO's SDE of a flow-matching model (arXiv 2505.05470), with noise by --noise-level",
     "lcm": "the multistep sampler of latent consistency models",
+    "scm": "the multistep sampler of TrigFlow's consistency models (arXiv 2410.11081), such as SANA-Sprint",
     "tcd": "that of trajectory consistency distillation (arXiv 2402.19159), with noise by --noise-level",
 }

@@ -183,7 +183,7 @@ def measure(config: RunConfig) -> Costs:
             policy.decode(inputs(n)[0].requires_grad_(), gradient=True).sum().backward()
 
         trained = sum(p.numel() for p in policy.parameters)
-        picture = 3 * 4 * math.prod(n * pipeline.vae_scale_factor for n in policy.latent_shape[1:])
+        picture = 3 * 4 * math.prod(n * policy.pixels for n in policy.latent_shape[1:])
         return Costs(
             family=type(pipeline).__name__,
             networks=networks,

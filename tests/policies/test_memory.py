@@ -68,7 +68,7 @@ def test_live_tensors_are_counted_once_and_until_they_die():
 @pytest.mark.parametrize(("name", "changes"), [
     ("sd", {}), ("flux", {}), ("sd", {"finetune": "full"}), ("sd3", {"guidance": 2.0}), ("sdxl", {"dtype": "float16"}),
     ("sd3", {"dtype": "float16"}), ("sd", {"gradient_checkpointing": True}), ("flux", {"gradient_checkpointing": True}),
-    ("sd", {"vae_slicing": True}),
+    ("sd", {"vae_slicing": True}), ("flux-2-klein", {}), ("sana-sprint", {"train_last_step": False}),
 ], ids=str)  # fmt: skip
 def test_counts_are_those_of_real_tensors(config, name, changes):
     c = config(name, **changes)
