@@ -120,6 +120,8 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
     components: dict[str, Any] = {}
     try:
         for name, entry in read(INDEX).items():
+            if isinstance(entry, bool):  # an option of the pipeline, such as that it is distilled
+                components[name] = entry
             if name.startswith("_") or not isinstance(entry, list) or name in ("safety_checker", "image_encoder"):
                 continue
             library, kind = entry

@@ -50,9 +50,13 @@ execute([run], 1)
 assert run.state == "done", run.message
 
 from sdpo_bench.analysis.figures.style import KNOWN
+from sdpo_bench.cli.installation import CHECKS
+from sdpo_bench.experiments.summary import RESULTS, resume_command
 from sdpo_bench.experiments.variants import VARIANTS
 
 print("known:", KNOWN["Halved"], {"halved", "reinforce"} <= VARIANTS.keys())
+print("again:", resume_command("quick", RESULTS, ["reinforce"], None, None, None))
+print("doctor:", CHECKS["plug-ins"][0]())
 """
 
 
@@ -115,6 +119,8 @@ def test_names_of_plugins_are_like_any_others(trained):
     assert re.search(r"^  reinforce: REINFORCE \(weight 1.0\)$", out, re.M)
     assert re.search(r"^rewards: .*\bredness\b", out, re.M)
     assert "known: ('#123456', 'v') True" in out
+    assert "again: nox -s reproduce -- --methods reinforce --plugin reinforce.py --resume" in out
+    assert "plug-in example_plugin.redness of example-plugin 0.3 (reward redness); plug-in reinforce.py (method" in out
     made = {path.parent.name.rpartition("-")[0] for path in (folder / "runs/raw").glob("*/done.json")}
     assert made == {"halved-redness-k3-s0", "halved-redness-k3-s1", "reinforce-redness-k3-s0"}
 

@@ -31,6 +31,7 @@ from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.training.loop import train
+from sdpo_bench.training.memory_estimate import measure
 from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.trainer import Trainer
 
@@ -272,8 +273,10 @@ def test_sana_sprint_trains(config, tmp_path, pipelines_noise):
     ("z-image", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
 ])  # fmt: skip
 def test_what_newer_families_refuse(config, name, changes, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        load_policy(config(name, **changes))
+    """Also before any weights are read, for `doctor`."""
+    for refuse in (load_policy, measure):
+        with pytest.raises(UserError, match=re.escape(message)):
+            refuse(config(name, **changes))
 
 
 def test_consistency_models_have_no_steps_without_noise(config):
