@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
@@ -59,16 +61,18 @@ class ZImagePolicy(FlowPolicy):
         for count in sorted({*blocks}):
             rows = [i for i, other in enumerate(blocks) if other == count]
             order += rows
-            longest = torch.tensor([lengths[i] for i in rows])
-            parts.append(self._in_chunks(self._alike, latents[rows], timesteps[rows], embeddings[rows], longest))
+            alike = partial(self._alike, [lengths[i] for i in rows])
+            parts.append(self._in_chunks(alike, latents[rows], timesteps[rows], embeddings[rows]))
         return torch.cat(parts)[torch.tensor(order).argsort().to(latents.device)]
 
-    def _alike(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor, lengths: Tensor) -> Tensor:
-        """The output for captions of these numbers of tokens, filled up to the same length."""
+    def _alike(self, lengths: list[int], latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """The output for captions of these numbers of tokens, which are filled up to the same length. Rows beyond them
+        are the last one again."""
+        lengths = lengths + lengths[-1:] * (len(latents) - len(lengths))
         output = self.denoiser(
             list(latents.unsqueeze(2).unbind(0)),  # each [C, frames, H, W]
             (1000 - timesteps) / 1000,
-            [text[:length] for text, length in zip(embeddings, lengths.tolist(), strict=True)],
+            [text[:length] for text, length in zip(embeddings, lengths, strict=True)],
             return_dict=False,
         )[0]
         return -torch.stack(output).squeeze(2)

@@ -131,13 +131,7 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
             elif library == "diffusers":
                 components[name] = getattr(diffusers, kind).from_config(read(f"{name}/config.json")).to(dtype)
             elif library == "transformers" and "text_encoder" in name and kind is not None:
-                kind = getattr(transformers, kind)
-                network = components[name] = kind(kind.config_class(**read(f"{name}/config.json"))).to(dtype)
-                # T5 keeps some layers in float32 where float16 is asked for.
-                kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
-                for path, module in network.named_modules():
-                    if kept & {*path.split(".")}:
-                        module.float()
+                components[name] = text_encoder(getattr(transformers, kind), read(f"{name}/config.json"), dtype)
             else:
                 components[name] = None
         if family.pipeline_class is diffusers.StableDiffusionPipeline:
@@ -147,6 +141,17 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
         return pipeline
     except Exception as error:  # a missing file, no network, a class that this version does not know
         raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
+
+
+def text_encoder(kind: Any, settings: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A text encoder from its configuration file."""
+    network = kind(kind.config_class(**settings)).to(dtype)
+    # T5 keeps some layers in float32 where float16 is asked for.
+    kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    for path, module in network.named_modules():
+        if kept & {*path.split(".")}:
+            module.float()
+    return network
 
 
 def measure(config: RunConfig) -> Costs:

@@ -109,6 +109,22 @@ def test_counts_are_those_of_real_tensors(config, name, changes):
         assert costs.decoding[1] < 0.2 * measure(config(name)).decoding[1]
 
 
+def test_captions_are_counted_at_their_longest(config):
+    """Z-Image's network takes no more tokens than a prompt has."""
+    c = config("z-image")
+    policy = load_policy(c)
+
+    def sampling(prompt):
+        conditions = policy.encode([prompt])
+        with torch.no_grad():
+            return line(lambda n: policy.predict(torch.zeros(n, *policy.latent_shape), torch.zeros(n), tuple(
+                x.expand(n, *x.shape[1:]) for x in conditions)))  # fmt: skip
+
+    longest, counted = sampling("a" * 600), measure(c).sampling
+    assert sum(counted) == pytest.approx(sum(longest), rel=0.1)
+    assert sum(counted) > 2 * sum(sampling("cat"))
+
+
 @pytest.mark.parametrize(
     ("method", "dense"), [("sdpo", "anchored"), ("sdpo", "exact"), ("sdpo", "terminal"), ("ddpo", "anchored")]
 )
