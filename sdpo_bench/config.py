@@ -416,7 +416,7 @@ class RunConfig(
     def check_reward_gradient(self) -> None:
         """UserError where the method needs the reward's gradient, and can't have it."""
         from sdpo_bench.methods import build_method
-        from sdpo_bench.rewards import DIFFERENTIABLE, not_differentiable
+        from sdpo_bench.rewards import differentiable, not_differentiable
 
         method = build_method(self.method, self.options)
         if not self.epochs or method.reward_gradient(self.steps) is None:
@@ -424,7 +424,7 @@ class RunConfig(
         if lacking := not_differentiable(self.reward):
             raise UserError(
                 f"--reward {self.reward}: {' and '.join(lacking)} has no gradient, which {method.title} learns from; "
-                f"choose one of: {', '.join(DIFFERENTIABLE)}"
+                f"choose one of: {', '.join(differentiable())}"
             )
         if method.learns_from == "reward" and self.resolved_updates == "step":
             raise UserError(f"--updates step: {method.title} has one update for a whole sample; leave it out")

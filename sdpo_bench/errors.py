@@ -11,11 +11,19 @@ class UserError(Exception):
     """Bad input. The message names the value, what is expected, and what to do."""
 
 
+class UnknownName(UserError):
+    """A name that nothing here has; perhaps that of a plug-in which is not given."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 def choose(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Returns `name` if it is one of `valid`; otherwise raises a UserError that lists them."""
+    """Returns `name` if it is one of `valid`; otherwise raises an UnknownName that lists them."""
     valid = sorted(valid)
     if name not in valid:
-        raise UserError(f"unknown {kind} {name!r}; choose one of: {', '.join(valid)}")
+        raise UnknownName(name, f"unknown {kind} {name!r}; choose one of: {', '.join(valid)}")
     return name
 
 

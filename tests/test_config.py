@@ -52,12 +52,16 @@ def test_every_field_belongs_to_one_group():
 
 def test_commands_take_the_fields_of_a_run():
     default = {name: getattr(RunConfig(), name) for name in FIELDS} | {"label": ""}
-    own = {"out", "resume", "tracker", "shard"}
+    own = {"out", "resume", "tracker", "shard", "plugin"}
     assert {k: v for k, v in flat(train_command()()).items() if k not in own} == default
     evaluate, doctor = flat(Evaluate()), flat(Doctor())
-    same = {k: v for k, v in evaluate.items() if k not in ("weights", "lora_rank", "lora_alpha", "rewards", "out")}
+    same = {
+        k: v for k, v in evaluate.items() if k not in ("weights", "lora_rank", "lora_alpha", "rewards", "out", "plugin")
+    }
     assert same.items() <= default.items()
-    assert {k: v for k, v in doctor.items() if k not in ("model", "rewards", "memory")}.items() <= default.items()
+    assert {
+        k: v for k, v in doctor.items() if k not in ("model", "rewards", "memory", "plugin")
+    }.items() <= default.items()
     assert doctor["model"] == ""
 
 

@@ -18,7 +18,8 @@ NAME = "sdpo_bench"
 
 LAYERS = (
     {"errors", "terminal", "types"},
-    {"catalogue", "interruption", "prompts"},
+    {"interruption", "plugins", "prompts"},
+    {"catalogue"},
     {"distributed", "records"},
     {"dense_rewards", "methods", "rewards"},
     {"config"},

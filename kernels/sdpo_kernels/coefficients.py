@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SCM_START, SCM_MIDDLE = 1.5708, 1.3  # angles that SCMScheduler.set_timesteps has as defaults
 LCM_SIGMA_DATA = 0.5  # LCMScheduler sets it at every step; it is no option
 
 
@@ -164,6 +165,33 @@ def tcd(scheduler: Any, steps: int, *, level: float = 0.3, stochastic_steps: int
     return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
 
 
+def scm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
+    """Multistep sampling of TrigFlow's consistency models (arXiv 2410.11081), from an SCMScheduler.
+
+    Latents are those of the scheduler divided by its sigma_data: cos(t) x0 + sin(t) z. Timesteps are the angles t, in
+    float64, as SCMScheduler and SanaSprintPipeline choose them by default: 1.5708 and 1.3 for two steps, otherwise K
+    equally far from 1.5708 to 0. m is TrigFlow's F, so x0 = cos(t) x - sin(t) m. Each step adds the noise of the next
+    angle to x0. The last one returns it, so only the steps before it have a log-prob: `stochastic_steps` is K - 1
+    unless given.
+
+    Raises TypeError for another scheduler; ValueError for another prediction type, for more steps than the scheduler
+    has, and for sigma = 0 if a log-prob is needed.
+    """
+    _require(scheduler, "SCMScheduler")
+    prediction = _prediction_type(scheduler, ("trigflow",))
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps}; expected 1 to {most}, the scheduler's num_train_timesteps")
+    angles = torch.linspace(SCM_START, 0, steps + 1, dtype=torch.float64)
+    if steps == 2:
+        angles[1] = SCM_MIDDLE
+    A, S = angles[:-1].cos(), angles[:-1].sin()
+    Ap, Sp = angles[1:].cos(), angles[1:].sin()
+    table = torch.stack([Ap * A, -Ap * S, A, -S, Sp], 1)
+    _refuse_unusable(angles[:-1], table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
+    return Schedule(angles[:-1], table, torch.ones_like(A), 1.0, A, S)
+
+
 def flow_sde(
     scheduler: Any,
     steps: int,
@@ -257,6 +285,7 @@ def for_scheduler(scheduler: Any, steps: int, **options: Any) -> Schedule:
         "EulerAncestralDiscreteScheduler": euler_ancestral,
         "LCMScheduler": lcm,
         "TCDScheduler": tcd,
+        "SCMScheduler": scm,
         "FlowMatchEulerDiscreteScheduler": flow_sde,
     }
     for name, build in builders.items():

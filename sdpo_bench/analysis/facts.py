@@ -84,6 +84,9 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
                     found[key].add(str(p[key]))
             for name, reward in p.get("rewards", {}).items():
                 found.setdefault(f"reward {name}", set()).add(f"{reward['revision']}; {reward['scale']}")
+            for source, plugin in p.get("plugins", {}).items():
+                version = plugin.get("distribution", f"SHA-256 {plugin['sha256'][:12]}")
+                found.setdefault(f"plug-in {source}", set()).add(version)
             for name, version in p["versions"].items():
                 found.setdefault(name, set()).add(str(version))
     return [(name, sorted(values)) for name, values in found.items() if values]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tyro.conf import OmitArgPrefixes
 
-from sdpo_bench.cli.output import quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, quiet_libraries
 from sdpo_bench.config import (
     ModelConfig,
     OptimizerConfig,
@@ -21,7 +21,7 @@ from sdpo_bench.errors import UserError
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(TakesPlugins):
     """Check this installation: versions, device, embedded model, scorers, results. Says what to do about problems.
     With --model, estimate whether a run of it fits into the device's memory, before any weights are downloaded.
 
@@ -48,6 +48,7 @@ class Doctor:
         from sdpo_bench.cli.installation import examine, fits
 
         given, default = flat(self), flat(Doctor())
+        del given["plugin"]
         if not given["model"]:
             changed = [name for name in given if given[name] != default[name]]
             if changed:

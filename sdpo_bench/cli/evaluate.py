@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from sdpo_bench.cli.output import evaluation_table, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table, quiet_libraries
 from sdpo_bench.config import EvaluationConfig, MemoryConfig, ModelConfig, RunConfig, SamplerConfig, flat
 from sdpo_bench.errors import UserError
 from sdpo_bench.terminal import echo
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(TakesPlugins):
     """Evaluate a model, or the weights that a run saved, on fixed prompts and fixed noise.
 
     examples:
@@ -49,6 +49,7 @@ class Evaluate:
 
         quiet_libraries()
         given = flat(self)
+        del given["plugin"]
         weights, rewards, out, rank, alpha = map(given.pop, ("weights", "rewards", "out", "lora_rank", "lora_alpha"))
         full = weights is not None and (weights / "model_index.json").is_file()
         config = RunConfig(

@@ -50,6 +50,14 @@ def _rewards() -> str:
     return f"load: {', '.join(REWARDS)}"
 
 
+def _plugins() -> str:
+    from sdpo_bench import plugins
+
+    plugins.load()
+    found = [f"{plugin.title} ({', '.join(map(str, plugin.classes))})" for plugin in plugins.found()]
+    return "; ".join(found) or "none"
+
+
 def _results() -> str:
     from sdpo_bench.analysis.comparisons import load_groups
     from sdpo_bench.analysis.outputs import reference_results, shown
@@ -69,6 +77,7 @@ CHECKS: dict[str, tuple[Callable[[], str], str]] = {
     "versions": (_versions, "reinstall: python -m pip install -c constraints.txt -e ."),
     "device": (_device, "install PyTorch for this machine, see README.md"),
     "embedded model": (_model, "restore sdpo_bench/assets from version control, or rebuild it: nox -s testbed"),
+    "plug-ins": (_plugins, "repair or uninstall it, or leave out --plugin; docs/adding.md says what a plug-in has"),
     "rewards": (_rewards, "restore sdpo_bench/assets from version control, or rebuild it: nox -s testbed"),
     "results": (_results, "restore results/ from version control"),
 }

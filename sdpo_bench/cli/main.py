@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -13,12 +15,7 @@ from typing import Any
 
 import tyro
 
-from sdpo_bench.cli.compare import Compare
-from sdpo_bench.cli.doctor import Doctor
-from sdpo_bench.cli.evaluate import Evaluate
-from sdpo_bench.cli.reproduce import Reproduce
-from sdpo_bench.cli.tables import Tables
-from sdpo_bench.cli.train import train_command
+from sdpo_bench import plugins
 from sdpo_bench.errors import UserError, is_full_disk
 from sdpo_bench.interruption import Interrupted, exit_code
 from sdpo_bench.terminal import echo
@@ -34,13 +31,14 @@ NOT_WRITABLE = (
 )
 
 COMMANDS: dict[str, Callable[[], type]] = {
-    "reproduce": lambda: Reproduce,
-    "train": train_command,
-    "evaluate": lambda: Evaluate,
-    "tables": lambda: Tables,
-    "compare": lambda: Compare,
-    "doctor": lambda: Doctor,
+    "reproduce": lambda: imported("reproduce", "Reproduce"),
+    "train": lambda: imported("train", "train_command")(),
+    "evaluate": lambda: imported("evaluate", "Evaluate"),
+    "tables": lambda: imported("tables", "Tables"),
+    "compare": lambda: imported("compare", "Compare"),
+    "doctor": lambda: imported("doctor", "Doctor"),
 }
+"""Imported when plug-ins are known, whose names are among the options."""
 
 
 OVERVIEW = """usage: sdpo-bench COMMAND [OPTIONS]
@@ -82,6 +80,16 @@ def unboxed(text: str) -> str:
     return message.rstrip(".")
 
 
+def imported(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"sdpo_bench.cli.{module}"), name)
+
+
+def given_plugins(arguments: Sequence[str]) -> list[str]:
+    """What `--plugin` names, before the command is parsed."""
+    following = [value for flag, value in itertools.pairwise(arguments) if flag == "--plugin"]
+    return following + [text.partition("=")[2] for text in arguments if text.startswith("--plugin=")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, 1 if something failed, 2 for bad input, 130 after Ctrl-C, 143 after
     SIGTERM."""
@@ -102,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}; choose one of: {', '.join(COMMANDS)}")
+        plugins.use(given_plugins(rest))
         code: int = parse(COMMANDS[name](), rest, f"sdpo-bench {name}")()
         return code
     except UserError as error:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sdpo_bench.cli.output import TakesPlugins, naming_plugins
+
 
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(TakesPlugins):
     """Run a profile of the benchmark, print its tables and compare them with the committed results.
 
     examples:
@@ -59,5 +61,7 @@ class Reproduce:
         from sdpo_bench.experiments.runner import reproduce
 
         given = dataclasses.asdict(self)
+        del given["plugin"]
         several = ("methods", "seeds", "rewards")
-        return reproduce(**given | {name: given[name] or None for name in several})
+        with naming_plugins(self.results / self.profile.replace("-", "_") / "raw"):
+            return reproduce(**given | {name: given[name] or None for name in several})

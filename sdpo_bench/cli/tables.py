@@ -9,12 +9,14 @@ from pathlib import Path
 
 import tyro
 
+from sdpo_bench import plugins
+from sdpo_bench.cli.output import TakesPlugins, missing_plugins, remedy
 from sdpo_bench.errors import UserError
 from sdpo_bench.terminal import echo
 
 
 @dataclass(frozen=True)
-class Tables:
+class Tables(TakesPlugins):
     """Make tables, figures and report again from records. The same records give the same bytes.
 
     examples:
@@ -42,6 +44,7 @@ class Tables:
     def __call__(self) -> int:
         from sdpo_bench.analysis.outputs import reference_results, shown, sources, write_all
 
+        plugins.check()
         results = reference_results()
         folders = [*self.folders] or sorted(path for path in results.glob("*") if sources(path))
         if not folders:
@@ -57,9 +60,12 @@ class Tables:
         if self.pack:
             self._pack()
         if self.check:
+            for folder in folders:
+                note_missing_plugins(folder)
             return check_tables(folders, self.latex)
         for folder in folders:
             write_all(folder, self.latex)
+            note_missing_plugins(folder)
             echo(f"{shown(folder)}: tables, figures and report written")
         return 0
 
@@ -80,6 +86,18 @@ class Tables:
             raise UserError("--unpack needs the name of one folder, without --check and --pack")
         echo(f"{shown(out / 'raw')}: {unpack_profile(self.folders[0], out)} runs unpacked")
         return 0
+
+
+def note_missing_plugins(folder: Path) -> None:
+    """Says which plug-ins the runs of a folder had methods from that are not given: these rows come last, in spare
+    colours."""
+    for source, record in missing_plugins(folder / "raw").items():
+        if names := record["gives"].get("methods"):
+            print(
+                f"note: {', '.join(names)} in {folder} is of the plug-in {source}; {remedy(source, record)} for the "
+                "place and colour that it gives",
+                file=sys.stderr,
+            )
 
 
 def check_tables(folders: Sequence[Path], tex: bool = False) -> int:

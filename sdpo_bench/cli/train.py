@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from tyro.conf import OmitArgPrefixes
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
-from sdpo_bench.cli.output import evaluation_table, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins, quiet_libraries
 from sdpo_bench.config import (
     ModelConfig,
     OptimizerConfig,
@@ -32,7 +32,7 @@ from sdpo_bench.terminal import echo
 def train_command() -> type:
     """`sdpo-bench train`: RunConfig's fields and where to write. Built when used: listing methods needs PyTorch."""
     from sdpo_bench.methods import METHODS
-    from sdpo_bench.rewards import PRETRAINED, REWARDS
+    from sdpo_bench.rewards import EXTERNAL, PRETRAINED, REWARDS
 
     def options(cls: type) -> str:
         found = [f"{f.name} {f.default}" for f in dataclasses.fields(cls)]
@@ -44,7 +44,7 @@ def train_command() -> type:
     samplers = "\n".join(f"  {name}: {meaning}" for name, meaning in SAMPLERS.items())
 
     @dataclass(frozen=True)
-    class Train(RunSettings):
+    class Train(TakesPlugins, RunSettings):
         model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
         sampler: OmitArgPrefixes[SamplerConfig] = field(default_factory=SamplerConfig)
         rollout: OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
@@ -63,7 +63,9 @@ def train_command() -> type:
         def __call__(self) -> int:
             given = flat(self)
             own = [given.pop(name) for name in ("out", "resume", "tracker", "shard")]
-            return train(RunConfig(**given), *own)
+            del given["plugin"]
+            with naming_plugins(self.out / "raw"):
+                return train(RunConfig(**given), *own)
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
@@ -85,7 +87,8 @@ samplers:
 
 rewards: {", ".join(name for name in REWARDS if REWARDS[name].optimisable)}
 measured only, with --eval-rewards: {", ".join(name for name in REWARDS if not REWARDS[name].optimisable)}
-rewards with published weights (how to get them: docs/rewards.md): {", ".join(PRETRAINED)}"""
+rewards with published weights (how to get them: docs/rewards.md): {", ".join(PRETRAINED)}
+rewards that need a server or a library (docs/rewards.md): {", ".join(EXTERNAL)}"""
     return Train
 
 

@@ -29,8 +29,9 @@ from sdpo_bench.dense_rewards.base import (
 )
 from sdpo_bench.types import DenseRewards, Trajectory
 
-PLANS: dict[str, Plan] = {cls.name: cls() for cls in catalogue.classes(__name__, __path__, Plan)}
-PLANS = dict(sorted(PLANS.items()))
+PLANS: catalogue.Registry[Plan] = catalogue.Registry(
+    lambda: dict(sorted((cls.name, cls()) for cls in catalogue.classes(__name__, __path__, Plan)))
+)
 
 
 def compute_dense_rewards(name: str, trajectory: Trajectory, score: Score) -> DenseRewards:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdpo_bench import plugins
 from sdpo_bench.analysis.comparisons import Results
 from sdpo_bench.analysis.outputs import reference_results, shown
 from sdpo_bench.experiments import cost_model
@@ -100,5 +101,7 @@ def resume_command(
         "--device": [device] if device else [],
     } | {f"--{name}": [value] if isinstance(value, str) else value for name, value in options.items()}
     arguments = [str(part) for name, values in given.items() if values for part in (name, *values)]
+    for name in plugins.given():
+        arguments += ["--plugin", shown(Path(name)) if plugins.is_file(name) else name]
     start = ["nox", "-s", "reproduce", "--"] if repository() else ["sdpo-bench", "reproduce"]
     return shlex.join([*start, *arguments, "--resume"])

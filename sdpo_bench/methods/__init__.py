@@ -33,8 +33,9 @@ from sdpo_bench import catalogue
 from sdpo_bench.errors import UserError, choose
 from sdpo_bench.methods.base import Method, StepLoss
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in catalogue.classes(__name__, __path__, Method)}
-METHODS = dict(sorted(METHODS.items()))
+METHODS: catalogue.Registry[type[Method]] = catalogue.Registry(
+    lambda: dict(sorted((cls.name, cls) for cls in catalogue.classes(__name__, __path__, Method)))
+)
 
 
 def build_method(name: str, options: dict[str, Any] | None = None) -> Method:

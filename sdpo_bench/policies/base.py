@@ -81,6 +81,7 @@ class Policy:
     """The samplers that it can take; the first is `auto`."""
     component: ClassVar[str] = "unet"
     """The denoiser's name in the pipeline."""
+    lora_targets: ClassVar[tuple[str, ...]] = tuple(LORA_TARGETS)
 
     def __init__(self, pipeline: Any, config: RunConfig) -> None:
         self.device = resolve_device(config.device)
@@ -110,6 +111,7 @@ class Policy:
         self._conditions: dict[str, Conditions] = {}
         self._reference: torch.nn.Module | None = None
         _ = self.latent_shape  # refuses a resolution that the model can't have
+        self._check()
         self._choose_execution(config)
         if self.finetune == "lora":
             self._add_adapter(config)
@@ -159,13 +161,16 @@ class Policy:
                 r=config.lora_rank,
                 lora_alpha=config.lora_alpha,
                 init_lora_weights="gaussian",
-                target_modules=LORA_TARGETS,
+                target_modules=[*self.lora_targets],
             )
         )
         for p in self.parameters:  # peft gave them the base's dtype
             p.data = p.data.float()
 
     # What a family says
+
+    def _check(self) -> None:
+        """UserError for settings that the family can't have."""
 
     @property
     def takes_guidance(self) -> bool:
@@ -225,9 +230,10 @@ class Policy:
     def _build_deterministic(self, steps: int) -> Schedule:
         """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
         if self.sampler != "ddim" and self.sampler not in NOISE_LEVELS:
+            able = " or ".join(name for name in self.samplers if name == "ddim" or name in NOISE_LEVELS)
             raise UserError(
-                f"--sampler {self.sampler} has no steps without noise, which this run samples with; choose "
-                f"{' or '.join(name for name in self.samplers if name == 'ddim' or name in NOISE_LEVELS)}"
+                f"--sampler {self.sampler} has no steps without noise, which this run samples with; "
+                + (f"choose {able}" if able else f"a {type(self.pipeline).__name__} has no other")
             )
         return self._build_schedule(steps, 0.0, 0.0, 0)
 
@@ -243,11 +249,16 @@ class Policy:
         if self.resolution is None:
             return self.channels, *self.sample_size
         # The deepest level of every network needs a whole number of rows.
-        factor = self.pipeline.vae_scale_factor * self.patch
+        factor = self.pixels * self.patch
         if self.resolution % factor:
             raise UserError(f"--resolution is {self.resolution}; expected a multiple of {factor} for this model")
-        size = self.resolution // self.pipeline.vae_scale_factor
+        size = self.resolution // self.pixels
         return self.channels, size, size
+
+    @property
+    def pixels(self) -> int:
+        """A latent stands for so many of them, in height and width."""
+        return self.pipeline.vae_scale_factor
 
     @property
     def patch(self) -> int:
@@ -359,18 +370,22 @@ class Policy:
         are computed anew in the backward pass, `rows` latents at a time.
         """
         vae = self.pipeline.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0
         scale = DECODER_SCALE if vae.dtype == torch.float16 else 1.0
 
         def pictures(x: Tensor) -> Tensor:
-            x = ScaledGradient.apply(x.float(), 1 / scale).to(vae.dtype) / vae.config.scaling_factor
-            x = x + shift if shift else x
+            x = self._scaled(ScaledGradient.apply(x.float(), 1 / scale).to(vae.dtype))
             out = ScaledGradient.apply(vae.decode(x, return_dict=False)[0].float(), scale) / 2 + 0.5
             return torch.where(out.isfinite(), out.clamp(0, 1), torch.nan)  # clamp alone would hide infinities
 
         anew = gradient and self.gradient_checkpointing
         with torch.set_grad_enabled(gradient):
             return self._in_chunks(partial(checkpoint, pictures, use_reentrant=False) if anew else pictures, latents)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder takes them."""
+        config = self.pipeline.vae.config
+        x, shift = latents / config.scaling_factor, getattr(config, "shift_factor", None) or 0
+        return x + shift if shift else x
 
     def _in_chunks(self, function: Any, *inputs: Tensor) -> Tensor:
         out = []

@@ -14,20 +14,21 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download
 
-from sdpo_bench.catalogue import classes
+from sdpo_bench.catalogue import Registry, classes
 from sdpo_bench.config import EMBEDDED, RunConfig
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.policies.base import DTYPES, Policy
 from sdpo_bench.policies.networks import first_line, load_lora, load_network, network_class, weight_files
 from sdpo_bench.policies.stable_diffusion import StableDiffusionPolicy
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "embedded_model"
 INDEX = "model_index.json"
-FAMILIES: dict[str, type[Policy]] = {
-    family.pipeline_class.__name__: family
-    for family in classes("sdpo_bench.policies", [str(Path(__file__).parent)], Policy, own="pipeline_class")
-}
-
+FAMILIES: Registry[type[Policy]] = Registry(
+    lambda: {
+        family.pipeline_class.__name__: family
+        for family in classes("sdpo_bench.policies", [str(Path(__file__).parent)], Policy, own="pipeline_class")
+    }
+)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -86,7 +87,7 @@ def find_family(model: str, revision: str | None = None) -> type[Policy]:
         known = ", ".join(FAMILIES)
         raise UserError(f"--model {model}: _class_name in {INDEX} is {json.dumps(name)}; expected one of {known}")
     if name not in FAMILIES:
-        raise UserError(f"--model {model} is a {name}; supported are {', '.join(FAMILIES)}")
+        raise UnknownName(name, f"--model {model} is a {name}; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 

@@ -29,16 +29,19 @@ class FlowPolicy(Policy):
         """Sigmas [K] before the shift, if the pipeline gives the scheduler its own."""
         return None
 
+    def _mu(self, steps: int) -> float:
+        """The logarithm of a dynamic shift, linear in the number of tokens."""
+        config = self.pipeline.scheduler.config
+        few, many = config.base_image_seq_len, config.max_image_seq_len
+        return config.base_shift + (config.max_shift - config.base_shift) * (self.tokens - few) / (many - few)
+
     def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
-        config, mu = self.pipeline.scheduler.config, None
-        if getattr(config, "use_dynamic_shifting", False):  # the shift's logarithm, linear in the number of tokens
-            few, many = config.base_image_seq_len, config.max_image_seq_len
-            mu = config.base_shift + (config.max_shift - config.base_shift) * (self.tokens - few) / (many - few)
+        dynamic = getattr(self.pipeline.scheduler.config, "use_dynamic_shifting", False)
         return getattr(sdpo_kernels.coefficients, self.sampler)(
             self.pipeline.scheduler,
             steps,
             level=level,
-            mu=mu,
+            mu=self._mu(steps) if dynamic else None,
             sigmas=self._sigmas(steps),
             stochastic_steps=stochastic,
         )

@@ -18,6 +18,7 @@ from sdpo_bench.records.identity import (
     stem,
 )
 from sdpo_bench.records.packed import index
+from sdpo_bench.records.run_folder import check_provenance
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
     if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
         raise bad_record(path, "'weights' is not an object of objects")
     return found
+
+
+def recorded_plugins(raw: Path) -> dict[str, dict[str, Any]]:
+    """The plug-ins with which runs in `raw`, or packed beside it, were made, by their sources: what provenance.json has
+    of each (plugins/__init__.py, `Plugin.record`)."""
+    found = {path: read_object(path) for path in sorted(raw.glob("*/provenance.json"))}
+    for path, provenance in found.items():
+        check_provenance(provenance, path)
+    provenances = [*found.values(), *(run.provenance for run in index(raw.parent).values())]
+    return {source: record for p in provenances for source, record in p.get("plugins", {}).items()}
 
 
 def find_run(raw: Path, config: Mapping[str, Any]) -> Path:

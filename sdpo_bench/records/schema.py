@@ -57,6 +57,17 @@ def _rewards(value: Any) -> bool:
     )
 
 
+def _plugins(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        is_line(source) and isinstance(plugin, dict) and problem(plugin, PLUGIN, {"distribution": LINE}) is None
+        for source, plugin in value.items()
+    )
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_list_of(is_line), value.values()))
+
+
 LINE: Rule = ("a line of text", is_line)
 
 
@@ -91,6 +102,9 @@ CONFIG_OPTIONAL: Schema = {
 }
 
 
+PLUGIN: Schema = {"sha256": LINE, "gives": ("an object of lists of names", _names)}
+
+
 PROVENANCE: Schema = {
     "commit": ("a commit or null", lambda value: value is None or is_line(value)),
     "device": LINE,
@@ -103,6 +117,7 @@ PROVENANCE_OPTIONAL: Schema = {
     "dirty": ("true or false", lambda value: isinstance(value, bool)),
     "command": ("a text", lambda value: isinstance(value, str)),
     "rewards": ("an object of rewards, each with its revision and scale", _rewards),
+    "plugins": ("an object of plug-ins, each with its SHA-256 and what it gives", _plugins),
 }
 
 
@@ -127,7 +142,10 @@ EVAL: Schema = {
 DENSE: Schema = {
     "epoch": COUNT,
     "queries_per_sample": ("a number", is_number),
-    "budget": (f"one of {', '.join(BUDGETS)}", lambda value: isinstance(value, str) and value in BUDGETS),
+    "budget": (
+        f"one of {', '.join(BUDGETS)}, or of a plug-in that --plugin names",
+        lambda value: isinstance(value, str) and value in BUDGETS,
+    ),
 }
 
 

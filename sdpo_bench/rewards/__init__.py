@@ -3,34 +3,50 @@
 A reward is a class with `name`, `title`, `licence`, `revision`, `scale`. Called with images float [N, 3, H, W] in 0..1
 and N prompts, it returns float32 [N]; higher is better. With `differentiable` its `differentiable_score` returns the
 same with a gradient by the images. `REWARDS` need only this package. `PRETRAINED` read published weights when
-constructed (docs/rewards.md), and import transformers only then.
+constructed (docs/rewards.md), and import transformers only then. `EXTERNAL` need a server or a library.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from sdpo_bench import catalogue
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.rewards._spec import Term, parse
 from sdpo_bench.rewards._torch_state import unchanged_torch
 from sdpo_bench.rewards._weights import MissingWeights
 from sdpo_bench.rewards.base import Pretrained, Reward, WeightedSum
+from sdpo_bench.rewards.http import HTTP
 
-REWARDS: dict[str, type[Reward]] = {}
-PRETRAINED: dict[str, type[Pretrained]] = {}
-for _class in catalogue.classes(__name__, __path__, Reward):
-    if issubclass(_class, Pretrained):
-        PRETRAINED[_class.name] = _class
-    else:
-        REWARDS[_class.name] = _class
-REWARDS = dict(sorted(REWARDS.items()))
-PRETRAINED = dict(sorted(PRETRAINED.items()))
-DIFFERENTIABLE = [name for name, cls in (REWARDS | PRETRAINED).items() if cls.differentiable]
-"""Names of the rewards that have a gradient by the pictures."""
+
+@functools.cache
+def _classes() -> dict[str, type[Reward]]:
+    return dict(sorted((cls.name, cls) for cls in catalogue.classes(__name__, __path__, Reward)))
+
+
+REWARDS: catalogue.Registry[type[Reward]] = catalogue.Registry(
+    lambda: {name: cls for name, cls in _classes().items() if not issubclass(cls, Pretrained) and not cls.needs}
+)
+PRETRAINED: catalogue.Registry[type[Pretrained]] = catalogue.Registry(
+    lambda: {name: cls for name, cls in _classes().items() if issubclass(cls, Pretrained)}
+)
+EXTERNAL: catalogue.Registry[type[Reward]] = catalogue.Registry(
+    lambda: {name: cls for name, cls in _classes().items() if cls.needs}
+)
+
+
+def differentiable() -> list[str]:
+    """Names of the rewards that have a gradient by the pictures."""
+    return [name for known in (REWARDS, PRETRAINED, EXTERNAL) for name, cls in known.items() if cls.differentiable]
+
+
+def names(specs: Iterable[str]) -> set[str]:
+    """The names of the rewards in these specs."""
+    return {term.name for spec in specs for term in _terms(spec)}
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
@@ -44,7 +60,7 @@ def canonical(spec: str, *, optimised: bool = False) -> str:
 
 def not_differentiable(spec: str) -> list[str]:
     """The names of those rewards of a spec that have no gradient by the pictures. Loads nothing."""
-    return list(dict.fromkeys(term.name for term in _terms(spec) if term.name not in DIFFERENTIABLE))
+    return list(dict.fromkeys(term.name for term in _terms(spec) if term.name not in differentiable()))
 
 
 def load_reward(
@@ -81,6 +97,9 @@ def _load(specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, 
         if term.name in REWARDS:
             loaded[term.label] = REWARDS[term.name]()
             continue
+        if term.name in EXTERNAL:
+            loaded[term.label] = _external(term, batch_size)
+            continue
         cls, published, revision = PRETRAINED[term.name], term.published, term.revision
         try:
             loaded[term.label] = cls(
@@ -94,12 +113,19 @@ def _load(specs: Iterable[str], device: str | torch.device, dtype: torch.dtype, 
     }
 
 
+def _external(term: Term, batch_size: int = 32) -> Reward:
+    cls = EXTERNAL[term.name]
+    return cls(term.revision, batch_size) if issubclass(cls, HTTP) else cls()
+
+
 def find_weights(specs: Iterable[str]) -> None:
-    """Finds or fetches every file that these rewards read, without reading weights. UserError says what is missing and
-    where to get it."""
+    """Finds or fetches every file that these rewards read, without reading weights, and asks servers whether they are
+    there. UserError says what is missing and where to get it."""
     for term in {term.label: term for spec in specs for term in _terms(spec)}.values():
         if term.name in PRETRAINED:
             PRETRAINED[term.name].files_only()(revision=term.revision)
+        elif term.name in EXTERNAL:
+            _external(term)
 
 
 def check_noises(specs: Iterable[str], last: int, interim: int) -> None:
@@ -116,14 +142,12 @@ def need_start(specs: Iterable[str]) -> bool:
 
 def _measured(specs: Iterable[str]) -> list[str]:
     """The names of those that can't be optimised."""
-    names = {term.name for spec in specs for term in _terms(spec)}
-    return sorted(name for name in names if name in REWARDS and not REWARDS[name].optimisable)
+    return sorted(name for name in names(specs) if name in REWARDS and not REWARDS[name].optimisable)
 
 
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
     """Bytes of the networks of these rewards, by name, computed from their architecture. Only for published weights."""
-    names = dict.fromkeys(term.name for spec in specs for term in _terms(spec) if term.name in PRETRAINED)
-    return {name: PRETRAINED[name].network_bytes(dtype) for name in names}
+    return {name: PRETRAINED[name].network_bytes(dtype) for name in sorted(names(specs)) if name in PRETRAINED}
 
 
 def _terms(spec: str) -> list[Term]:
@@ -138,16 +162,20 @@ def _terms(spec: str) -> list[Term]:
 
 
 def _check(term: Term) -> None:
-    if term.name not in REWARDS and term.name not in PRETRAINED:
-        raise UserError(
+    if term.name not in {*REWARDS, *PRETRAINED, *EXTERNAL}:
+        raise UnknownName(
+            term.name,
             f"unknown reward {term.name!r}; choose one of: {', '.join(REWARDS)}; or with published weights: "
-            f"{', '.join(PRETRAINED)}"
+            f"{', '.join(PRETRAINED)}; or with a server or a library: {', '.join(EXTERNAL)}",
         )
-    if term.name in REWARDS and (term.published or term.revision):
+    served = term.name in EXTERNAL and issubclass(EXTERNAL[term.name], HTTP)
+    if served and (term.published or not term.revision):
+        raise UserError(f"reward {term.label}: expected {term.name}@NAME, the name of a server (docs/rewards.md)")
+    if term.name not in PRETRAINED and not served and (term.published or term.revision):
         raise UserError(f"reward {term.name} has one scale and no revisions to choose from; write {term.name}")
 
 
 __all__ = [
-    "DIFFERENTIABLE", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "find_weights", "load_reward",
-    "load_rewards", "need_start", "network_bytes", "not_differentiable",
+    "EXTERNAL", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "differentiable", "find_weights",
+    "load_reward", "load_rewards", "names", "need_start", "network_bytes", "not_differentiable",
 ]  # fmt: skip

@@ -40,6 +40,9 @@ class Reward:
     needs_start: bool = False
     """Whether it compares with the pictures of the untrained model, which an evaluation then samples too."""
 
+    needs: ClassVar[str] = ""
+    """What it needs besides the package and weights, in words: a server, a library."""
+
     @property
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of every file of weights that was read, by repository/file; empty for computed rewards."""

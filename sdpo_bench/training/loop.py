@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdpo_bench import interruption
+from sdpo_bench import interruption, plugins
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
@@ -20,7 +20,7 @@ from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
 from sdpo_bench.records.schema import COUNTS
 from sdpo_bench.records.writer import RunWriter
-from sdpo_bench.rewards import Reward
+from sdpo_bench.rewards import Reward, names
 from sdpo_bench.training.checkpoint import copied, load_checkpoint, save_checkpoint
 from sdpo_bench.training.evaluation import (
     evaluate,
@@ -220,6 +220,8 @@ class TrainingRun:
             found["sharded"] = True
         if self.config.rows == 0:
             found["rows"] = self.policy.rows * self.policy.branches
+        if used := used_plugins(self.config, self.policy):
+            found["plugins"] = used
         self.writer.write_provenance(collect(self.policy.device, self.rewards) | found)
         self.writer.truncate(self.done if self.restored else -1)
         self.report("begin", self.done, 0.0, recorded=recorded)
@@ -384,6 +386,19 @@ class TrainingRun:
         )
         if not self.keep:
             self.checkpoint.unlink(missing_ok=True)
+
+
+def used_plugins(config: RunConfig, policy: Policy) -> dict[str, dict[str, Any]]:
+    """The records of the plug-ins that the method, the dense reward, the rewards or the policy of a run come from."""
+    specs = (config.reward, *config.eval_rewards, *config.eval_last_rewards)
+    return plugins.used(
+        {
+            ("methods", config.method),
+            ("dense_rewards", config.dense),
+            ("policies", policy.pipeline_class.__name__),
+            *(("rewards", name) for name in names(specs)),
+        }
+    )
 
 
 def same_weights(config: RunConfig, folder: Path) -> Weights:

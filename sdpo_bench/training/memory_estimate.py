@@ -120,6 +120,8 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
     components: dict[str, Any] = {}
     try:
         for name, entry in read(INDEX).items():
+            if isinstance(entry, bool):  # an option of the pipeline, such as that it is distilled
+                components[name] = entry
             if name.startswith("_") or not isinstance(entry, list) or name in ("safety_checker", "image_encoder"):
                 continue
             library, kind = entry
@@ -129,13 +131,7 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
             elif library == "diffusers":
                 components[name] = getattr(diffusers, kind).from_config(read(f"{name}/config.json")).to(dtype)
             elif library == "transformers" and "text_encoder" in name and kind is not None:
-                kind = getattr(transformers, kind)
-                network = components[name] = kind(kind.config_class(**read(f"{name}/config.json"))).to(dtype)
-                # T5 keeps some layers in float32 where float16 is asked for.
-                kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
-                for path, module in network.named_modules():
-                    if kept & {*path.split(".")}:
-                        module.float()
+                components[name] = text_encoder(getattr(transformers, kind), read(f"{name}/config.json"), dtype)
             else:
                 components[name] = None
         if family.pipeline_class is diffusers.StableDiffusionPipeline:
@@ -145,6 +141,17 @@ def empty_pipeline(model: str, revision: str | None, dtype: torch.dtype) -> Any:
         return pipeline
     except Exception as error:  # a missing file, no network, a class that this version does not know
         raise unusable(model, f" as a {family.pipeline_class.__name__}", error) from error
+
+
+def text_encoder(kind: Any, settings: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A text encoder from its configuration file."""
+    network = kind(kind.config_class(**settings)).to(dtype)
+    # T5 keeps some layers in float32 where float16 is asked for.
+    kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    for path, module in network.named_modules():
+        if kept & {*path.split(".")}:
+            module.float()
+    return network
 
 
 def measure(config: RunConfig) -> Costs:
@@ -183,7 +190,7 @@ def measure(config: RunConfig) -> Costs:
             policy.decode(inputs(n)[0].requires_grad_(), gradient=True).sum().backward()
 
         trained = sum(p.numel() for p in policy.parameters)
-        picture = 3 * 4 * math.prod(n * pipeline.vae_scale_factor for n in policy.latent_shape[1:])
+        picture = 3 * 4 * math.prod(n * policy.pixels for n in policy.latent_shape[1:])
         return Costs(
             family=type(pipeline).__name__,
             networks=networks,

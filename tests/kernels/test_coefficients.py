@@ -10,6 +10,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SCMScheduler,
     TCDScheduler,
 )
 from sdpo_kernels import coefficients, ddim_step
@@ -230,6 +231,35 @@ def test_step_is_the_papers_lcm_step(prediction):
         assert torch.allclose(a * x + b * m, ap.sqrt() * f, rtol=1e-12, atol=1e-12)
         assert torch.allclose(c * x + d * m, x0, rtol=1e-12, atol=1e-12)
         assert float(sigma) == pytest.approx(float((1 - ap).sqrt()), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_step_is_diffusers_scm_step(steps):
+    """Latents are the scheduler's divided by sigma_data, and so is the model's output."""
+    scheduler = SCMScheduler()
+    timesteps, table, input_scale, initial_scale, signal, noise = coefficients.scm(scheduler, steps)
+    scheduler.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
+    assert torch.allclose(timesteps, scheduler.timesteps[:-1].double(), rtol=1e-6)
+    assert (initial_scale, input_scale.tolist()) == (1.0, [1.0] * steps)
+    assert torch.allclose(signal**2 + noise**2, torch.ones_like(signal))
+    for k, t in enumerate(scheduler.timesteps[:-1]):
+        x, m = random_latents(2, seed=k)
+        z = random_latents(1, seed=100 + k)[0]
+        half = (0.5 * m.float(), t, 0.5 * x.float())
+        theirs = scheduler.step(*half, generator=torch.Generator().manual_seed(100 + k))
+        a, b, c, d, sigma = table[k]
+        assert close(a * x + b * m + sigma * z, 2 * theirs.prev_sample)
+        assert close(c * x + d * m, 2 * theirs.pred_original_sample)
+        assert (sigma == 0) == (k == steps - 1)
+
+
+def test_what_scm_refuses():
+    with pytest.raises(TypeError, match="the scheduler is a LCMScheduler; expected a SCMScheduler"):
+        coefficients.scm(LCMScheduler(), 4)
+    with pytest.raises(ValueError, match="expected 1 to 10, the scheduler's num_train_timesteps"):
+        coefficients.scm(SCMScheduler(num_train_timesteps=10), 11)
+    with pytest.raises(ValueError, match=r"step 3 .* has sigma = 0, so it has no log-prob to train"):
+        coefficients.for_scheduler(SCMScheduler(), 4, stochastic_steps=4)
 
 
 @pytest.mark.parametrize("prediction", coefficients.PREDICTION_TYPES)

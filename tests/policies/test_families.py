@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
+from itertools import count, product
 
 import pytest
 import sdpo_kernels
@@ -29,11 +31,14 @@ from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.reader import load_run
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.training.loop import train
+from sdpo_bench.training.memory_estimate import measure
 from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.trainer import Trainer
 
 PROMPTS = ["cat", "a dog"]
 FAMILY_MODELS = ["sd", "sdxl", "sd3", "flux"]  # one of each
+CHAT_MODELS = ["z-image", "flux-2-klein"]  # their texts are read by a chat model
+TRAINED = [*product(FAMILY_MODELS, ["sdpo", "ddpo"]), *((name, "sdpo") for name in CHAT_MODELS)]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +74,24 @@ def plain_pictures(config, steps, latents, adapter=None, **options):
         pipeline.scheduler = DDIMScheduler.from_config(
             pipeline.scheduler.config, set_alpha_to_one=True, clip_sample=False
         )
-    if kind == "FluxPipeline":
+    if config.resolution is not None:
         options |= {"height": config.resolution, "width": config.resolution}
+    if kind == "FluxPipeline":
         options["max_sequence_length"] = 512 if pipeline.transformer.config.guidance_embeds else 256
         latents = pipeline._pack_latents(latents, *latents.shape)
         if not pipeline.transformer.config.guidance_embeds:
             options |= {"true_cfg_scale": config.guidance, "negative_prompt": [""] * len(PROMPTS)}
+    if kind == "SanaSprintPipeline":
+        options |= {"use_resolution_binning": False, "intermediate_timesteps": 1.3 if steps == 2 else None}
+        options |= {"height": 32, "width": 32}
+    guidance = config.guidance - (kind == "ZImagePipeline")  # whose 0 is none
     return pipeline(
-        PROMPTS, latents=latents, num_inference_steps=steps, guidance_scale=config.guidance, output_type="pt", **options
+        prompt=[*PROMPTS],
+        latents=latents,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="pt",
+        **options,
     ).images
 
 
@@ -117,16 +132,16 @@ def test_without_noise_every_sampler_of_flows_is_the_pipelines(config, name, sam
     assert torch.allclose(ours, plain_pictures(c, 4, start), atol=2e-4)
 
 
-@pytest.mark.parametrize("method", ["sdpo", "ddpo"])
-@pytest.mark.parametrize("name", FAMILY_MODELS)
+@pytest.mark.parametrize(("name", "method"), TRAINED)
 def test_trains_evaluates_and_saves_what_diffusers_loads(config, tmp_path, name, method):
-    c = config(name, method=method)
+    steps = (1, 4) if name in CHAT_MODELS else (1, 2, 4, 8, 16, 50)
+    c = config(name, method=method, eval_steps=steps)
     folder = tmp_path / run_id(c.to_json())
     train(c, folder)
     record = load_run(folder)
     assert record.train[0]["on_policy_log_ratio"] == 0.0
     assert len(record.train) == 2
-    assert [row["steps"] for row in record.eval if row["epoch"] == 2] == [1, 2, 4, 8, 16, 50]
+    assert tuple(row["steps"] for row in record.eval if row["epoch"] == 2) == steps
     # The adapter in a policy of ours and in diffusers: the same pictures, other ones than without it.
     policy = without_noise(c)
     before, start = our_pictures(policy, 4)
@@ -139,7 +154,7 @@ def test_trains_evaluates_and_saves_what_diffusers_loads(config, tmp_path, name,
         assert torch.equal(our_pictures(policy, 4)[0], before)
 
 
-@pytest.mark.parametrize("name", FAMILY_MODELS)
+@pytest.mark.parametrize("name", [*FAMILY_MODELS, "z-image"])
 def test_full_finetuning_saves_a_pipeline(config, tmp_path, name):
     c = config(name, finetune="full")
     policy = load_policy(c)
@@ -188,6 +203,86 @@ def test_options_train_on_policy(config, name, changes):
     assert difference < 1e-2 if same else difference > 1e-2
     if "offload_trajectories" in changes:
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+
+
+def test_a_prompts_numbers_are_its_own(config):
+    """Z-Image's network fills captions up to the longest of a batch: here none depends on another one's length."""
+    policy = load_policy(config("z-image"))
+    prompts = ["cat", "a dog in the rain that looks up to a bird", "horse", "a" * 80]
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(4, *policy.latent_shape, generator=generator), torch.full((4,), 700.0)
+    with torch.no_grad():
+        together = policy.predict(x, t, policy.encode(prompts))
+        for i, prompt in enumerate(prompts):
+            assert torch.equal(policy.predict(x[i : i + 1], t[:1], policy.encode([prompt])), together[i : i + 1])
+        pipelines = policy.pipeline.transformer(
+            list(x.unsqueeze(2)), (1000 - t) / 1000, policy.pipeline.encode_prompt([*prompts])[0], return_dict=False
+        )[0]
+    assert policy.encode(prompts)[1].sum(1).tolist() == [17, 55, 19, 94]
+    assert torch.allclose(together, -torch.stack(pipelines).squeeze(2), atol=1e-5)
+
+
+@pytest.fixture
+def pipelines_noise(monkeypatch):
+    """SCMScheduler draws the noise of these samples' steps."""
+    from diffusers.schedulers import scheduling_scm
+
+    def of(seeds):
+        steps = count()
+        draw = lambda shape, **_: sdpo_kernels.normal(seeds, tuple(shape[1:]), next(steps))  # noqa: E731
+        monkeypatch.setattr(scheduling_scm, "randn_tensor", draw)
+
+    return of
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_sana_sprint_is_the_pipelines(config, pipelines_noise, guidance, steps):
+    """Its steps always draw noise: with the same noise, the same pictures."""
+    c = config("sana-sprint", guidance=guidance, train_last_step=False)
+    policy = load_policy(c)
+    ours, start = our_pictures(policy, steps)
+    pipelines_noise(derive_seeds(3, count=len(PROMPTS)))
+    theirs = plain_pictures(c, steps, start)
+    assert ours.shape == theirs.shape == (2, 3, 32, 32)
+    assert torch.allclose(ours, theirs, atol=2e-4)
+    assert policy.branches == 1
+    assert [tuple(x.shape[1:]) for x in policy.encode(PROMPTS)] == policy.condition_shapes
+
+
+def test_sana_sprint_trains(config, tmp_path, pipelines_noise):
+    c = config("sana-sprint", guidance=4.5, train_last_step=False, eval_steps=(1, 2))
+    folder = tmp_path / run_id(c.to_json())
+    train(c, folder)
+    record = load_run(folder)
+    assert record.train[0]["on_policy_log_ratio"] == 0.0
+    policy = load_policy(c)
+    before, start = our_pictures(policy, 2)
+    policy.load(folder / "adapter")
+    after, _ = our_pictures(policy, 2)
+    pipelines_noise(derive_seeds(3, count=len(PROMPTS)))
+    assert torch.allclose(after, plain_pictures(c, 2, start, folder / "adapter"), atol=2e-4)
+    assert (after - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), [
+    ("sana-sprint", {"sampler": "ddim"}, "--sampler ddim is not one for a SanaSprintPipeline; expected scm"),
+    ("sana-sprint", {"resolution": 33}, "--resolution is 33; expected a multiple of 2"),
+    ("flux-2-klein-distilled", {"guidance": 2.0}, "--guidance is 2, but this model is distilled to need none"),
+    ("flux-2-klein", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
+    ("z-image", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
+])  # fmt: skip
+def test_what_newer_families_refuse(config, name, changes, message):
+    """Also before any weights are read, for `doctor`."""
+    for refuse in (load_policy, measure):
+        with pytest.raises(UserError, match=re.escape(message)):
+            refuse(config(name, **changes))
+
+
+def test_consistency_models_have_no_steps_without_noise(config):
+    policy = load_policy(config("sana-sprint", train_last_step=False))
+    with pytest.raises(UserError, match=r"scm has no steps without noise, .* a SanaSprintPipeline has no other"):
+        policy.schedule(4, eta=1.0, noisy_steps=[0])
 
 
 def test_rows_count_both_branches(config):

@@ -68,7 +68,7 @@ def test_live_tensors_are_counted_once_and_until_they_die():
 @pytest.mark.parametrize(("name", "changes"), [
     ("sd", {}), ("flux", {}), ("sd", {"finetune": "full"}), ("sd3", {"guidance": 2.0}), ("sdxl", {"dtype": "float16"}),
     ("sd3", {"dtype": "float16"}), ("sd", {"gradient_checkpointing": True}), ("flux", {"gradient_checkpointing": True}),
-    ("sd", {"vae_slicing": True}),
+    ("sd", {"vae_slicing": True}), ("flux-2-klein", {}), ("sana-sprint", {"train_last_step": False}),
 ], ids=str)  # fmt: skip
 def test_counts_are_those_of_real_tensors(config, name, changes):
     c = config(name, **changes)
@@ -107,6 +107,22 @@ def test_counts_are_those_of_real_tensors(config, name, changes):
         assert costs.training[1] > 1.6 * measure(config(name)).training[1]
     if "vae_slicing" in changes:
         assert costs.decoding[1] < 0.2 * measure(config(name)).decoding[1]
+
+
+def test_captions_are_counted_at_their_longest(config):
+    """Z-Image's network takes no more tokens than a prompt has."""
+    c = config("z-image")
+    policy = load_policy(c)
+
+    def sampling(prompt):
+        conditions = policy.encode([prompt])
+        with torch.no_grad():
+            return line(lambda n: policy.predict(torch.zeros(n, *policy.latent_shape), torch.zeros(n), tuple(
+                x.expand(n, *x.shape[1:]) for x in conditions)))  # fmt: skip
+
+    longest, counted = sampling("a" * 600), measure(c).sampling
+    assert sum(counted) == pytest.approx(sum(longest), rel=0.1)
+    assert sum(counted) > 2 * sum(sampling("cat"))
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from sdpo_kernels import normal
 from torch import Tensor, nn
 
 from sdpo_bench.errors import UserError
-from sdpo_bench.rewards import DIFFERENTIABLE, PRETRAINED, REWARDS, Reward, load_reward, not_differentiable
+from sdpo_bench.rewards import PRETRAINED, REWARDS, Reward, differentiable, load_reward, not_differentiable
 from sdpo_bench.rewards._gradient import score_in_parts
 from sdpo_bench.rewards._pixels import MEAN, STD, preprocess, resize, to_levels
 from sdpo_bench.rewards.scorer import CHUNK, prepare
 from sdpo_bench.testbed.data import WIDE, random_pictures
 from sdpo_bench.training.memory_estimate import Live
 
-COMPUTED = [name for name in REWARDS if name in DIFFERENTIABLE]
+COMPUTED = [name for name in REWARDS if name in differentiable()]
 PROMPTS = ["cat", "dog", "kangaroo"]
 
 
@@ -243,7 +243,7 @@ def test_memory_is_one_parts():
 # What has none
 
 
-@pytest.mark.parametrize("name", [name for name in REWARDS if name not in DIFFERENTIABLE])
+@pytest.mark.parametrize("name", [name for name in REWARDS if name not in differentiable()])
 def test_others_say_that_they_have_none(name):
     reward = load_reward(name)
     assert not reward.differentiable
@@ -258,7 +258,7 @@ def test_others_say_that_they_have_none(name):
 def test_which_of_a_spec_have_none_is_known_without_loading(monkeypatch):
     for cls in (*REWARDS.values(), *PRETRAINED.values()):
         monkeypatch.setattr(cls, "__init__", lambda *_, **__: pytest.fail("loads"))
-    assert sorted(DIFFERENTIABLE) == sorted(["alignment", "colourfulness", *PRETRAINED])
+    assert sorted(differentiable()) == sorted(["alignment", "colourfulness", *PRETRAINED])
     assert not_differentiable("hpsv2.1@main+0.5*imagereward:published+alignment") == []
     mixed = "2*jpeg_compressibility+pickscore+diversity+jpeg_compressibility+alignment_heldout"
     assert not_differentiable(mixed) == ["jpeg_compressibility", "diversity", "alignment_heldout"]

@@ -7,15 +7,24 @@ from pathlib import Path
 import torch
 from conftest import write_tiny_model, write_tokenizer
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
@@ -25,6 +34,12 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -123,6 +138,84 @@ def write_flux(folder: Path, *, guidance: bool = False, **scheduler) -> None:
     ).save_pretrained(folder)
 
 
+def letters() -> PreTrainedTokenizerFast:
+    """A language model's tokenizer with a token for each letter, and a chat's template."""
+    pieces = ["<pad>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz<>"]
+    tokenizer = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=1))
+    tokenizer.pre_tokenizer = Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", model_max_length=4096, padding_side="right",
+        chat_template="<user>{{ messages[0].content }}<think>{% if not enable_thinking %}<>{% endif %}",
+    )  # fmt: skip
+
+
+def qwen3(kind: type, tokenizer: PreTrainedTokenizerFast, layers: int) -> torch.nn.Module:
+    return kind(
+        Qwen3Config(
+            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=layers,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=None,
+            eos_token_id=None, tie_word_embeddings=True, initializer_range=0.5,
+        )
+    )  # fmt: skip
+
+
+def write_z_image(folder: Path) -> None:
+    tokenizer = letters()
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH,
+        axes_dims=[4, 6, 6], axes_lens=[1024, 16, 16],
+    )  # fmt: skip
+    for name, weight in transformer.named_parameters():  # they are made as zeros
+        if name.endswith("pad_token"):
+            torch.nn.init.normal_(weight)
+    ZImagePipeline(
+        vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3(Qwen3Model, tokenizer, 2), tokenizer=tokenizer, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def write_flux_2_klein(folder: Path, *, distilled: bool = False) -> None:
+    tokenizer = letters()
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), mlp_ratio=2.0,
+        guidance_embeds=False,
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2)
+    Flux2KleinPipeline(
+        vae=vae, text_encoder=qwen3(Qwen3ForCausalLM, tokenizer, 27), tokenizer=tokenizer, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), is_distilled=distilled,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def write_sana_sprint(folder: Path) -> None:
+    """Its pictures are of 32 pixels, the pipeline's least; latents 4 x 16 x 16."""
+    tokenizer = letters()
+    text = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WIDTH,
+        sample_size=16, guidance_embeds=True, qk_norm="rms_norm_across_heads",
+    )  # fmt: skip
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=8, encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), scaling_factor=0.41407,
+    )  # fmt: skip
+    SanaSprintPipeline(
+        vae=vae, text_encoder=Gemma2Model(text), tokenizer=tokenizer, transformer=transformer, scheduler=SCMScheduler()
+    ).save_pretrained(folder)
+
+
 MODELS = {
     "sd": write_tiny_model,
     "sdxl": write_sdxl,
@@ -130,15 +223,23 @@ MODELS = {
     "sd3": write_sd3,
     "sd3-dynamic": lambda folder: write_sd3(folder, shift=1.0, use_dynamic_shifting=True),
     "flux": write_flux,
+    "z-image": write_z_image,
+    "flux-2-klein": write_flux_2_klein,
     "flux-dev": lambda folder: write_flux(folder, guidance=True, shift=3.0, use_dynamic_shifting=True),
 }
-SIZES = {"flux": 16, "flux-dev": 16}  # FLUX's networks do not say for which size they are
+ONE_BY_ONE = {
+    "sana-sprint": write_sana_sprint,
+    "flux-2-klein-distilled": lambda folder: write_flux_2_klein(folder, distilled=True),
+}
+"""Models that have no steps without noise, or no guidance."""
+SIZES = dict.fromkeys(["flux", "flux-dev", "z-image", "flux-2-klein", "flux-2-klein-distilled"], 16)
+"""Of networks that do not say for which size they are."""
 
 
 def write_model(root: Path, name: str) -> Path:
-    """The folder of a model in MODELS, made once in `root`."""
+    """The folder of a model in MODELS or ONE_BY_ONE, made once in `root`."""
     folder = root / name
     if not folder.exists():
         torch.manual_seed(0)
-        MODELS[name](folder)
+        (MODELS | ONE_BY_ONE)[name](folder)
     return folder
