@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdpo_bench.methods import METHODS
 
@@ -35,6 +36,16 @@ def test_links(page):
             if anchor:  # as GitHub makes them: lower case, no punctuation
                 headings = [re.sub(r"[^\w -]", "", h.lower()) for h in re.findall(r"^#+ (.*)$", to.read_text(), re.M)]
                 assert anchor in [heading.replace(" ", "-") for heading in headings], target
+
+
+def test_the_kernels_loop_learns(capsys):
+    """docs/kernels.md: it runs as it stands there, and the reward rises in every third of the epochs."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "kernels.md").read_text(), re.M | re.S)
+    torch.manual_seed(0)
+    exec(compile(code, "docs/kernels.md", "exec"), {})
+    rewards = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(rewards) == 12
+    assert rewards[0] < 0.2 < rewards[4] < rewards[8] < rewards[-1]
 
 
 def test_the_readmes_table_is_the_generated_one():

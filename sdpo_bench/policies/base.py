@@ -268,7 +268,7 @@ class Policy:
     def schedule(
         self, steps: int, *, eta: float, trained_steps: int = 0, noisy_steps: Collection[int] | None = None
     ) -> Schedule:
-        """The sampler's `Schedule` of K steps, in float32 (timesteps that are whole numbers in int64) on the device.
+        """The sampler's `Schedule` of K steps, on the device.
 
         trained_steps: so many of the first steps are trained, which sigma = 0 is refused for
         noisy_steps: the steps that draw noise; default: all that the sampler has noise for
@@ -281,15 +281,7 @@ class Policy:
                 schedule = schedule._replace(table=torch.stack(rows))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
-        timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
-        return Schedule(
-            timesteps.to(self.device),
-            schedule.table.float().to(self.device),
-            schedule.input_scale.float().to(self.device),
-            schedule.initial_scale,
-            schedule.signal_scale.float().to(self.device),
-            schedule.noise_scale.float().to(self.device),
-        )
+        return schedule.to(self.device)
 
     @property
     def most_steps(self) -> int:
