@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sdpo_bench.methods import METHODS
+from sdpo_bench.records.reader import run_ids
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -46,6 +47,17 @@ def test_the_kernels_loop_learns(capsys):
     rewards = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(rewards) == 12
     assert rewards[0] < 0.2 < rewards[4] < rewards[8] < rewards[-1]
+
+
+def test_the_best_runs_are_listed(capsys, monkeypatch):
+    """docs/sharing.md: a command for each method of the study, of a run that is there."""
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "sharing.md").read_text(), re.M | re.S)[-1]
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "docs/sharing.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    known = set(run_ids(ROOT / "results" / "full"))
+    assert {re.search(r"raw/(\S+)", line)[1] for line in lines} <= known
+    assert {"DDPO", "DDPO-dense", "SDPO"} <= {re.search(r"# (.*), 0", line)[1] for line in lines}
 
 
 def test_the_readmes_table_is_the_generated_one():

@@ -24,6 +24,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.precision import use_full_float32
 from sdpo_bench.policies.upsampling import fuse_upsampling
+from sdpo_bench.records.files import share
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
@@ -465,6 +466,8 @@ class Policy:
                 setattr(self.pipeline, self.component, plain)
                 self.pipeline.save_pretrained(folder)
                 setattr(self.pipeline, self.component, self.denoiser)
+        if write:
+            share(folder)
 
     def load(self, folder: Path, rank: int | None = None, alpha: float | None = None) -> None:
         """Weights that `save` wrote, or a LoRA in another form that diffusers converts, in place of the policy's own;

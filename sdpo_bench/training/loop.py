@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdpo_bench import interruption, plugins
+from sdpo_bench.analysis.model_card import model_card
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
-from sdpo_bench.records.files import CHECKPOINT
+from sdpo_bench.records.files import CHECKPOINT, write_atomic
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.records.schema import COUNTS
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, names
@@ -98,7 +100,7 @@ class TrainingRun:
         self.config, self.folder, self.resume = config, folder, resume
         self.on_epoch, self.ranks, self.tracker, self.keep = on_epoch, ranks, tracker, keep
         self.checkpoint = folder / CHECKPOINT
-        self.saved_weights = folder / ("adapter" if config.finetune == "lora" else "model")
+        self.saved_weights = saved_weights(config, folder)
         self.seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
         self.done, self.evaluated, self.restored = 0, False, False
         self.on_policy: float | None = None
@@ -374,6 +376,8 @@ class TrainingRun:
         save_grid(self.policy, self.config, self.folder / "grid_after.png", self.ranks.is_main)
 
     def finish_records(self) -> None:
+        if self.config.epochs:
+            write_atomic(self.saved_weights / "README.md", model_card(load_run(self.folder)).encode())
         epochs = max(self.config.epochs, 1)
         self.writer.finish(
             {
@@ -399,6 +403,11 @@ def used_plugins(config: RunConfig, policy: Policy) -> dict[str, dict[str, Any]]
             *(("rewards", name) for name in names(specs)),
         }
     )
+
+
+def saved_weights(config: RunConfig, folder: Path) -> Path:
+    """The folder within a run's folder that its trained weights are saved to."""
+    return folder / ("adapter" if config.finetune == "lora" else "model")
 
 
 def same_weights(config: RunConfig, folder: Path) -> Weights:
