@@ -114,6 +114,14 @@ def typecheck(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in .nox/site; a warning is an error. `-- serve` shows it while you edit."""
+    install(session, "docs")
+    arguments = session.posargs or ("build", "--site-dir", str(ENVIRONMENT.parent / "site"))
+    python(session, "-m", "mkdocs", *arguments, NO_MKDOCS_2_WARNING="1")  # an advertisement
+
+
+@nox.session(venv_backend="none")
 def tables(session: nox.Session) -> None:
     """Tables, figures and reports from the raw records in results/, also of benchmarks; `-- --check` only compares."""
     install(session)

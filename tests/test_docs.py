@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import sdpo_kernels
 import torch
 
+import sdpo_bench
 from sdpo_bench.methods import METHODS
 from sdpo_bench.records.reader import run_ids
 
@@ -37,6 +39,15 @@ def test_links(page):
             if anchor:  # as GitHub makes them: lower case, no punctuation
                 headings = [re.sub(r"[^\w -]", "", h.lower()) for h in re.findall(r"^#+ (.*)$", to.read_text(), re.M)]
                 assert anchor in [heading.replace(" ", "-") for heading in headings], target
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text().splitlines()
+    missing = {f"::: sdpo_bench.{module}.{name}" for name, module in sdpo_bench._PUBLIC.items()} - {*page}
+    assert not missing
+    kernels = {line.split(".")[-1] for line in page if line.startswith("::: sdpo_kernels.")}
+    functions = {name for name in sdpo_kernels.__all__ if name[0].islower()}
+    assert kernels == functions
 
 
 def test_the_kernels_loop_learns(capsys):
