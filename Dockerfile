@@ -9,7 +9,7 @@ COPY . /suite
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
     -c /suite/constraints.txt -e /suite/kernels -e /suite
 RUN useradd --create-home --uid 1000 user && mkdir /home/user/runs && chown user /home/user/runs
-USER user
+USER 1000
 WORKDIR /home/user
 ENTRYPOINT ["sdpo-bench"]
 CMD ["--help"]
