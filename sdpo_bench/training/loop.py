@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from sdpo_bench.training.evaluation import (
     evaluate,
     evaluated_prompts,
     evaluation_rewards,
+    grid_of_pictures,
     save_grid,
     warn_of_long_prompts,
 )
@@ -265,6 +267,9 @@ class TrainingRun:
     def evaluate(self, epoch: int) -> None:
         start, passes = time.perf_counter(), self.policy.passes
         results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
+        if self.tracker is not None:
+            self.tracker.log_evaluation(epoch, results)
+            self.with_model(partial(self.log_pictures, self.tracker, epoch))
         self.policy.passes = passes  # evaluation enters no count
         counts = {name: getattr(self.trainer.counts, name) for name in COUNTS}  # train.jsonl has the others
 
@@ -273,10 +278,11 @@ class TrainingRun:
                 self.writer.append_eval({"epoch": epoch, **counts, **result})
 
         self.ranks.run_on_main(append)
-        if self.tracker is not None:
-            self.tracker.log_evaluation(epoch, results)
         self.seconds["evaluate"] += time.perf_counter() - start
         self.report("evaluate", epoch, time.perf_counter() - start)
+
+    def log_pictures(self, tracker: Tracker, epoch: int) -> None:
+        tracker.log_pictures(epoch, grid_of_pictures(self.policy, self.config))
 
     def probe(self, epoch: int) -> None:
         rows = self.trainer.probe(epoch)
