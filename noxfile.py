@@ -23,13 +23,15 @@ def install(session: nox.Session, extra: str = "") -> None:
     if not Path(PYTHON).exists():
         # nox brings virtualenv; Debian's Python has no ensurepip, which venv would need.
         session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
-    pins = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    files = ("pyproject.toml", "kernels/pyproject.toml", "constraints.txt")
+    pins = b"".join((ROOT / name).read_bytes() for name in files)
     state = hashlib.sha256(pins + str(ROOT).encode()).hexdigest()
     done = {path.name for path in ENVIRONMENT.glob(".installed-*") if path.read_text() == state}
     if f".installed-{extra}" not in done and (extra or not done):
         quiet = [] if sys.stdout.isatty() else ["--quiet"]  # a person wants to see what takes so long, a log does not
         project = f".[{extra}]" if extra else "."
-        command = [PYTHON, "-m", "pip", "install", *quiet, "-c", "constraints.txt", "-e", project]
+        both = ["-e", "./kernels", "-e", project]  # sdpo-kernels is in no index
+        command = [PYTHON, "-m", "pip", "install", *quiet, "-c", "constraints.txt", *both]
         session.run_install(*command, external=True)
         (ENVIRONMENT / f".installed-{extra}").write_text(state)
 
@@ -88,7 +90,7 @@ def tests_gpu_stack(session: nox.Session) -> None:
 
     PyPI's PyTorch brings CUDA's libraries; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares them.
     """
-    session.install("-e", ".[test,gpu]", "torch==2.11.0", "triton==3.6.0")
+    session.install("-e", "./kernels", "-e", ".[test]", "torch==2.11.0", "triton==3.6.0")
     program = str(Path(session.bin) / "python")
     python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile")), threads=1, program=program)
     if not session.posargs and TRITON:
@@ -109,6 +111,14 @@ def typecheck(session: nox.Session) -> None:
     """Types (mypy)."""
     install(session, "dev")
     python(session, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in .nox/site; a warning is an error. `-- serve` shows it while you edit."""
+    install(session, "docs")
+    arguments = session.posargs or ("build", "--site-dir", str(ENVIRONMENT.parent / "site"))
+    python(session, "-m", "mkdocs", *arguments, NO_MKDOCS_2_WARNING="1")  # an advertisement
 
 
 @nox.session(venv_backend="none")

@@ -19,6 +19,7 @@ _PUBLIC = {
     "Trajectory": "types",
     "UserError": "errors",
     "build_method": "methods",
+    "embedded_pipeline": "policies",
     "evaluate_model": "training.evaluation",
     "load_policy": "policies",
     "load_profile": "records.reader",

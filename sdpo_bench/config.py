@@ -153,7 +153,7 @@ class ModelConfig(Group):
     """The commit of a hub model, for reproducible runs."""
     adapter: str | None = None
     """A LoRA that is added to the model before any training and stays frozen, such as LCM-LoRA: a folder, a file, or
-    OWNER/NAME[/FILE][@REVISION] on the hub."""
+    `OWNER/NAME[/FILE][@REVISION]` on the hub."""
     resolution: int | None = positive(None)
     """Height and width of pictures, in pixels; default: the model's own."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

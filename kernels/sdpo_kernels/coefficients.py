@@ -1,9 +1,10 @@
-"""Coefficient tables (a, b, c, d, sigma) from a diffusers scheduler, computed in float64 on the host.
+"""Coefficient tables (a, b, c, d, sigma) from a diffusers scheduler: computed in float64 on the host, then rounded.
 
 With `m` the model's raw output and `x` the latent as the scheduler's `step` takes it: mean = a x + b m, predicted clean
 = c x + d m, next = mean + sigma z. A scheduler is read, never changed (its `set_timesteps` is not called), and is known
 by the name of its class: diffusers is not imported. Its `alphas_cumprod` are float32, being what the model was trained
-on; everything after them is float64. docs/samplers.md compares the samplers.
+on; everything after them is float64, and the result float32, which the operations take. docs/samplers.md compares the
+samplers.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DTYPE = torch.float32  # of a schedule: what the operations take
 SCM_START, SCM_MIDDLE = 1.5708, 1.3  # angles that SCMScheduler.set_timesteps has as defaults
 LCM_SIGMA_DATA = 0.5  # LCMScheduler sets it at every step; it is no option
 
 
 class Schedule(NamedTuple):
-    """The values that a sampler needs for K steps, noisiest first.
+    """The values that a sampler needs for K steps, noisiest first; on the CPU, see `to`.
 
-    timesteps [K] are int64, or float64 if the schedule has fractions (Euler ancestral's "linspace", flow). table is
-    float64 [K, 5]. input_scale is float64 [K]: the model sees input_scale[k] * x. initial_scale: the first latent is
-    initial_scale * z. Both scales are 1 except for Euler ancestral. signal_scale and noise_scale are float64 [K]: the
-    latent that step k takes is distributed as signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
+    timesteps [K] are int64, or float32 if the schedule has fractions (Euler ancestral's "linspace", flow). table is
+    float32 [K, 5]: `table[k].expand(N, 5)` are the coefficients of N samples at step k. input_scale is float32 [K]: the
+    model sees input_scale[k] * x. initial_scale: the first latent is initial_scale * z. Both scales are 1 except for
+    Euler ancestral. signal_scale and noise_scale are float32 [K]: the latent that step k takes is distributed as
+    signal_scale[k] * x0 + noise_scale[k] * z, for a clean latent x0.
     """
 
     timesteps: Tensor
@@ -35,6 +38,16 @@ class Schedule(NamedTuple):
     initial_scale: float
     signal_scale: Tensor
     noise_scale: Tensor
+
+    def to(self, device: torch.device | str) -> Schedule:
+        """The schedule with its tensors on `device`, where the operations need them beside the latents."""
+        return _each(self, lambda tensor: tensor.to(device))
+
+
+def _each(schedule: Schedule, change: Callable[[Any], Any]) -> Schedule:
+    """The schedule with each of its tensors changed."""
+    values = schedule._asdict().items()
+    return schedule._replace(**{name: change(x) for name, x in values if isinstance(x, Tensor)})
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> Tensor:
@@ -67,8 +80,8 @@ def ddim(scheduler: Any, steps: int, *, eta: float = 1.0, stochastic_steps: int 
     Ap, D = abar_prev.sqrt(), (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
     table = torch.stack([*_ddim_mean(prediction, A, S, Ap, D), *_predicted_clean(prediction, A, S), sigma], 1)
     stochastic = steps if stochastic_steps is None else stochastic_steps
-    _refuse_unusable(timesteps, table, stochastic, prediction, "choose fewer steps, eta > 0, or ")
-    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+    schedule = Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+    return _rounded(schedule, stochastic, prediction, "choose fewer steps, eta > 0, or ")
 
 
 def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -101,11 +114,11 @@ def euler_ancestral(scheduler: Any, steps: int, *, stochastic_steps: int | None 
         "v_prediction": (scale**2, -sigma_t * scale),
     }[prediction]
     table = torch.stack([1 + kappa * (1 - c), -kappa * d, c, d, sigma_up], 1)
-    _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
     # What init_noise_sigma is after set_timesteps.
     first = float(sigma_t[0])
     initial = math.hypot(first, 1) if scheduler.config.timestep_spacing == "leading" else first
-    return Schedule(timesteps, table, scale, initial, torch.ones_like(scale), sigma_t)
+    schedule = Schedule(timesteps, table, scale, initial, torch.ones_like(scale), sigma_t)
+    return _rounded(schedule, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
 
 
 def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
@@ -133,8 +146,8 @@ def lcm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     c_out = scaled / (scaled**2 + LCM_SIGMA_DATA**2).sqrt()
     c, d = _predicted_clean(prediction, A, S)
     table = torch.stack([Ap * (c_out * c + c_skip), Ap * c_out * d, c, d, (1 - abar_prev).sqrt()], 1)
-    _refuse_unusable(timesteps, table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
-    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+    schedule = Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+    return _rounded(schedule, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
 
 
 def tcd(scheduler: Any, steps: int, *, level: float = 0.3, stochastic_steps: int | None = None) -> Schedule:
@@ -160,16 +173,16 @@ def tcd(scheduler: Any, steps: int, *, level: float = 0.3, stochastic_steps: int
     kept = abar_prev / abar_s  # the signal's share of variance that the noising from `between` leaves
     mean = _ddim_mean(prediction, A, S, abar_prev.sqrt(), (kept * (1 - abar_s)).sqrt())
     table = torch.stack([*mean, *_predicted_clean(prediction, A, S), (1 - kept).sqrt()], 1)
+    schedule = Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
     stochastic = steps - 1 if stochastic_steps is None else stochastic_steps
-    _refuse_unusable(timesteps, table, stochastic, prediction, _more_noise(level))
-    return Schedule(timesteps, table, torch.ones_like(A), 1.0, A, S)
+    return _rounded(schedule, stochastic, prediction, _more_noise(level))
 
 
 def scm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> Schedule:
     """Multistep sampling of TrigFlow's consistency models (arXiv 2410.11081), from an SCMScheduler.
 
-    Latents are those of the scheduler divided by its sigma_data: cos(t) x0 + sin(t) z. Timesteps are the angles t, in
-    float64, as SCMScheduler and SanaSprintPipeline choose them by default: 1.5708 and 1.3 for two steps, otherwise K
+    Latents are those of the scheduler divided by its sigma_data: cos(t) x0 + sin(t) z. Timesteps are the angles t,
+    as SCMScheduler and SanaSprintPipeline choose them by default: 1.5708 and 1.3 for two steps, otherwise K
     equally far from 1.5708 to 0. m is TrigFlow's F, so x0 = cos(t) x - sin(t) m. Each step adds the noise of the next
     angle to x0. The last one returns it, so only the steps before it have a log-prob: `stochastic_steps` is K - 1
     unless given.
@@ -188,8 +201,8 @@ def scm(scheduler: Any, steps: int, *, stochastic_steps: int | None = None) -> S
     A, S = angles[:-1].cos(), angles[:-1].sin()
     Ap, Sp = angles[1:].cos(), angles[1:].sin()
     table = torch.stack([Ap * A, -Ap * S, A, -S, Sp], 1)
-    _refuse_unusable(angles[:-1], table, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
-    return Schedule(angles[:-1], table, torch.ones_like(A), 1.0, A, S)
+    schedule = Schedule(angles[:-1], table, torch.ones_like(A), 1.0, A, S)
+    return _rounded(schedule, steps - 1 if stochastic_steps is None else stochastic_steps, prediction)
 
 
 def flow_sde(
@@ -326,7 +339,7 @@ def _require_level(level: float, most: float = math.inf) -> None:
 
 
 def _more_noise(level: float) -> str:
-    """What would make sigma > 0, for `_refuse_unusable`."""
+    """What would make sigma > 0, for `_rounded`."""
     return "" if level else "choose a noise level > 0, or "
 
 
@@ -397,8 +410,8 @@ def _flow_schedule(
     one = torch.ones_like(sigma_t)
     a, b, noise = step
     table = torch.stack([a, b, one, -sigma_t, noise], 1)
-    _refuse_unusable(timesteps, table, stochastic_steps, "velocity", _more_noise(level))
-    return Schedule(timesteps, table, one, 1.0, 1 - sigma_t, sigma_t)
+    schedule = Schedule(timesteps, table, one, 1.0, 1 - sigma_t, sigma_t)
+    return _rounded(schedule, stochastic_steps, "velocity", _more_noise(level))
 
 
 def _flow_sigmas(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[float] | None) -> Tensor:
@@ -438,9 +451,13 @@ def _flow_sigmas(scheduler: Any, steps: int, mu: float | None, sigmas: Sequence[
     return sigma
 
 
-def _refuse_unusable(timesteps: Tensor, table: Tensor, stochastic_steps: int, prediction: str, cure: str = "") -> None:
-    """ValueError for a coefficient that is not finite, and for sigma = 0 within the first `stochastic_steps` rows."""
-    for k, (timestep, row) in enumerate(zip(timesteps.tolist(), table, strict=True)):
+def _rounded(schedule: Schedule, stochastic_steps: int, prediction: str, cure: str = "") -> Schedule:
+    """The float64 `schedule` in DTYPE; timesteps stay int64 where they are.
+
+    ValueError for a coefficient that is not finite, and for sigma = 0 within the first `stochastic_steps` rows.
+    """
+    schedule = _each(schedule, lambda tensor: tensor.to(DTYPE) if tensor.is_floating_point() else tensor)
+    for k, (timestep, row) in enumerate(zip(schedule.timesteps.tolist(), schedule.table, strict=True)):
         if not torch.isfinite(row).all():
             raise ValueError(
                 f"step {k} (timestep {timestep:g}) has a coefficient that is not finite: this schedule has zero "
@@ -451,3 +468,4 @@ def _refuse_unusable(timesteps: Tensor, table: Tensor, stochastic_steps: int, pr
                 f"step {k} (timestep {timestep:g}) has sigma = 0, so it has no log-prob to train; {cure}"
                 f"leave the step out of training (--no-train-last-step for the last one)"
             )
+    return schedule

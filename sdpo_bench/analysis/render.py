@@ -27,6 +27,12 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(escape, printable(text))
 
 
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in GitHub's Markdown."""
+    lines = ["| " + " | ".join(map(escaped, cells)) + " |" for cells in (header, *rows)]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:]]
+
+
 def markdown(table: Table) -> str:
     """GitHub Markdown, without a trailing newline."""
     title, answer, note = map(escaped, (table.title[:1].upper() + table.title[1:], table.answer, table.note))
@@ -35,9 +41,7 @@ def markdown(table: Table) -> str:
         lines += [
             "",
             *([f"*{escaped(title)}*", ""] if title else []),
-            "| " + " | ".join(map(escaped, table.header)) + " |",
-            "|---" * len(table.header) + "|",
-            *("| " + " | ".join(map(escaped, row)) + " |" for row in rows),
+            *grid(table.header, rows),
         ]
     return "\n".join([*lines, "", note])
 

@@ -74,7 +74,7 @@ def _results() -> str:
 
 
 CHECKS: dict[str, tuple[Callable[[], str], str]] = {
-    "versions": (_versions, "reinstall: python -m pip install -c constraints.txt -e ."),
+    "versions": (_versions, "reinstall: python -m pip install -c constraints.txt -e ./kernels -e ."),
     "device": (_device, "install PyTorch for this machine, see README.md"),
     "embedded model": (_model, "restore sdpo_bench/assets from version control, or rebuild it: nox -s testbed"),
     "plug-ins": (_plugins, "repair or uninstall it, or leave out --plugin; docs/adding.md says what a plug-in has"),

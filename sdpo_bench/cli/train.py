@@ -59,10 +59,13 @@ def train_command() -> type:
         """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
         shard: bool = False
         """Divide the weights of --finetune full among the processes (FSDP)."""
+        push_to_hub: str | None = None
+        """Upload the trained weights and their model card to this repository of the Hugging Face hub, OWNER/NAME. It is
+        made if there is none, with the privacy that its owner's settings say."""
 
         def __call__(self) -> int:
             given = flat(self)
-            own = [given.pop(name) for name in ("out", "resume", "tracker", "shard")]
+            own = [given.pop(name) for name in ("out", "resume", "tracker", "shard", "push_to_hub")]
             del given["plugin"]
             with naming_plugins(self.out / "raw"):
                 return train(RunConfig(**given), *own)
@@ -92,10 +95,14 @@ rewards that need a server or a library (docs/rewards.md): {", ".join(EXTERNAL)}
     return Train
 
 
-def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
+def train(
+    config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, push_to_hub: str | None = None
+) -> int:
     """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
     from sdpo_bench.records.lookup import find_run
+    from sdpo_bench.training import hub
+    from sdpo_bench.training.loop import saved_weights
     from sdpo_bench.training.loop import train as run
     from sdpo_bench.training.sinks import Tracker
 
@@ -105,6 +112,10 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     if resume and not (folder / "config.json").exists():
         refuse_other_settings(out / "raw", row)
     ranks = join(config.device, shard)
+    if push_to_hub and not config.epochs:
+        raise UserError("--push-to-hub: with --epochs 0 there are no trained weights to upload")
+    if push_to_hub:
+        ranks.run_on_main(lambda: hub.prepare(push_to_hub))
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
@@ -124,6 +135,8 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     ranks.close()
     if ranks.is_main:
         show_results(config, out, folder)
+        if push_to_hub:
+            echo(f"uploaded: {hub.upload(push_to_hub, saved_weights(config, folder), f'Weights of {folder.name}')}")
     return 0
 
 
@@ -166,12 +179,13 @@ def show_results(config: Any, out: Path, folder: Path) -> None:
     from sdpo_bench.analysis.outputs import shown
     from sdpo_bench.experiments.progress import speed
     from sdpo_bench.records.reader import load_run
+    from sdpo_bench.training.loop import saved_weights
 
     record = load_run(folder)
     last = max(row["epoch"] for row in record.eval)
     echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
     echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")
-    weights = folder / ("adapter" if config.finetune == "lora" else "model")
+    weights = saved_weights(config, folder)
     if weights.is_dir():
         how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
         echo(f'weights: {how}("{shown(weights)}")')

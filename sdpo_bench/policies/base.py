@@ -24,6 +24,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
 from sdpo_bench.policies.precision import use_full_float32
 from sdpo_bench.policies.upsampling import fuse_upsampling
+from sdpo_bench.records.files import share
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
@@ -268,7 +269,7 @@ class Policy:
     def schedule(
         self, steps: int, *, eta: float, trained_steps: int = 0, noisy_steps: Collection[int] | None = None
     ) -> Schedule:
-        """The sampler's `Schedule` of K steps, in float32 (timesteps that are whole numbers in int64) on the device.
+        """The sampler's `Schedule` of K steps, on the device.
 
         trained_steps: so many of the first steps are trained, which sigma = 0 is refused for
         noisy_steps: the steps that draw noise; default: all that the sampler has noise for
@@ -281,15 +282,7 @@ class Policy:
                 schedule = schedule._replace(table=torch.stack(rows))
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
-        timesteps = schedule.timesteps if schedule.timesteps.dtype == torch.int64 else schedule.timesteps.float()
-        return Schedule(
-            timesteps.to(self.device),
-            schedule.table.float().to(self.device),
-            schedule.input_scale.float().to(self.device),
-            schedule.initial_scale,
-            schedule.signal_scale.float().to(self.device),
-            schedule.noise_scale.float().to(self.device),
-        )
+        return schedule.to(self.device)
 
     @property
     def most_steps(self) -> int:
@@ -473,6 +466,8 @@ class Policy:
                 setattr(self.pipeline, self.component, plain)
                 self.pipeline.save_pretrained(folder)
                 setattr(self.pipeline, self.component, self.denoiser)
+        if write:
+            share(folder)
 
     def load(self, folder: Path, rank: int | None = None, alpha: float | None = None) -> None:
         """Weights that `save` wrote, or a LoRA in another form that diffusers converts, in place of the policy's own;

@@ -141,6 +141,16 @@ def build_pipeline(model: str, revision: str | None, dtype: torch.dtype | None) 
     return pipeline
 
 
+def embedded_pipeline() -> Any:
+    """The embedded model as a diffusers pipeline, in float32 on the CPU.
+
+    `embedded_pipeline()("cat", num_inference_steps=4, guidance_scale=1).images[0]` is a picture of 32 x 32 pixels.
+    diffusers' own defaults, 50 steps with guidance, do not suit the model. Its prompts are the names in
+    sdpo_bench/assets/prompts.txt. The LoRA of a run loads with `load_lora_weights(FOLDER)`.
+    """
+    return build_pipeline(EMBEDDED, None, torch.float32)
+
+
 def check_files(model: str, revision: str | None = None) -> None:
     """UserError if `load_pipeline` would refuse a folder. Compares its configuration and the names and shapes of its
     tensors without reading weights. For a hub id nothing is fetched or checked."""

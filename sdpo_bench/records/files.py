@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -99,6 +100,18 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def share(folder: Path) -> None:
+    """Gives the files of a folder the permissions of a new file: safetensors writes files that only their owner can
+    read."""
+    probe = folder / temporary_name("permissions")  # the umask itself can only be read by changing it
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _no_constant(name: str) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_bench.errors import UserError
+from sdpo_bench.records.files import share
 
 FOLDER = "SDPO_BENCH_WEIGHTS"
 """Environment variable: a folder with files fetched beforehand, as REPOSITORY/FILE. What is there is not downloaded."""
@@ -159,6 +160,7 @@ def _convert(path: Path, converted: Path) -> None:
         save_file({key: value.contiguous() for key, value in state.items()}, temporary)
         with open(temporary, "rb") as file:
             (Path(folder) / "digest").write_text(hashlib.file_digest(file, "sha256").hexdigest() + "\n")
+        share(Path(folder))
         os.replace(temporary, converted)
         os.replace(Path(folder) / "digest", _digest_file(converted))
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sdpo_bench.records.files import share
 from sdpo_bench.rewards._gradient import StraightThrough
 
 IMAGE_SIZE = 32  # pixels: the height and width of what a scorer sees, and of the embedded model's pictures
@@ -117,6 +118,7 @@ class Scorer(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(folder / "model.safetensors"))
         config = {"encoder": self.encoder_name, "prompts": list(self.prompts), **notes}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        share(folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdpo_bench.records.files import share
 from sdpo_bench.testbed.animals import ANIMALS
 from sdpo_bench.testbed.data import MILD, render, sprites
 from sdpo_bench.testbed.model import (
@@ -157,5 +158,6 @@ def train_denoiser(out: Path, iterations: int, batch_size: int, variants: int, r
             for p, value in zip(parameters, average, strict=True):
                 p.copy_(value)
         make_pipeline(tokenizer, text_encoder.eval(), unet.eval(), vae).save_pretrained(out / "embedded_model")
+        share(out / "embedded_model")
     dist.barrier()
     dist.destroy_process_group()

@@ -135,19 +135,23 @@ def evaluation_rewards(config: RunConfig, device: torch.device | None = None) ->
     )
 
 
-def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
-    """Saves a PNG of images: a row for each step count, a column for each of the first prompts, seen and unseen. If
-    weights are sharded all processes must call this; one of them writes."""
+def grid_of_pictures(policy: Policy, config: RunConfig) -> np.ndarray[Any, Any]:
+    """Images as uint8 [H, W, 3]: a row for each step count, a column for each of the first prompts, seen and unseen. If
+    weights are sharded all processes must call this."""
     lists = config.prompt_lists
     unseen = lists["unseen"][: GRID_PROMPTS // 2]
     prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
     rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
-    if not write:
-        return
-    grid = to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(grid)).save(buffer, format="PNG")
-    write_atomic(path, buffer.getvalue())
+    return np.ascontiguousarray(to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy())
+
+
+def save_grid(policy: Policy, config: RunConfig, path: Path, write: bool = True) -> None:
+    """Saves `grid_of_pictures` as a PNG, in the process that writes."""
+    grid = grid_of_pictures(policy, config)
+    if write:
+        buffer = io.BytesIO()
+        Image.fromarray(grid).save(buffer, format="PNG")
+        write_atomic(path, buffer.getvalue())
 
 
 def evaluate_model(

@@ -6,18 +6,21 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdpo_bench import interruption, plugins
+from sdpo_bench.analysis.model_card import model_card
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
-from sdpo_bench.records.files import CHECKPOINT
+from sdpo_bench.records.files import CHECKPOINT, write_atomic
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.lookup import recorded_epoch, recorded_weights, resumed
 from sdpo_bench.records.provenance import collect
+from sdpo_bench.records.reader import load_run
 from sdpo_bench.records.schema import COUNTS
 from sdpo_bench.records.writer import RunWriter
 from sdpo_bench.rewards import Reward, names
@@ -26,6 +29,7 @@ from sdpo_bench.training.evaluation import (
     evaluate,
     evaluated_prompts,
     evaluation_rewards,
+    grid_of_pictures,
     save_grid,
     warn_of_long_prompts,
 )
@@ -98,7 +102,7 @@ class TrainingRun:
         self.config, self.folder, self.resume = config, folder, resume
         self.on_epoch, self.ranks, self.tracker, self.keep = on_epoch, ranks, tracker, keep
         self.checkpoint = folder / CHECKPOINT
-        self.saved_weights = folder / ("adapter" if config.finetune == "lora" else "model")
+        self.saved_weights = saved_weights(config, folder)
         self.seconds = {"sample": 0.0, "reward": 0.0, "train": 0.0, "evaluate": 0.0}
         self.done, self.evaluated, self.restored = 0, False, False
         self.on_policy: float | None = None
@@ -263,6 +267,9 @@ class TrainingRun:
     def evaluate(self, epoch: int) -> None:
         start, passes = time.perf_counter(), self.policy.passes
         results = evaluate(self.policy, self.config, self.rewards, self.ranks, last=epoch == self.config.epochs)
+        if self.tracker is not None:
+            self.tracker.log_evaluation(epoch, results)
+            self.with_model(partial(self.log_pictures, self.tracker, epoch))
         self.policy.passes = passes  # evaluation enters no count
         counts = {name: getattr(self.trainer.counts, name) for name in COUNTS}  # train.jsonl has the others
 
@@ -271,10 +278,11 @@ class TrainingRun:
                 self.writer.append_eval({"epoch": epoch, **counts, **result})
 
         self.ranks.run_on_main(append)
-        if self.tracker is not None:
-            self.tracker.log_evaluation(epoch, results)
         self.seconds["evaluate"] += time.perf_counter() - start
         self.report("evaluate", epoch, time.perf_counter() - start)
+
+    def log_pictures(self, tracker: Tracker, epoch: int) -> None:
+        tracker.log_pictures(epoch, grid_of_pictures(self.policy, self.config))
 
     def probe(self, epoch: int) -> None:
         rows = self.trainer.probe(epoch)
@@ -374,6 +382,8 @@ class TrainingRun:
         save_grid(self.policy, self.config, self.folder / "grid_after.png", self.ranks.is_main)
 
     def finish_records(self) -> None:
+        if self.config.epochs:
+            write_atomic(self.saved_weights / "README.md", model_card(load_run(self.folder)).encode())
         epochs = max(self.config.epochs, 1)
         self.writer.finish(
             {
@@ -399,6 +409,11 @@ def used_plugins(config: RunConfig, policy: Policy) -> dict[str, dict[str, Any]]
             *(("rewards", name) for name in names(specs)),
         }
     )
+
+
+def saved_weights(config: RunConfig, folder: Path) -> Path:
+    """The folder within a run's folder that its trained weights are saved to."""
+    return folder / ("adapter" if config.finetune == "lora" else "model")
 
 
 def same_weights(config: RunConfig, folder: Path) -> Weights:

@@ -79,6 +79,8 @@ class EpochMetrics:
     counts: Counts
     loss: float
     reward_mean: float
+    reward_std: float
+    kl: float | None
     prompt_stats_share: float
     clip_fraction: float
     log_ratio_max: float
@@ -288,8 +290,9 @@ class Trainer(Updater):
         finite = torch.stack([torch.isfinite(to_local(p)).all() for p in self.policy.parameters]).all()
         ends = self.ranks.gather((own, bool(finite), self.fingerprint(), passes, self.policy.rows))
         logs, weights_finite, fingerprints, all_passes, rows = zip(*ends, strict=True)
-        log = torch.stack(logs)  # [processes, updates, 4]
-        updates = UpdateStats(log[..., 0].sum(0), log[..., 1].sum(0), log[..., 2].amax(0), own[:, 3])
+        log = torch.stack(logs)  # [processes, updates, 5]
+        loss, clip_fraction, kl = log[..., :3].sum(0).unbind(1)  # each process has its share of them
+        updates = UpdateStats(loss, clip_fraction, kl, log_ratio_max=log[..., 3].amax(0), grad_norm=own[:, 4])
         all_finite = bool(torch.isfinite(log).all()) and all(weights_finite)
         everyone = Passes(*map(sum, zip(*all_passes, strict=True)))
         return Totals(updates, all_finite, list(fingerprints), everyone, min(rows))
@@ -330,6 +333,9 @@ class Trainer(Updater):
             counts=dataclasses.replace(self.counts),
             loss=totals.updates.loss.mean().item(),
             reward_mean=rewards.values[..., -1].mean().item(),
+            reward_std=rewards.values[..., -1].std().item(),
+            # Of finished samples with new noise the log-ratio is another quantity (BackwardPass).
+            kl=totals.updates.kl.mean().item() if self.method.learns_from in ("step", "trajectory") else None,
             prompt_stats_share=self.normaliser.own_statistics_share,
             clip_fraction=totals.updates.clip_fraction.mean().item(),
             log_ratio_max=totals.updates.log_ratio_max.max().item(),

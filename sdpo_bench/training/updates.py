@@ -37,13 +37,17 @@ T = TypeVar("T")
 class UpdateStats(NamedTuple):
     """An optimiser step in numbers, each a tensor without dimensions on the policy's device.
 
-    loss and clip_fraction: of this process's entries, times its share of all of them: the processes' sum is the mean
+    loss, clip_fraction and kl: means of this process's entries, times its share of all of them: the processes' sum is
+        the mean of all
+    kl: of the log-prob under the policy that sampled minus the current one, whose expectation is the divergence of the
+        two, per element of a latent
     log_ratio_max: the largest |log-ratio| of this process's entries
     grad_norm: of the gradient of all processes, before clipping
     """
 
     loss: Tensor
     clip_fraction: Tensor
+    kl: Tensor
     log_ratio_max: Tensor
     grad_norm: Tensor
 
@@ -264,7 +268,11 @@ class Updater:
         self.counts.optimiser_steps += 1
         share = count_pairs(batch) / self.config.pairs_per_update
         return UpdateStats(
-            share * done.loss.mean(), share * done.clipped.float().mean(), done.log_ratio.abs().max(), norm
+            share * done.loss.mean(),
+            share * done.clipped.float().mean(),
+            -share * done.log_ratio.mean(),
+            done.log_ratio.abs().max(),
+            norm,
         )
 
     def sum_gradients(self) -> None:

@@ -34,6 +34,12 @@ FLOWS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unrounded(monkeypatch):
+    """The formulas are compared in the float64 that they are computed in; test_schedules_are_rounded_once rounds."""
+    monkeypatch.setattr(coefficients, "DTYPE", torch.float64)
+
+
 def euler_ancestral(prediction="epsilon", spacing="trailing", **config):
     return EulerAncestralDiscreteScheduler(
         **SCHEDULE | {"timestep_spacing": spacing, "prediction_type": prediction} | config
@@ -638,6 +644,36 @@ def test_the_scheduler_is_left_as_it_was(name):
     for key, value in vars(fresh).items():
         same = torch.equal(vars(scheduler)[key], value) if isinstance(value, torch.Tensor) else None
         assert same or vars(scheduler)[key] == value, key
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_schedules_are_rounded_once(name, monkeypatch):
+    """To what the operations take: a row goes into one as it is."""
+    build, make, options, _ = SAMPLERS[name]
+    exact = build(make(), 4, **options)
+    monkeypatch.setattr(coefficients, "DTYPE", torch.float32)
+    schedule = build(make(), 4, **options)
+    for field, value in schedule._asdict().items():
+        if field == "timesteps" and value.dtype == torch.int64:
+            assert torch.equal(value, exact.timesteps)
+        elif field != "initial_scale":
+            assert value.dtype == torch.float32
+            assert torch.equal(value, getattr(exact, field).float()), field
+    x, m, z = (x.float() for x in random_latents(3, seed=0))
+    out = ddim_step(m, x, schedule.table[1].expand(2, 5), noise=z)
+    a, b, *_, sigma = schedule.table[1]
+    assert torch.allclose(out.prev_sample, a * x + b * m + sigma * z, atol=1e-6)
+    moved = schedule.to("meta")
+    assert {x.device.type for x in moved if isinstance(x, torch.Tensor)} == {"meta"}
+
+
+def test_sigma_that_float32_loses_is_refused(monkeypatch):
+    """eta = 1e-46 gives a sigma that is not 0 in float64."""
+    scheduler = EulerDiscreteScheduler(**SCHEDULE)
+    coefficients.ddim(scheduler, 4, eta=1e-46)
+    monkeypatch.setattr(coefficients, "DTYPE", torch.float32)
+    with pytest.raises(ValueError, match=r"step 0 .*sigma = 0"):
+        coefficients.ddim(scheduler, 4, eta=1e-46)
 
 
 def test_dispatch():

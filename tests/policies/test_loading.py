@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from support.tiny import SIZES, write_model
 from transformers import T5EncoderModel
 
+import sdpo_bench
 from sdpo_bench.cli.main import main
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import load_policy, loading
 from sdpo_bench.policies.loading import check_files, is_local, is_local_adapter, load_pipeline
+from sdpo_bench.rewards import load_reward
 
 COMPONENTS = {
     "sd": ("unet", "vae", "text_encoder"),
@@ -436,3 +438,13 @@ def test_damaged_weights_of_full_finetuning_are_refused(copy, root, tmp_path, ca
     shutil.rmtree(trained)
     copy("sdxl").rename(trained)
     assert "another model's (add_embedding.linear_1.bias is [" in refused(evaluate, capsys)
+
+
+def test_the_embedded_model_is_a_pipeline_of_diffusers():
+    pipeline = sdpo_bench.embedded_pipeline()
+    assert type(pipeline) is StableDiffusionPipeline
+    options = {"num_inference_steps": 4, "guidance_scale": 1, "generator": torch.Generator().manual_seed(0)}
+    images = pipeline("cat", output_type="pt", **options).images
+    assert images.shape == (1, 3, 32, 32)
+    alignment = load_reward("alignment")
+    assert alignment(images, ["cat"]) > 0.6 > 0.2 > alignment(images, ["whale"])

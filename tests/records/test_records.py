@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from support.synthetic_records import (
     write_run,
 )
 
-from sdpo_bench.records.files import RecordError, RunLocked
+from sdpo_bench.records.files import RecordError, RunLocked, share
 from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, eval_frame, mean_frame
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.plan import PLAN_KEYS, unfinished_runs, write_plan
@@ -469,3 +470,17 @@ def test_eval_frame_has_every_value_once(tmp_path):
     assert set(row["training_steps"]) == {4}
     assert set(row["label"]) == {"SDPO"}
     assert [row[counter].iloc[0] for counter in COUNTERS] == [3840, 11520, 240, 15360]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_shared_files_are_as_new_ones(tmp_path, umask, mode):
+    file = tmp_path / "unet" / "weights"
+    file.parent.mkdir()
+    file.touch(0o600)
+    before = os.umask(umask)
+    try:
+        share(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert [*tmp_path.iterdir()] == [file.parent]

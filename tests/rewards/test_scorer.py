@@ -69,6 +69,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     scorer = Scorer("transformer", ["cat", "dog"]).eval()
     scorer.save(tmp_path, seed=0)
     images = torch.rand(3, 3, 32, 32)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # not for their owner alone
     assert torch.equal(Scorer.load(tmp_path).rank(images), scorer.rank(images))
     with pytest.raises(ValueError, match="unknown encoder"):
         Scorer("mlp", ["cat"])

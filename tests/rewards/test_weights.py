@@ -55,6 +55,8 @@ def test_pickles_are_converted_once(folder, monkeypatch, content):
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert cached(folder) == [f"{digest}.safetensors", f"{digest}.sha256"]
     assert same(load_file(folder.parents[2] / "cache" / f"{digest}.safetensors"))
+    modes = {file.stat().st_mode for file in (folder.parents[2] / "cache").iterdir()}
+    assert len(modes) == 1  # safetensors alone would keep the weights from other users
 
     loaded = []
     monkeypatch.setattr(torch, "load", lambda *a, **k: loaded.append(a))

@@ -135,7 +135,7 @@ def compare(one: dict[str, Any], several: list[dict[str, Any]]) -> None:
         for row, expected in zip(found["rows"], one["rows"], strict=True):
             counters = ("samples", "reward_queries", "optimiser_steps", "model_evaluations")
             assert all(row[name] == expected[name] for name in counters)
-            for name in ("loss", "reward_mean", "clip_fraction", "log_ratio_max", "grad_norm"):
+            for name in ("loss", "reward_mean", "reward_std", "clip_fraction", "kl", "log_ratio_max", "grad_norm"):
                 assert row[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
             explained, of_one = (x.get("explained_variance", []) for x in (row, expected))
             assert explained == pytest.approx(of_one, rel=2e-2)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
+import numpy as np
 import pytest
 from conftest import TINY
+from PIL import Image
 from support import processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,12 +29,23 @@ def tracked(ranks, config, root):
 def test_tensorboard(tiny_model, tmp_path):
     config = RunConfig(model=str(tiny_model), **TINY)
     assert processes.run(2, tracked, config, tmp_path) == [0, 0]
-    record = load_run(tmp_path / run_id(config.to_json()))
-    (events,) = (tmp_path / "tracker" / record.run_id).glob("events.*")
+    folder = tmp_path / run_id(config.to_json())
+    record = load_run(folder)
+    (events,) = (tmp_path / "tracker" / record.run_id).iterdir()  # one run, and no other beneath it
     found = EventAccumulator(str(events)).Reload()
     values = [(event.step, event.value) for event in found.Scalars("reward_mean")]
     assert values == [(row["epoch"], pytest.approx(row["reward_mean"])) for row in record.train]
-    assert found.Scalars("seconds/train")
+    for name in ("reward_std", "kl", "seconds/train"):
+        assert [event.value for event in found.Scalars(name)] == [
+            pytest.approx(flat(row)[name], rel=1e-5) for row in record.train
+        ]
+    assert "_hparams_/experiment" in found.Tags()["tensors"] or found.summary_metadata["_hparams_/experiment"]
+    pictures = found.Images("pictures")
+    assert [image.step for image in pictures] == [0, 2]
+    assert (pictures[0].height, pictures[0].width) == (32, 128)  # two step counts, eight prompts of 16 pixels
+    for image, name in zip(pictures, ("before", "after"), strict=True):
+        shown, saved = Image.open(BytesIO(image.encoded_image_string)), Image.open(folder / f"grid_{name}.png")
+        assert np.array_equal(shown, saved)
     means = {
         row["epoch"]: sum(value for values in row["values"]["seen"].values() for value in values) / 30
         for row in record.eval

@@ -120,6 +120,21 @@ def test_inner_epochs_train_the_same_samples_again(config, name):
     assert two["log_ratio_max"] > one["log_ratio_max"]
 
 
+def test_kl_is_the_mean_of_old_minus_new_log_probs(config, monkeypatch):
+    trainer = trainer_of(dataclasses.replace(config, method="ddpo", label="", pairs=4, pairs_per_update=2))
+    ratios = []
+
+    def backward(*arguments):
+        done = Trainer.step_backward(trainer, *arguments)
+        ratios.append(done.log_ratio.mean())
+        return done
+
+    monkeypatch.setattr(trainer, "step_backward", backward)
+    row = trainer.train_epoch(1).to_row()
+    assert row["kl"] == pytest.approx(-float(torch.stack(ratios).mean()), rel=1e-5)
+    assert 0 < abs(row["kl"]) < row["log_ratio_max"]
+
+
 @pytest.mark.parametrize("name", ["diffusion_nft", "crd", "pso", "draft"])
 def test_methods_without_a_ratio_have_no_inner_epochs(config, name):
     with pytest.raises(UserError, match=r"--inner-epochs is 2; .*expected 1"):
@@ -150,7 +165,8 @@ def test_a_constant_reward_leaves_the_weights_as_they_were(config, name, steps):
     for epoch in (1, 2):
         row = trainer.train_epoch(epoch).to_row()
         assert row["reward_mean"] == pytest.approx(12.7)
-        assert row["log_ratio_max"] == row["grad_norm"] == 0
+        assert row["log_ratio_max"] == row["grad_norm"] == row.get("kl", 0) == 0
+        assert row["reward_std"] < 1e-5  # float32 has no 12.7
     assert all(torch.equal(value, before[name]) for name, value in trainer.policy.state_dict().items())
 
 
