@@ -13,11 +13,11 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
 from sdpo_bench.errors import UserError, choose
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 else:
     Dense = Literal[tuple(entry.name for entry in DENSE_REWARDS)]
     Sampler = Literal[tuple(SAMPLERS)]
+
+C = TypeVar("C", bound="Group")
 
 SCHEMA = 1
 EMBEDDED = "embedded"
@@ -109,6 +111,15 @@ def flat(command: Any) -> dict[str, Any]:
         value = getattr(command, f.name)
         given |= flat(value) if isinstance(value, Group) else {f.name: value}
     return given
+
+
+def filled(command: C, values: Mapping[str, Any]) -> C:
+    """A command with these values in its fields and in those of its groups: the inverse of `flat`."""
+    changes = {}
+    for f in dataclasses.fields(command):
+        value = getattr(command, f.name)
+        changes[f.name] = filled(value, values) if isinstance(value, Group) else values.get(f.name, value)
+    return dataclasses.replace(command, **changes)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
 from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins, quiet_libraries
+from sdpo_bench.cli.parsing import parse
 from sdpo_bench.config import (
     ModelConfig,
     OptimizerConfig,
@@ -22,6 +26,7 @@ from sdpo_bench.config import (
     SamplerConfig,
     TrainingEvaluationConfig,
     TrainingMemoryConfig,
+    filled,
     flat,
 )
 from sdpo_bench.errors import UserError
@@ -59,13 +64,11 @@ def train_command() -> type:
         """Also report to this dashboard, whose package must be installed; its files go to OUT/tracker/."""
         shard: bool = False
         """Divide the weights of --finetune full among the processes (FSDP)."""
-
-        def __call__(self) -> int:
-            given = flat(self)
-            own = [given.pop(name) for name in ("out", "resume", "tracker", "shard")]
-            del given["plugin"]
-            with naming_plugins(self.out / "raw"):
-                return train(RunConfig(**given), *own)
+        config: Annotated[Path | None, arg(metavar="FILE")] = None
+        """Take the settings of this file, YAML or JSON, or of a run (its folder, or its config.json): docs/config.md.
+        Flags override them."""
+        dump_config: Annotated[Path | None, arg(metavar="[FILE]")] = None
+        """Print every setting, or write them to a file, as --config reads them, and train nothing."""
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
@@ -92,7 +95,69 @@ rewards that need a server or a library (docs/rewards.md): {", ".join(EXTERNAL)}
     return Train
 
 
-def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False) -> int:
+OWN = ("out", "resume", "tracker", "shard", "config", "dump_config", "plugin")
+"""Options of `train` that are no settings of a run."""
+STDOUT = Path("-")
+
+
+def parse_train(arguments: Sequence[str], prog: str) -> Callable[[], int]:
+    """The command of these arguments. What they do not give a --config file does, else the model's defaults."""
+    from sdpo_bench.api.files import Settings, read_settings
+    from sdpo_bench.api.settings import changed, defaults, of_model, resolve
+
+    files, rest = file_options(arguments)
+    file = read_settings(files.config) if files.config else Settings()
+    cls = train_command()
+
+    def parsed(values: Mapping[str, Any]) -> dict[str, Any]:
+        # Without the options of a method: tyro would make a flag of each.
+        return flat(parse(cls, rest, prog, filled(cls(), {**values, "options": {}})))
+
+    base = defaults() | dict(file.values)
+    if {"-h", "--help"} & {*rest}:
+        parsed(base | {k: v for k, v in of_model(base).items() if k not in file.values})
+    values = parsed(base)
+    own = {name: values.pop(name) for name in OWN}
+    # Parsed again with other defaults: what stays as it was is given.
+    expected = of_model(values)
+    again = parsed(base | expected)
+    given = {*file.values, *(name for name, value in expected.items() if again[name] != value)}
+    options = {"method": values["method"], "options": values["options"]}
+    values["options"] = changed({"method": base["method"], **file.values}, options)["options"]
+    with naming_plugins(own["out"] / "raw"):
+        found = resolve(values, given, file)
+    if files.dump_config:
+        return partial(dump, found.config, files.dump_config)
+    return partial(train, found.config, own["out"], own["resume"], own["tracker"], own["shard"], found.note)
+
+
+def file_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """--config and --dump-config, and the other arguments. UserError without a file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dump-config", "--dump_config", nargs="?", const=STDOUT, type=Path)
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} names no file; give a YAML or JSON file, or a run's folder") from None
+
+
+def dump(config: RunConfig, path: Path) -> int:
+    """Prints a configuration, or writes it to a file: JSON where its name ends so, else YAML."""
+    from sdpo_bench.api.files import dumped
+
+    text = dumped(config, path.suffix == ".json")
+    if path == STDOUT:
+        echo(text.rstrip())
+    else:
+        path.write_text(text, "utf-8")
+        echo(f"written: {path}")
+    return 0
+
+
+def train(
+    config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, note: str = ""
+) -> int:
     """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
     from sdpo_bench.records.lookup import find_run
@@ -105,6 +170,8 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     if resume and not (folder / "config.json").exists():
         refuse_other_settings(out / "raw", row)
     ranks = join(config.device, shard)
+    if note and ranks.is_main:
+        print(note, file=sys.stderr)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
