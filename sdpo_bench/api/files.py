@@ -1,7 +1,7 @@
 """Configuration files of `train --config`: YAML, JSON, or the config.json of a run, also of a packed one.
 
 A file is a mapping of `RunConfig`'s fields. It is read as YAML 1.2's core schema, in which `1e-4` is a number, and
-`no`, `1:30` and `2026-01-01` are texts; PyYAML alone reads YAML 1.1, where each of these is something else.
+`no`, `010`, `1:30` and `2026-01-01` are texts; PyYAML alone reads YAML 1.1, where each of these is something else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -209,7 +209,7 @@ def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's core schema, which refuses a key that is given twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # without those of YAML 1.1
+    yaml_implicit_resolvers = {}  # noqa: RUF012, the base class's; without those of YAML 1.1
 
     def mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         made = [(self.construct_object(key, deep=True), self.construct_object(value, deep=True))  # type: ignore[no-untyped-call]
@@ -222,7 +222,7 @@ for _tag, _pattern, _first in (
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", "[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 

@@ -11,7 +11,7 @@ from sdpo_bench.api.files import Settings
 from sdpo_bench.config import EMBEDDED, RunConfig, file_name, flag
 from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.experiments.learning_rates import learning_rate
-from sdpo_bench.experiments.profiles import COMMON, in_groups
+from sdpo_bench.experiments.profiles import COMMON, EPOCHS, in_groups
 from sdpo_bench.experiments.variants import VARIANTS
 from sdpo_bench.prompts import ALL, read_prompts, splits
 
@@ -49,13 +49,14 @@ def defaults() -> dict[str, Any]:
 
 
 def of_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with which the study trains the embedded model (experiments/profiles.py): all weights but those of
-    the last step, the method's swept learning rate for this K and reward, its number of samples an epoch, and what the
-    method needs beside that. Other models have none."""
+    """The settings with which the study trains the embedded model (experiments/profiles.py): all weights, at all steps
+    but the last; the method's swept learning rate for this K and reward, the epochs that it was swept at and their
+    number of samples; and what the method needs beside that. Other models have none."""
     method, steps = values["method"], values["steps"]
     if values["model"] != EMBEDDED or method not in VARIANTS or steps < 1 or not values["epochs"]:
         return {}
     found = {"finetune": COMMON["finetune"], "train_last_step": COMMON["train_last_step"] or steps == 1}
+    found["epochs"] = EPOCHS.get(steps, values["epochs"])
     found |= VARIANTS[method].changes
     with contextlib.suppress(UserError):  # not swept yet
         found["learning_rate"] = learning_rate(method, steps, values["reward"])
@@ -78,14 +79,15 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
     except UnknownName:
         raise  # which names a plug-in that may be missing
     except UserError as error:
-        raise UserError(f"{error} (with the settings of {file.source})" if file and file.source else str(error)) from None
+        where = f" (with the settings of {file.source})" if file and file.source else ""
+        raise UserError(f"{error}{where}") from None
     if file is not None:
         _check_prompts(config, file)
     return Resolved(config, found)
 
 
 def resolved(settings: Settings, changes: Mapping[str, Any]) -> Resolved:
-    """The configuration of a file's or a mapping's settings with `changes` in place of some. UserError as of `resolve`."""
+    """The configuration of a file or a mapping, with `changes` in place of some settings; errors as of `resolve`."""
     given = changed(settings.values, changes)
     return resolve(defaults() | given, given.keys(), settings)
 
@@ -114,7 +116,8 @@ def _check_prompts(config: RunConfig, file: Settings) -> None:
     if file.prompts_sha256 is None or any(file.values.get(name) != file_name(getattr(config, name)) for name in names):
         return
     if config.to_json().get("prompts_sha256") != file.prompts_sha256:
+        files = " and ".join(file.values[name] for name in names if file.values[name])
         raise UserError(
-            f"{file.source}: that run had other prompts than {' and '.join(file.values[n] for n in names if file.values.get(n))} "
-            f"has now; give its files with --prompts and --unseen-prompts"
+            f"{file.source}: that run had other prompts than {files} now; give its files with --prompts and "
+            f"--unseen-prompts"
         )

@@ -20,7 +20,7 @@ class Evaluate(TakesPlugins):
 
     examples:
       sdpo-bench evaluate                                       # the embedded model as it is
-      sdpo-bench evaluate --weights runs/train/raw/RUN/adapter  # after training
+      sdpo-bench evaluate --weights runs/train/raw/RUN/model    # after training
       sdpo-bench evaluate --model stabilityai/sd-turbo --rewards jpeg_compressibility --eval-steps 1 4
     """
 

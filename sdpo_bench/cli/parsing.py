@@ -14,8 +14,8 @@ from sdpo_bench.errors import UserError
 
 
 def parse(cls: type, arguments: Sequence[str], prog: str, default: Any = None) -> Any:
-    """Parses the arguments of a command, an instance of `cls`. What is not given is `default`'s, an instance too, or the
-    class's own. UserError with tyro's message in one line if they are bad."""
+    """Parses the arguments of a command, an instance of `cls`. What is not given is that of `default`, another
+    instance, or the class's own. UserError with tyro's message in one line if they are bad."""
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):

@@ -73,8 +73,12 @@ def train_command() -> type:
     Train.__doc__ = f"""Train a model with one method on one reward.
 
 examples:
-  sdpo-bench train --method ddpo --learning-rate 3e-3 --no-train-last-step
-  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
+  sdpo-bench train --method ddpo                                 # the embedded model, in 1 to 2 minutes
+  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --epochs 10
+  sdpo-bench train --reward colourfulness --prompts mine.txt     # your own prompts, one a line
+  sdpo-bench train --method grpo --dump-config grpo.yaml         # all settings of a run, as a file
+  sdpo-bench train --config grpo.yaml --seed 1                   # flags override the file
+  sdpo-bench train --config results/quick/raw/RUN_ID             # a committed run again
   sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --dtype float16 --rows 8 \\
       --reward jpeg_compressibility --eval-rewards jpeg_compressibility
   accelerate launch --num_processes 4 -m sdpo_bench train --method sdpo    # 4 GPUs, the same run: docs/scale.md
@@ -155,9 +159,7 @@ def dump(config: RunConfig, path: Path) -> int:
     return 0
 
 
-def train(
-    config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, note: str = ""
-) -> int:
+def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, note: str = "") -> int:
     """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
     from sdpo_bench.records.lookup import find_run
@@ -171,7 +173,7 @@ def train(
         refuse_other_settings(out / "raw", row)
     ranks = join(config.device, shard)
     if note and ranks.is_main:
-        print(note, file=sys.stderr)
+        print(note, file=sys.stderr, flush=True)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
@@ -229,14 +231,22 @@ class EpochDisplay:
 
 
 def show_results(config: Any, out: Path, folder: Path) -> None:
-    """Prints the last evaluation, the seconds per epoch, and the folders of records and weights of a finished run."""
+    """Prints what a finished run changed, the seconds per epoch, and the folders of records and weights."""
+    from sdpo_bench.analysis.changes import change_table, last_evaluation, training_changes
     from sdpo_bench.analysis.outputs import shown
+    from sdpo_bench.analysis.render import text
     from sdpo_bench.experiments.progress import speed
     from sdpo_bench.records.reader import load_run
 
     record = load_run(folder)
-    last = max(row["epoch"] for row in record.eval)
-    echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
+    last = last_evaluation(record)
+    found = training_changes(record)
+    known = {(change.reward, change.steps) for change in found}
+    if found:
+        title = f"{config.label}: before and after {last[0]['samples']:,} samples"
+        echo(text(change_table("changes", title, found, ("before", "after"))))
+    if rest := [row for row in last if (row["reward"], row["steps"]) not in known]:
+        echo("\n" * bool(found) + evaluation_table(rest))
     echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")
     weights = folder / ("adapter" if config.finetune == "lora" else "model")
     if weights.is_dir():
