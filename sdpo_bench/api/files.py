@@ -57,12 +57,18 @@ def read_settings(path: Path) -> Settings:
 
 
 def checked(found: Mapping[str, Any], source: str) -> Settings:
-    """Settings from a mapping, with the types of `RunConfig`'s fields. UserError for an unknown key or another type."""
+    """Settings from a mapping such as config.json's; errors as of `typed_settings`."""
     if "run_id" in found and found.get("schema") != SCHEMA:
         raise UserError(
             f"{source}: schema is {shortened(found.get('schema'))}, not {SCHEMA}; use the version that wrote it"
         )
-    values = {key: value for key, value in found.items() if key not in DERIVED}
+    values = typed_settings({key: value for key, value in found.items() if key not in DERIVED}, source)
+    return Settings(source, _without_methods_own(values), found.get("prompts_sha256"))
+
+
+def typed_settings(found: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings with the types of `RunConfig`'s fields. UserError for an unknown key or a value of another type."""
+    values = dict(found)
     own = _split_method(values)
     hints = _hints()
     for key, value in values.items():
@@ -71,7 +77,7 @@ def checked(found: Mapping[str, Any], source: str) -> Settings:
         values[key] = typed(value, hints[key], f"{source}: {key}")
     if own:
         values["options"] = own | values.get("options", {})
-    return Settings(source, _without_methods_own(values), found.get("prompts_sha256"))
+    return values
 
 
 @cache

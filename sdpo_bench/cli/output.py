@@ -51,15 +51,6 @@ def naming_plugins(raw: Path) -> Iterator[None]:
         raise
 
 
-def quiet_libraries() -> None:
-    """Turns off the progress bars for reading local files. huggingface_hub's bars for downloads stay."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of means over prompts and noises: a line per reward and split, a column per number of steps."""
     steps = list(dict.fromkeys(row["steps"] for row in rows))

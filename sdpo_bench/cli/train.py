@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
-from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins
 from sdpo_bench.cli.parsing import parse
 from sdpo_bench.config import (
     ModelConfig,
@@ -31,7 +31,7 @@ from sdpo_bench.config import (
 )
 from sdpo_bench.errors import UserError
 from sdpo_bench.interruption import Interrupted, exit_code, watched
-from sdpo_bench.terminal import echo
+from sdpo_bench.terminal import echo, quiet_libraries
 
 
 def train_command() -> type:
@@ -162,6 +162,7 @@ def dump(config: RunConfig, path: Path) -> int:
 def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, note: str = "") -> int:
     """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
+    from sdpo_bench.experiments.progress import EpochDisplay
     from sdpo_bench.records.lookup import find_run
     from sdpo_bench.training.loop import train as run
     from sdpo_bench.training.sinks import Tracker
@@ -194,40 +195,6 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
     if ranks.is_main:
         show_results(config, out, folder)
     return 0
-
-
-class EpochDisplay:
-    """Shows the progress of a run: a bar on a terminal, otherwise a line every PLAIN_EVERY epochs."""
-
-    PLAIN_EVERY = 10
-
-    def __init__(self, label: str, epochs: int, terminal: bool) -> None:
-        from tqdm import tqdm
-
-        self.label, self.epochs, self.terminal = label, epochs, terminal
-        self.begun = False
-        self.bar = tqdm(total=epochs, desc=label, unit="epoch", disable=not terminal)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, event: dict[str, Any]) -> None:
-        """Shows an event of the training loop (training/loop.py): the beginning of the run, or the end of an epoch."""
-        from sdpo_bench.experiments.progress import beginning
-
-        if event["phase"] == "begin":
-            self.begun = True
-            self.bar.write(f"{self.label}: {beginning(event)}", file=sys.stderr)
-            self.bar.update(event["epoch"] - self.bar.n)
-        elif event["phase"] == "train":
-            self.bar.update(event["epoch"] - self.bar.n)
-            self.bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
-            if not self.terminal and (event["epoch"] % self.PLAIN_EVERY == 0 or event["epoch"] == self.epochs):
-                text = f"{self.label}: epoch {event['epoch']}/{self.epochs}, reward {event['reward_mean']:.3f}"
-                print(text, file=sys.stderr, flush=True)
 
 
 def show_results(config: Any, out: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sdpo_bench.api.files import Settings, checked
 from sdpo_bench.api.settings import resolved
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import RunConfig, TrainingEvaluationConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.learning_rates import LEARNING_RATES
 from sdpo_bench.experiments.profiles import quick
@@ -22,8 +22,8 @@ def made(**changes):
 @pytest.mark.parametrize("name", [name for name in (*STUDIED, *RECENT) if name in LEARNING_RATES])
 def test_the_embedded_model_takes_the_settings_of_the_study(name):
     (_, study) = quick([name], [0])
-    differ = {"device": "cpu", "eval_start": False, "eval_every": 5}  # the profile's, not the method's
-    assert dataclasses.replace(made(method=name).config, **differ) == study
+    evaluation = {f.name: getattr(study, f.name) for f in dataclasses.fields(TrainingEvaluationConfig)}  # the profile's
+    assert dataclasses.replace(made(method=name).config, device="cpu", **evaluation) == study
 
 
 def test_other_models_have_the_defaults_of_a_configuration():
