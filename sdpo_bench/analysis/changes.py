@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -85,7 +85,12 @@ def training_changes(run: RunRecord) -> list[Change]:
     return sorted(changes(before, last), key=lambda change: change.reward != run.config["reward"])
 
 
-def change_table(name: str, title: str, found: Sequence[Change], sides: tuple[str, str], note: str = "") -> Table:
+Sides = Sequence[tuple[str, Literal["first", "second"]]]
+"""The rows of means in a table of changes: their texts, and which side each is."""
+TRAINING: Sides = (("before", "first"), ("after", "second"))
+
+
+def change_table(name: str, title: str, found: Sequence[Change], sides: Sides = TRAINING, note: str = "") -> Table:
     """A block for each reward and split: the means of both sides, their difference, and a word where it is noise."""
     steps = list(dict.fromkeys(change.steps for change in found))
     blocks: list[Block] = []
@@ -96,8 +101,7 @@ def change_table(name: str, title: str, found: Sequence[Change], sides: tuple[st
             (
                 f"{reward}, {split} prompts",
                 (
-                    _cells(sides[0], steps, {k: f"{change.first:.{n}f}" for k, change in by.items()}),
-                    _cells(sides[1], steps, {k: f"{change.second:.{n}f}" for k, change in by.items()}),
+                    *(_cells(head, steps, {k: f"{getattr(by[k], side):.{n}f}" for k in by}) for head, side in sides),
                     _cells("difference", steps, {k: f"{change.difference.value:+.{n}f}" for k, change in by.items()}),
                     _cells("", steps, {k: change.word for k, change in by.items()}),
                 ),

@@ -211,7 +211,7 @@ def show_results(config: Any, out: Path, folder: Path) -> None:
     known = {(change.reward, change.steps) for change in found}
     if found:
         title = f"{config.label}: before and after {last[0]['samples']:,} samples"
-        echo(text(change_table("changes", title, found, ("before", "after"))))
+        echo(text(change_table("changes", title, found)))
     if rest := [row for row in last if (row["reward"], row["steps"]) not in known]:
         echo("\n" * bool(found) + evaluation_table(rest))
     echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")

@@ -48,7 +48,7 @@ def test_a_runs_changes(tmp_path):
     found = training_changes(run)
     assert [change.reward for change in found[:8]] == ["alignment"] * 8
     assert len(found) == 2 * 2 * 4
-    lines = text(change_table("changes", "DDPO", found, ("before", "after"))).splitlines()
+    lines = text(change_table("changes", "DDPO", found)).splitlines()
     assert lines[2].split() == ["alignment,", "seen", "prompts", "1", "step", "2", "steps", "4", "steps", "8", "steps"]
     assert [line.split(" ")[0] for line in lines[3:6]] == ["before", "after", "difference"]
     assert "over the prompts" in lines[-1]
