@@ -180,7 +180,7 @@ def train(config: Any, out: Path, resume: bool, tracker: str = "none", shard: bo
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
     display = EpochDisplay(config.label, config.epochs, terminal=sys.stderr.isatty() and ranks.is_main)
     try:
-        with display, watched(launched=ranks.size > 1):
+        with display, watched(launched=ranks.size > 1), naming_plugins(out / "raw"):
             run(config, folder, resume=resume, on_epoch=display.show, ranks=ranks, tracker=followed, keep=True)
     except Interrupted as stop:
         if ranks.is_main:
