@@ -13,20 +13,24 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "METHODS": "methods",
     "REWARDS": "rewards",
+    "Run": "api.runs",
     "RunConfig": "config",
     "RunRecord": "records.reader",
     "Trainer": "training.trainer",
     "Trajectory": "types",
     "UserError": "errors",
     "build_method": "methods",
+    "compare": "api.runs",
     "embedded_pipeline": "policies",
+    "evaluate": "api.runs",
     "evaluate_model": "training.evaluation",
     "load_policy": "policies",
     "load_profile": "records.reader",
+    "load_results": "api.runs",
     "load_reward": "rewards",
     "load_run": "records.reader",
     "sample": "training.sampling",
-    "train": "training.loop",
+    "train": "api.runs",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -13,11 +13,11 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
 from sdpo_bench.errors import UserError, choose
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 else:
     Dense = Literal[tuple(entry.name for entry in DENSE_REWARDS)]
     Sampler = Literal[tuple(SAMPLERS)]
+
+C = TypeVar("C", bound="Group")
 
 SCHEMA = 1
 EMBEDDED = "embedded"
@@ -111,6 +113,15 @@ def flat(command: Any) -> dict[str, Any]:
     return given
 
 
+def filled(command: C, values: Mapping[str, Any]) -> C:
+    """A command with these values in its fields and in those of its groups: the inverse of `flat`."""
+    changes = {}
+    for f in dataclasses.fields(command):
+        value = getattr(command, f.name)
+        changes[f.name] = filled(value, values) if isinstance(value, Group) else values.get(f.name, value)
+    return dataclasses.replace(command, **changes)
+
+
 @dataclass(frozen=True)
 class RunSettings(Group):
     """What is trained, on which reward, for how long."""
@@ -122,7 +133,8 @@ class RunSettings(Group):
     reward: str = "alignment"
     """The reward that is optimised: a name, or a sum such as 0.5*pickscore+0.5*aesthetic (docs/rewards.md)."""
     epochs: int = at_least(0, 50)
-    """Rounds of sampling and training. [official: about 115 at SD-Turbo's size]"""
+    """Rounds of sampling and training. [official: about 115 at SD-Turbo's size] `train` of the embedded model takes the
+    study's: 25 with --steps 4, fewer with more."""
     seed: int = seed_of(0)
     """Seed of the run; every sample has its own, derived from it."""
     label: str = ""
@@ -201,13 +213,15 @@ class OptimizerConfig(Group):
     """What is trained, and how its optimiser steps are made."""
 
     finetune: Literal["lora", "full"] = "lora"
-    """LoRA on the UNet's attention [official], or all of its weights, as the profiles of the embedded model do."""
+    """LoRA on the UNet's attention [official], or all of its weights, as the profiles of the embedded model do and
+    `train` of it by default."""
     lora_rank: int = at_least(1, 4)
     """[official: 4]"""
     lora_alpha: int = positive(4)
     """[official: 4]"""
     learning_rate: float = positive(1e-4)
-    """AdamW's. [official: 1e-4 for the Aesthetic reward]"""
+    """AdamW's. [official: 1e-4 for the Aesthetic reward] `train` of the embedded model takes the method's own, of the
+    sweeps."""
     weight_decay: float = at_least(0, 1e-4)
     """[official: 1e-4]"""
     max_grad_norm: float = positive(1.0)
@@ -231,7 +245,8 @@ class OptimizerConfig(Group):
     step_shuffle: bool = True
     """Each pair trains its steps in an order of its own [official], or all from the noisiest to the last."""
     train_last_step: bool = True
-    """Train the last step, as the official code does. Its noise comes after the picture that is scored."""
+    """Train the last step, as the official code does. Its noise comes after the picture that is scored, so `train` of
+    the embedded model leaves it out by default, as the study does."""
     train_window: int | None = at_least(1, None)
     """Train only so many neighbouring steps at a time; while training samples are made the others draw no noise
     (MixGRPO, arXiv 2507.21802). Default: all steps."""
@@ -266,7 +281,8 @@ class TrainingEvaluationConfig(EvaluationConfig):
     """What is evaluated, and when: which prompts, noises, numbers of sampling steps, and rewards."""
 
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
-    """Rewards that the evaluation reports beside the one that is optimised."""
+    """Rewards that the evaluation reports beside the one that is optimised. `train` also takes auto: alignment and
+    alignment_heldout where their scorers know all prompts (the 45 animals), else none."""
     eval_splits: tuple[str, ...] = ("seen", "unseen")
     """Prompt lists that are evaluated: seen, unseen, tuning (for choosing settings, never reported)."""
     eval_start: bool = True

@@ -1,4 +1,4 @@
-"""Makes texts from records, models or arguments safe for the terminal."""
+"""What is printed on the terminal: texts from records, models or arguments are made safe for it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def printable(text: str) -> str:
 def echo(text: str, file: TextIO | None = None) -> None:
     """Prints a text that may contain text from outside the suite."""
     print(printable(text), file=file, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Turns off the progress bars for reading local files. huggingface_hub's bars for downloads stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -26,6 +26,7 @@ LAYERS = (
     {"analysis", "policies"},
     {"training"},
     {"experiments"},
+    {"api"},
     {"cli", "testbed"},
     {"__main__"},
 )

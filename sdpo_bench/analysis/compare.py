@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, label_key, load_groups, steps_of
+from sdpo_bench.analysis.changes import change_table, changes, last_evaluation
+from sdpo_bench.analysis.comparisons import (
+    START,
+    Group,
+    differing,
+    label_key,
+    label_with,
+    load_groups,
+    settings_of,
+    steps_of,
+)
 from sdpo_bench.analysis.render import aligned, csv, markdown, text
 from sdpo_bench.analysis.statistics import student
 from sdpo_bench.analysis.tables.base import DASH, Table, joined
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import slug
-from sdpo_bench.records.reader import RunRecord, has_records
+from sdpo_bench.records.lookup import stored_run
+from sdpo_bench.records.reader import RunRecord, has_records, load_profile, load_run
 
 MEASURING = ("eval_noises", "eval_seed", "eta", "guidance", "noise_level", "resolution", "sampler")  # of config.json
 
 
 def compare(a: str, b: str, profile: Path) -> list[Table]:
     """Paired differences, a table for each trained reward and K: of two labels in the profile's folder, or of the
-    labels that two folders of results have in common.
+    labels that two folders of results have in common. Of two runs, by their folders, one table of all rewards.
 
     UserError: a label or folder that is not there, nothing to pair, or values that were not measured alike.
     """
     folders = [Path(name) for name in (a, b)]
     if all(map(has_records, folders)):
         return _folders(*folders)
+    if all(stored_run(folder.absolute()) for folder in folders):
+        return [_two_runs(*(_one_run(folder) for folder in folders))]
     for name, folder in zip((a, b), folders, strict=True):
         if folder.is_dir() or os.sep in name:
             raise UserError(
                 f"{name}: expected two folders of results, each with records, packed or in a raw/ folder (as "
-                "results/quick), or two labels of one profile"
+                "results/quick), two runs (as results/quick/raw/RUN_ID), or two labels of one profile"
             )
     return _labels(a, b, profile)
 
@@ -75,27 +90,78 @@ def _folders(a: Path, b: Path) -> list[Table]:
         other = [
             y
             for y in theirs
-            if (y.device, y.reward, y.steps) == (x.device, x.reward, x.steps)
-            and (y.model == x.model or max(map(len, models)) == 1)
+            if (y.reward, y.steps) == (x.reward, x.steps) and (y.model == x.model or max(map(len, models)) == 1)
         ]
-        rows.append(
-            [
-                Pair(label, x, label, y, label)
-                for y in other
-                for label in x.labels
-                if label in y.labels and label != START
-            ]
-        )
+        # Where the other folder has runs of the same device, these are meant; else any other device's.
+        rows += [_shared(x, y) for y in [y for y in other if y.device == x.device] or other]
     if not any(rows):
         have = [
             f"{folder} has " + "; ".join(f"{', '.join(group.labels)} {group.title}" for group in groups)
             for folder, groups in ((a, ours), (b, theirs))
         ]
         raise UserError(
-            f"the folders share no label trained on the same reward, with the same K, on the same device: "
-            f"{'. '.join(have)}"
+            f"the folders share no label trained on the same reward with the same K; give two runs' folders for "
+            f"others: {'. '.join(have)}"
         )
     return _tables([pairs for pairs in rows if pairs], str(a), str(b))
+
+
+def _shared(x: Group, y: Group) -> list[Pair]:
+    """The labels that both groups have; where they share none and each has one, these two."""
+    own, others = ([label for label in group.labels if label != START] for group in (x, y))
+    if len(own) == len(others) == 1 and own != others:
+        return [Pair(f"{own[0]} minus {others[0]}", x, own[0], y, others[0])]
+    return [Pair(label, x, label, y, label) for label in own if label in others]
+
+
+def _one_run(folder: Path) -> RunRecord:
+    """A finished run with every value, from its folder or packed. UserError for an unfinished one."""
+    folder = folder.absolute()
+    if (folder / "config.json").exists():
+        run = load_run(folder)
+    else:
+        (run,) = load_profile(folder.parents[1], names=[folder.name])
+    if run.done is None:
+        raise UserError(f"{folder}: the run is not finished; continue it with --resume")
+    return run
+
+
+def _two_runs(a: RunRecord, b: RunRecord) -> Table:
+    """The rewards that both runs were evaluated with, paired by prompt and noise. UserError where they were not
+    measured alike."""
+    _check_alike(a, b, _settings(a), _settings(b), "settings", "eval_noises")
+    found = changes(last_evaluation(b), last_evaluation(a))
+    for reward in dict.fromkeys(change.reward for change in found):
+        _check_alike(a, b, _version(a, reward), _version(b, reward), "reward's version")
+    if not found:
+        raise UserError(f"{a.run_id} and {b.run_id} share no reward, number of sampling steps, prompt and noise")
+    first, second = _labels_of_two(a, b)
+    title = f"{first} minus {second}" + "".join(f", {run.config['model']} on {run.device}" for run in _apart(a, b))
+    table = change_table(
+        f"compare_{slug(first)}_{slug(second)}", title, found, ((first, "second"), (second, "first")), _differing(a, b)
+    )
+    named = table.frame.rename(columns={"second": "value", "first": "baseline_value"})
+    return replace(
+        table, frame=pd.concat([pd.DataFrame({"label": first, "baseline": second}, named.index), named], axis=1)
+    )
+
+
+def _apart(a: RunRecord, b: RunRecord) -> list[RunRecord]:
+    """The runs whose model and device a title names: one for both where these are the same."""
+    return [a] if (a.config["model"], a.device) == (b.config["model"], b.device) else [a, b]
+
+
+def _labels_of_two(a: RunRecord, b: RunRecord) -> tuple[str, str]:
+    """The labels of two runs; where they are the same, with what differs, and with the seed where nothing else does."""
+    if a.label != b.label:
+        return a.label, b.label
+    settings = [settings_of(run.config) for run in (a, b)]
+    if keys := differing(settings):
+        first, second = (label_with(a.label, own, keys) for own in settings)
+        return first, second
+    if a.config["seed"] != b.config["seed"]:
+        return f"{a.label}, seed {a.config['seed']}", f"{b.label}, seed {b.config['seed']}"
+    return f"{a.label} (1)", f"{b.label} (2)"
 
 
 def _tables(rows: list[list[Pair]], first: str, second: str) -> list[Table]:
@@ -106,11 +172,13 @@ def _tables(rows: list[list[Pair]], first: str, second: str) -> list[Table]:
         unpaired += [f"{pair.text} ({pair.group.title})" for pair in pairs if pair not in known]
         if known:
             group = known[0].group
-            note = f" The first is {first}, the second {second}.{_differing(known[0])}"
+            note = f" The first is {first}, the second {second}.{_differing(*_some_runs(known[0]))}"
             name = f"compare{group.suffix}_{slug(first)}_{slug(second)}"
             title = f"{first} minus {second}: {group.reward}, {group.title}"
             other = known[0].other_group
-            title += f", against {other.model}" if other.model != group.model else ""
+            if (other.model, other.device) != (group.model, group.device):
+                named = [other.model] * (other.model != group.model) + [other.device] * (other.device != group.device)
+                title += f", against {' on '.join(named)}"
             tables.append(paired_table(name, title, note, "difference", known))
     if not tables:
         raise UserError(f"no seed in common: {'; '.join(unpaired)}")
@@ -135,41 +203,62 @@ def _measured_alike(pair: Pair) -> bool:
             _measure(y[seed], pair.group.reward),
             strict=True,
         ):
-            if one != other:
-                differ = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in one if one[key] != other.get(key)]
-                raise UserError(
-                    f"{x[seed].run_id} and {y[seed].run_id} were not evaluated alike ({what}: "
-                    f"{'; '.join(differ)[:300] or 'others'}), so their difference would mean nothing: "
-                    "evaluate both with the same settings"
-                )
+            _check_alike(x[seed], y[seed], one, other, what)
     return bool(shared)
+
+
+def _check_alike(
+    a: RunRecord, b: RunRecord, one: Mapping[str, Any], other: Mapping[str, Any], what: str, besides: str = ""
+) -> None:
+    """UserError where two runs differ in how they were measured, but for the setting `besides`."""
+    differ = [key for key in sorted(one.keys() | other.keys()) if key != besides and one.get(key) != other.get(key)]
+    if differ:
+        words = "; ".join(f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in differ)[:300]
+        raise UserError(
+            f"{a.run_id} and {b.run_id} were not evaluated alike ({what}: {words}), so their difference would mean "
+            f"nothing: evaluate both with the same settings"
+        )
 
 
 def _measure(run: RunRecord, reward: str) -> tuple[dict, ...]:
     """Everything that decides how a run's values of a reward were measured."""
     rows = [row for row in run.eval if row["reward"] == reward]
-    version = run.provenance.get("rewards", {}).get(reward, {})
     prompts = {split: list(names) for row in rows for split, names in row["prompts"].items()}
     return (
-        {key: run.config.get(key) for key in MEASURING},
-        {key: version.get(key) for key in ("revision", "scale")},
+        _settings(run),
+        _version(run, reward),
         prompts,
         {"noise_seeds": sorted({seed for row in rows for seed in row["noise_seeds"]})},
     )
 
 
-def _differing(pair: Pair) -> str:
-    """Settings and commits in which the runs of a pair differ, for a note."""
-    one, other = (next(iter(_runs(*side).values())) for side in (pair[1:3], pair[3:5]))
+def _settings(run: RunRecord) -> dict[str, Any]:
+    return {key: run.config.get(key) for key in MEASURING}
+
+
+def _version(run: RunRecord, reward: str) -> dict[str, Any]:
+    found = run.provenance.get("rewards", {}).get(reward, {})
+    return {key: found.get(key) for key in ("revision", "scale")}
+
+
+def _some_runs(pair: Pair) -> tuple[RunRecord, RunRecord]:
+    """A run of either side."""
+    first, second = (next(iter(_runs(*side).values())) for side in (pair[1:3], pair[3:5]))
+    return first, second
+
+
+def _differing(one: RunRecord, other: RunRecord) -> str:
+    """Settings, processors and commits in which two runs differ, for a note."""
     keys = sorted((one.config.keys() | other.config.keys()) - {"label", "run_id", "seed", "begun"})
     found = [
         f"{key} {one.config.get(key)} and {other.config.get(key)}"
         for key in keys
         if one.config.get(key) != other.config.get(key)
     ]
+    found += [f"processor {one.device} and {other.device}"] if one.device != other.device else []
     commits = [run.provenance["commit"] for run in (one, other)]
     found += [f"commit {commits[0]} and {commits[1]}"] if commits[0] != commits[1] else []
-    return f" They differ in: {'; '.join(found)}." if found else " Their settings and commits are the same."
+    return f" They differ in: {'; '.join(found)}." if found else " Their settings, processors and commits are the same."
 
 
 def rendered(tables: list[Table], form: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -195,18 +195,61 @@ def shown_split(frame: pd.DataFrame) -> str:
     return "seen" if (frame["split"] == "seen").any() else str(min(frame["split"], default="seen"))
 
 
+OF_A_RUN = ("seed", "run_id", "begun", "label", *EXECUTION)  # of config.json: what the runs of a row may differ in
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the runs of a row have in common, a method's options among them by their own names."""
+    method = config.get("method", {})
+    own = {"method" if key == "name" else key: value for key, value in method.items()}
+    return {key: value for key, value in config.items() if key not in (*OF_A_RUN, "method")} | own
+
+
+def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which some of these settings differ, sorted."""
+    keys = sorted({key for settings in found for key in settings})
+    return [key for key in keys if any(settings.get(key) != found[0].get(key) for settings in found)]
+
+
+def distinguished(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs, with labels by which rows of one name and other settings are told apart: "SDPO, learning_rate 0.0003".
+    Runs of a label that differ in nothing keep it, and so does the start."""
+    alike: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        alike.setdefault(_row_of(run), []).append(settings_of(run.config))
+    keys = {row: differing(found) for row, found in alike.items() if row[-1] != START}
+    return [_relabelled(run, keys.get(_row_of(run), [])) for run in runs]
+
+
+def _row_of(run: RunRecord) -> tuple[object, ...]:
+    return (*_key(run), run.label)
+
+
+def _relabelled(run: RunRecord, keys: Sequence[str]) -> RunRecord:
+    """The run, with its values of these settings in its label."""
+    if not keys:
+        return run
+    return replace(run, config=run.config | {"label": label_with(run.label, settings_of(run.config), keys)})
+
+
+def label_with(label: str, settings: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """A label with the values of these settings: "SDPO, epochs 4, learning_rate 0.0003"."""
+    return ", ".join([label, *(f"{key} {_shown(settings.get(key))}" for key in keys)])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _check_labels(runs: Iterable[RunRecord]) -> None:
     """A row is one configuration and its seeds. RecordError otherwise: mixing two under one name would
     mislead."""
     seen: dict[tuple[object, ...], RunRecord] = {}
     for run in runs:
-        key = (run.device, run.config["model"], run.config["reward"], run.config["steps"], run.label)
-        first = seen.setdefault(key, run)
-        differ = [
-            k
-            for k in sorted(first.config.keys() | run.config.keys())
-            if k not in ("seed", "run_id", "begun", *EXECUTION) and first.config.get(k) != run.config.get(k)
-        ]
+        first = seen.setdefault(_row_of(run), run)
+        differ = differing([settings_of(first.config), settings_of(run.config)])
         weights = [r.provenance["weights"] for r in (first, run) if "weights" in r.provenance]
         differ += ["the files of the model"] if weights and weights[0] != weights[-1] else []
         if differ or (run is not first and run.config["seed"] == first.config["seed"]):
@@ -260,10 +303,11 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     """Reads `results/<profile>`, its groups sorted. Files of the device with most runs carry no device in their
     name.
 
-    Errors: `RecordError`, of unsound records, or of two configurations under one label.
+    Runs of one label with other settings have these in their labels (`distinguished`). Errors: `RecordError`, of
+    unsound records, or of two runs that nothing tells apart.
     """
     with collector_paused():
-        runs = load_profile(folder, means=True)
+        runs = distinguished(load_profile(folder, means=True))
     _check_labels(runs)
     unfinished = unfinished_runs(folder)
     trained = [run for run in runs if run.label != START]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tyro.conf import OmitArgPrefixes
 
-from sdpo_bench.cli.output import TakesPlugins, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins
 from sdpo_bench.config import (
     ModelConfig,
     OptimizerConfig,
@@ -18,6 +18,7 @@ from sdpo_bench.config import (
     flat,
 )
 from sdpo_bench.errors import UserError
+from sdpo_bench.terminal import quiet_libraries
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from sdpo_bench.cli.output import TakesPlugins, evaluation_table, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table
 from sdpo_bench.config import EvaluationConfig, MemoryConfig, ModelConfig, RunConfig, SamplerConfig, flat
 from sdpo_bench.errors import UserError
-from sdpo_bench.terminal import echo
+from sdpo_bench.terminal import echo, quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Evaluate(TakesPlugins):
 
     examples:
       sdpo-bench evaluate                                       # the embedded model as it is
-      sdpo-bench evaluate --weights runs/train/raw/RUN/adapter  # after training
+      sdpo-bench evaluate --weights runs/train/raw/RUN/model    # after training
       sdpo-bench evaluate --model stabilityai/sd-turbo --rewards jpeg_compressibility --eval-steps 1 4
     """
 
@@ -44,6 +44,7 @@ class Evaluate(TakesPlugins):
             raise UserError("--rewards is empty; expected at least one reward")
         if self.out is not None and not self.out.absolute().parent.is_dir():
             raise UserError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
+        from sdpo_bench.api.runs import evaluation_config
         from sdpo_bench.records.files import write_atomic
         from sdpo_bench.training.evaluation import evaluate_model
 
@@ -51,11 +52,7 @@ class Evaluate(TakesPlugins):
         given = flat(self)
         del given["plugin"]
         weights, rewards, out, rank, alpha = map(given.pop, ("weights", "rewards", "out", "lora_rank", "lora_alpha"))
-        full = weights is not None and (weights / "model_index.json").is_file()
-        config = RunConfig(
-            **given, reward=rewards[0], eval_rewards=rewards, finetune="full" if full else "lora", epochs=0
-        )
-        rows = evaluate_model(config, weights, rank, alpha)
+        rows = evaluate_model(evaluation_config(RunConfig(**given), rewards, weights), weights, rank, alpha)
         echo(evaluation_table(rows))
         if out is not None:
             write_atomic(out, (json.dumps(rows, indent=1) + "\n").encode())

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
-import io
 import itertools
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tyro
-
 from sdpo_bench import plugins
+from sdpo_bench.cli.parsing import parse
 from sdpo_bench.errors import UserError, is_full_disk
 from sdpo_bench.interruption import Interrupted, exit_code
 from sdpo_bench.terminal import echo
@@ -30,15 +26,16 @@ NOT_WRITABLE = (
     errno.ENAMETOOLONG,
 )
 
-COMMANDS: dict[str, Callable[[], type]] = {
-    "reproduce": lambda: imported("reproduce", "Reproduce"),
-    "train": lambda: imported("train", "train_command")(),
-    "evaluate": lambda: imported("evaluate", "Evaluate"),
-    "tables": lambda: imported("tables", "Tables"),
-    "compare": lambda: imported("compare", "Compare"),
-    "doctor": lambda: imported("doctor", "Doctor"),
+COMMANDS: dict[str, Callable[[Sequence[str], str], Any]] = {
+    "reproduce": lambda *given: parse(imported("reproduce", "Reproduce"), *given),
+    "train": lambda *given: imported("train", "parse_train")(*given),
+    "evaluate": lambda *given: parse(imported("evaluate", "Evaluate"), *given),
+    "tables": lambda *given: parse(imported("tables", "Tables"), *given),
+    "compare": lambda *given: parse(imported("compare", "Compare"), *given),
+    "doctor": lambda *given: parse(imported("doctor", "Doctor"), *given),
 }
-"""Imported when plug-ins are known, whose names are among the options."""
+"""By its name, what makes a command from its arguments and the name that help shows. Its module is imported when
+plug-ins are known, whose names are among the options."""
 
 
 OVERVIEW = """usage: sdpo-bench COMMAND [OPTIONS]
@@ -53,31 +50,6 @@ A benchmark of reinforcement learning on few-step diffusion models.
   doctor     check this installation
 
 `sdpo-bench COMMAND --help` lists a command's options, with examples."""
-
-
-def parse(cls: type, arguments: Sequence[str], prog: str) -> Any:
-    """Parses the arguments of a command. UserError with tyro's message in one line if they are bad."""
-    boxed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(boxed):
-            return tyro.cli(cls, args=list(arguments), prog=prog)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(f"{unboxed(boxed.getvalue())}; see `{prog} --help`") from None
-
-
-def unboxed(text: str) -> str:
-    """The message in a box that tyro draws, without the frame, the copy of the help and the line breaks."""
-    # The title is in the frame's first line, or above a line of dashes if the terminal has no frame characters.
-    lines = [line.strip(" │") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    sections = [" ".join(section.split()) for section in re.split("[─-]{20,}", "\n".join(lines))]
-    message, *more = sections if "╭" in text else sections[1:]
-    for prefix, words in (("Perhaps you meant: ", "perhaps you meant"), ("Argument helptext: ", "expected")):
-        if more and more[0].startswith(prefix):
-            option = re.match(r"--\S+( ([A-Z]{3,}|\{\S+|\[[^a-z]+\]))?", more[0].removeprefix(prefix))
-            message = f"{message.rstrip('.')}; {words} {option[0] if option else ''}"
-    return message.rstrip(".")
 
 
 def imported(module: str, name: str) -> Any:
@@ -111,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}; choose one of: {', '.join(COMMANDS)}")
         plugins.use(given_plugins(rest))
-        code: int = parse(COMMANDS[name](), rest, f"sdpo-bench {name}")()
+        code: int = COMMANDS[name](rest, f"sdpo-bench {name}")()
         return code
     except UserError as error:
         message = str(error)

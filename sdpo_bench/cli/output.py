@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,7 @@ def naming_plugins(raw: Path) -> Iterator[None]:
         raise
 
 
-def quiet_libraries() -> None:
-    """Turns off the progress bars for reading local files. huggingface_hub's bars for downloads stay."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def evaluation_table(rows: Sequence[dict[str, Any]]) -> str:
+def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of means over prompts and noises: a line per reward and split, a column per number of steps."""
     steps = list(dict.fromkeys(row["steps"] for row in rows))
     cells: dict[tuple[str, str], dict[int, float]] = {}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
-from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins, quiet_libraries
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins
+from sdpo_bench.cli.parsing import parse
 from sdpo_bench.config import (
     ModelConfig,
     OptimizerConfig,
@@ -22,11 +26,12 @@ from sdpo_bench.config import (
     SamplerConfig,
     TrainingEvaluationConfig,
     TrainingMemoryConfig,
+    filled,
     flat,
 )
 from sdpo_bench.errors import UserError
 from sdpo_bench.interruption import Interrupted, exit_code, watched
-from sdpo_bench.terminal import echo
+from sdpo_bench.terminal import echo, quiet_libraries
 
 
 def train_command() -> type:
@@ -62,19 +67,21 @@ def train_command() -> type:
         push_to_hub: str | None = None
         """Upload the trained weights and their model card to this repository of the Hugging Face hub, OWNER/NAME. It is
         made if there is none, with the privacy that its owner's settings say."""
-
-        def __call__(self) -> int:
-            given = flat(self)
-            own = [given.pop(name) for name in ("out", "resume", "tracker", "shard", "push_to_hub")]
-            del given["plugin"]
-            with naming_plugins(self.out / "raw"):
-                return train(RunConfig(**given), *own)
+        config: Annotated[Path | None, arg(metavar="FILE")] = None
+        """Take the settings of this file, YAML or JSON, or of a run (its folder, or its config.json): docs/config.md.
+        Flags override them."""
+        dump_config: Annotated[Path | None, arg(metavar="[FILE]")] = None
+        """Print every setting, or write them to a file, as --config reads them, and train nothing."""
 
     Train.__doc__ = f"""Train a model with one method on one reward.
 
 examples:
-  sdpo-bench train --method ddpo --learning-rate 3e-3 --no-train-last-step
-  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --steps 8
+  sdpo-bench train --method ddpo                                 # the embedded model, in 1 to 2 minutes
+  sdpo-bench train --method sdpo --options gamma 0.95 --reward jpeg_compressibility --epochs 10
+  sdpo-bench train --reward colourfulness --prompts mine.txt     # your own prompts, one a line
+  sdpo-bench train --method grpo --dump-config grpo.yaml         # all settings of a run, as a file
+  sdpo-bench train --config grpo.yaml --seed 1                   # flags override the file
+  sdpo-bench train --config results/quick/raw/RUN_ID             # a committed run again
   sdpo-bench train --model stabilityai/sd-turbo --revision COMMIT --dtype float16 --rows 8 \\
       --reward jpeg_compressibility --eval-rewards jpeg_compressibility
   accelerate launch --num_processes 4 -m sdpo_bench train --method sdpo    # 4 GPUs, the same run: docs/scale.md
@@ -95,11 +102,79 @@ rewards that need a server or a library (docs/rewards.md): {", ".join(EXTERNAL)}
     return Train
 
 
+OWN = ("out", "resume", "tracker", "shard", "push_to_hub", "config", "dump_config", "plugin")
+"""Options of `train` that are no settings of a run."""
+STDOUT = Path("-")
+
+
+def parse_train(arguments: Sequence[str], prog: str) -> Callable[[], int]:
+    """The command of these arguments. What they do not give a --config file does, else the model's defaults."""
+    from sdpo_bench.api.files import Settings, read_settings
+    from sdpo_bench.api.settings import changed, defaults, of_model, resolve
+
+    files, rest = file_options(arguments)
+    file = read_settings(files.config) if files.config else Settings()
+    cls = train_command()
+
+    def parsed(values: Mapping[str, Any]) -> dict[str, Any]:
+        # Without the options of a method: tyro would make a flag of each.
+        return flat(parse(cls, rest, prog, filled(cls(), {**values, "options": {}})))
+
+    base = defaults() | dict(file.values)
+    if {"-h", "--help"} & {*rest}:
+        parsed(base | {k: v for k, v in of_model(base).items() if k not in file.values})
+    values = parsed(base)
+    own = {name: values.pop(name) for name in OWN}
+    # Parsed again with other defaults: what stays as it was is given.
+    expected = of_model(values)
+    again = parsed(base | expected)
+    given = {*file.values, *(name for name, value in expected.items() if again[name] != value)}
+    options = {"method": values["method"], "options": values["options"]}
+    values["options"] = changed({"method": base["method"], **file.values}, options)["options"]
+    with naming_plugins(own["out"] / "raw"):
+        found = resolve(values, given, file)
+    if files.dump_config:
+        return partial(dump, found.config, files.dump_config)
+    kept = [own[name] for name in ("out", "resume", "tracker", "shard", "push_to_hub")]
+    return partial(train, found.config, *kept, note=found.note)
+
+
+def file_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """--config and --dump-config, and the other arguments. UserError without a file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dump-config", "--dump_config", nargs="?", const=STDOUT, type=Path)
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} names no file; give a YAML or JSON file, or a run's folder") from None
+
+
+def dump(config: RunConfig, path: Path) -> int:
+    """Prints a configuration, or writes it to a file: JSON where its name ends so, else YAML."""
+    from sdpo_bench.api.files import dumped
+
+    text = dumped(config, path.suffix == ".json")
+    if path == STDOUT:
+        echo(text.rstrip())
+    else:
+        path.write_text(text, "utf-8")
+        echo(f"written: {path}")
+    return 0
+
+
 def train(
-    config: Any, out: Path, resume: bool, tracker: str = "none", shard: bool = False, push_to_hub: str | None = None
+    config: Any,
+    out: Path,
+    resume: bool,
+    tracker: str = "none",
+    shard: bool = False,
+    push_to_hub: str | None = None,
+    note: str = "",
 ) -> int:
     """Runs `config` with a progress bar and prints the results. With several processes only the first one prints."""
     from sdpo_bench.distributed import join
+    from sdpo_bench.experiments.progress import EpochDisplay
     from sdpo_bench.records.lookup import find_run
     from sdpo_bench.training import hub
     from sdpo_bench.training.loop import saved_weights
@@ -116,12 +191,14 @@ def train(
         raise UserError("--push-to-hub: with --epochs 0 there are no trained weights to upload")
     if push_to_hub:
         ranks.run_on_main(lambda: hub.prepare(push_to_hub))
+    if note and ranks.is_main:
+        print(note, file=sys.stderr, flush=True)
     followed = None
     if tracker != "none":
         followed = Tracker(tracker, out / "tracker", folder.name, config.to_json(), config.device == "cpu")
     display = EpochDisplay(config.label, config.epochs, terminal=sys.stderr.isatty() and ranks.is_main)
     try:
-        with display, watched(launched=ranks.size > 1):
+        with display, watched(launched=ranks.size > 1), naming_plugins(out / "raw"):
             run(config, folder, resume=resume, on_epoch=display.show, ranks=ranks, tracker=followed, keep=True)
     except Interrupted as stop:
         if ranks.is_main:
@@ -140,54 +217,28 @@ def train(
     return 0
 
 
-class EpochDisplay:
-    """Shows the progress of a run: a bar on a terminal, otherwise a line every PLAIN_EVERY epochs."""
-
-    PLAIN_EVERY = 10
-
-    def __init__(self, label: str, epochs: int, terminal: bool) -> None:
-        from tqdm import tqdm
-
-        self.label, self.epochs, self.terminal = label, epochs, terminal
-        self.begun = False
-        self.bar = tqdm(total=epochs, desc=label, unit="epoch", disable=not terminal)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, event: dict[str, Any]) -> None:
-        """Shows an event of the training loop (training/loop.py): the beginning of the run, or the end of an epoch."""
-        from sdpo_bench.experiments.progress import beginning
-
-        if event["phase"] == "begin":
-            self.begun = True
-            self.bar.write(f"{self.label}: {beginning(event)}", file=sys.stderr)
-            self.bar.update(event["epoch"] - self.bar.n)
-        elif event["phase"] == "train":
-            self.bar.update(event["epoch"] - self.bar.n)
-            self.bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
-            if not self.terminal and (event["epoch"] % self.PLAIN_EVERY == 0 or event["epoch"] == self.epochs):
-                text = f"{self.label}: epoch {event['epoch']}/{self.epochs}, reward {event['reward_mean']:.3f}"
-                print(text, file=sys.stderr, flush=True)
-
-
 def show_results(config: Any, out: Path, folder: Path) -> None:
-    """Prints the last evaluation, the seconds per epoch, and the folders of records and weights of a finished run."""
+    """Prints what a finished run changed, the seconds per epoch, and the folders of records and weights."""
+    from sdpo_bench.analysis.changes import change_table, last_evaluation, training_changes
     from sdpo_bench.analysis.outputs import shown
+    from sdpo_bench.analysis.render import text
     from sdpo_bench.experiments.progress import speed
     from sdpo_bench.records.reader import load_run
     from sdpo_bench.training.loop import saved_weights
 
     record = load_run(folder)
-    last = max(row["epoch"] for row in record.eval)
-    echo(evaluation_table([row for row in record.eval if row["epoch"] == last]))
+    last = last_evaluation(record)
+    found = training_changes(record)
+    known = {(change.reward, change.steps) for change in found}
+    if found:
+        title = f"{config.label}: before and after {last[0]['samples']:,} samples"
+        echo(text(change_table("changes", title, found)))
+    if rest := [row for row in last if (row["reward"], row["steps"]) not in known]:
+        echo("\n" * bool(found) + evaluation_table(rest))
     echo(f"\n{speed([record])}\n\nrecords: {shown(folder)}")
     weights = saved_weights(config, folder)
     if weights.is_dir():
-        how = "pipeline.load_lora_weights" if config.finetune == "lora" else "StableDiffusionPipeline.from_pretrained"
+        how = "pipeline.load_lora_weights" if config.finetune == "lora" else "DiffusionPipeline.from_pretrained"
         echo(f'weights: {how}("{shown(weights)}")')
     elif config.epochs:
         print(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.experiments.workers import Worker
@@ -126,3 +126,35 @@ def speed(records: Iterable[RunRecord]) -> str:
         cells = " ".join(f"{value:>9.2f}" for value in (*means, sum(means)))
         lines.append(f"{f'{label}, K = {steps}':<19} {cells}")
     return "\n".join(lines)
+
+
+class EpochDisplay:
+    """Shows the progress of a run: a bar on a terminal, otherwise a line every PLAIN_EVERY epochs."""
+
+    PLAIN_EVERY = 10
+
+    def __init__(self, label: str, epochs: int, terminal: bool) -> None:
+        from tqdm import tqdm
+
+        self.label, self.epochs, self.terminal = label, epochs, terminal
+        self.begun = False
+        self.bar = tqdm(total=epochs, desc=label, unit="epoch", disable=not terminal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Shows an event of the training loop (training/loop.py): the beginning of the run, or the end of an epoch."""
+        if event["phase"] == "begin":
+            self.begun = True
+            self.bar.write(f"{self.label}: {beginning(event)}", file=sys.stderr)
+            self.bar.update(event["epoch"] - self.bar.n)
+        elif event["phase"] == "train":
+            self.bar.update(event["epoch"] - self.bar.n)
+            self.bar.set_postfix(reward=f"{event['reward_mean']:.3f}")
+            if not self.terminal and (event["epoch"] % self.PLAIN_EVERY == 0 or event["epoch"] == self.epochs):
+                text = f"{self.label}: epoch {event['epoch']}/{self.epochs}, reward {event['reward_mean']:.3f}"
+                print(text, file=sys.stderr, flush=True)

@@ -75,6 +75,24 @@ def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(EVAL_COLUMNS))
 
 
+def training_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """The rows of train.jsonl, one an epoch, each with its run's id, label, method and seed; the seconds of a row are
+    columns of their own."""
+    rows = [
+        {
+            "run": run.run_id,
+            "label": run.label,
+            "method": run.config["method"]["name"],
+            "seed": run.config["seed"],
+            **{key: value for key, value in row.items() if key != "seconds"},
+            **{f"seconds_{part}": seconds for part, seconds in row["seconds"].items()},
+        }
+        for run in records
+        for row in run.train
+    ]
+    return pd.DataFrame(rows)
+
+
 def mean_frame(records: Iterable[RunRecord], interim: bool = False) -> pd.DataFrame:
     """Like `eval_frame`, with the mean over prompts and noises: a `MeanRow` per run, epoch, reward, step count and
     split. `interim`: over the noises that all evaluations of a run have, so that these can be compared."""

@@ -172,10 +172,95 @@ def test_other_evaluation_settings_are_refused(results, tmp_path):
         compare(str(results / "full"), str(other), Path())
 
 
-def test_other_devices_are_refused(results, tmp_path):
+def test_other_processors_are_named(results, tmp_path, run):
+    """README's own line, on a processor that is not the committed results'."""
     other = write_run(tmp_path / "full", make_config("SDPO"), device="cuda: Test GPU", pictures=False).parents[1]
-    with pytest.raises(UserError, match=r"share no label .* on the same device"):
-        compare(str(results / "full"), str(other), Path())
+    code, out, err = run(results / "full", other)
+    assert (code, err) == (0, "")
+    assert f"embedded on {DEVICE}, against cuda: Test GPU" in out
+    assert f"They differ in: processor {DEVICE} and cuda: Test GPU." in out
+    assert re.search(r"SDPO +\+0\.000 \(n=1\)", out)
+
+
+def test_the_same_processor_comes_first(results, tmp_path):
+    """Another one's runs are taken only where the other folder has none of this one's."""
+    other = tmp_path / "full"
+    write_run(other, make_config("SDPO"), pictures=False)
+    write_run(other, make_config("SDPO", 1), device="cuda: Test GPU", pictures=False)
+    (table,) = compare(str(results / "full"), str(other), Path())
+    assert "against" not in table.title
+    assert set(table.frame["seeds"]) == {"0"}
+
+
+def test_folders_with_one_label_each(tmp_path):
+    """Two trainings, each in its folder, without a label in common."""
+    for label in ("SDPO", "DDPO"):
+        write_run(tmp_path / label, make_config(label, epochs=10), pictures=False)
+    (table,) = compare(str(tmp_path / "SDPO"), str(tmp_path / "DDPO"), Path())
+    assert table.blocks[0][1][0][0] == "SDPO minus DDPO"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Folders of runs in one folder of results, as `train` makes them."""
+    profile = tmp_path_factory.mktemp("runs") / "train"
+    made = {
+        "a": make_config("SDPO", epochs=10),
+        "b": make_config("DDPO", epochs=10, learning_rate=3e-4),
+        "c": make_config("SDPO", epochs=10, learning_rate=3e-4, steps=8),
+        "d": make_config("SDPO", 1, epochs=10),
+        "eta": make_config("SDPO", epochs=10, eta=0.5),
+    }
+    folders = {
+        name: write_run(profile, config, device="cuda: Test GPU" if name == "c" else DEVICE, pictures=False)
+        for name, config in made.items()
+    }
+    return folders | {"open": write_run(profile, make_config("SDPO", 9, epochs=10), finished=False, pictures=False)}
+
+
+def test_two_runs(runs, run):
+    """Every reward that both have, paired by prompt; of the first minus the second."""
+    code, out, err = run(runs["a"], runs["b"])
+    assert (code, err) == (0, "")
+    assert out.startswith(f"SDPO minus DDPO, embedded on {DEVICE}\n\nalignment, seen prompts")
+    assert "alignment_heldout, unseen prompts" in out
+    assert "learning_rate 0.0001 and 0.0003" in out
+    frame = pd.read_csv(io.StringIO(run(runs["a"], runs["b"], "--format", "csv")[1]))
+    assert set(frame["label"] + frame["baseline"]) == {"SDPODDPO"}
+    assert (frame["value"] - frame["baseline_value"]).tolist() == pytest.approx(frame["difference"].tolist(), abs=1e-5)
+    one = load_profile(runs["a"].parents[1], means=True, names=[runs["a"].name])[0]
+    last = next(row for row in one.eval if (row["epoch"], row["reward"], row["steps"]) == (10, "alignment", 2))
+    cell = frame.query("reward == 'alignment' and steps == 2 and split == 'seen'")
+    assert cell["value"].item() == pytest.approx(last["means"]["seen"], rel=1e-5)
+
+
+def test_two_runs_of_a_label_are_named_by_what_differs(runs):
+    (table,) = compare(str(runs["a"]), str(runs["c"]), Path())
+    first, second = "SDPO, learning_rate 0.0001, steps 4", "SDPO, learning_rate 0.0003, steps 8"
+    assert table.title == f"{first} minus {second}, embedded on {DEVICE}, embedded on cuda: Test GPU"
+    assert [row[0] for row in table.blocks[0][1]] == [first, second, "difference", ""]
+    (table,) = compare(str(runs["a"]), str(runs["d"]), Path())
+    assert table.title.startswith("SDPO, seed 0 minus SDPO, seed 1, ")
+
+
+def test_packed_runs():
+    quick = Path(main.__file__).parents[2] / "results" / "quick"
+    names = [next(run for run in load_profile(quick, means=True) if run.label == label) for label in ("SDPO", "DDPO")]
+    (table,) = compare(*(str(quick / "raw" / run.run_id) for run in names), Path())
+    assert table.title.startswith("SDPO minus DDPO, embedded on cpu: ")
+    assert {"alignment", "alignment_heldout"} <= set(table.frame["reward"])
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("a", "eta"), r"not evaluated alike \(settings: eta None and 0.5\)"),
+        (("a", "open"), "the run is not finished; continue it with --resume"),
+    ],
+)
+def test_two_runs_that_cannot_be_compared(runs, pair, message):
+    with pytest.raises(UserError, match=message):
+        compare(*(str(runs[name]) for name in pair), Path())
 
 
 OTHERS = ({"steps": 20}, {"reward": "jpeg"}, {"device": "cuda: Test GPU"})
@@ -192,18 +277,22 @@ def write_other(profile: Path, reward: str = "alignment", device: str = DEVICE, 
     )
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
-def test_folders_that_differ_in_one_of_device_reward_and_k_share_nothing(tmp_path, other):
+@pytest.mark.parametrize("other", OTHERS[:2], ids=lambda other: next(iter(other)))
+def test_folders_that_differ_in_reward_or_k_share_nothing(tmp_path, other):
     for seed in (0, 1):
         write_run(tmp_path / "a", make_config("SDPO", seed, epochs=10), pictures=False)
     write_other(tmp_path / "b", **other)
-    with pytest.raises(UserError, match="share no label trained on the same reward, with the same K, on the same dev"):
+    with pytest.raises(UserError, match="share no label trained on the same reward with the same K"):
         compare(str(tmp_path / "a"), str(tmp_path / "b"), Path())
     text = compare_with_reference(load_groups(tmp_path / "b"), load_groups(tmp_path / "a"))
-    if "device" in other:
-        assert "\nreference: cpu: Test Processor\n" in text, "the reference may be of another device"
-    else:
-        assert "\nreference: none, nothing to compare with\n" in text
+    assert "\nreference: none, nothing to compare with\n" in text
+
+
+def test_the_reference_may_be_of_another_device(tmp_path):
+    write_other(tmp_path / "a")
+    write_other(tmp_path / "b", device="cuda: Test GPU")
+    text = compare_with_reference(load_groups(tmp_path / "b"), load_groups(tmp_path / "a"))
+    assert "\nreference: cpu: Test Processor\n" in text
 
 
 def test_folders_are_paired_by_device_reward_and_k(tmp_path):
@@ -214,7 +303,7 @@ def test_folders_are_paired_by_device_reward_and_k(tmp_path):
     tables = compare(str(tmp_path / "a"), str(tmp_path / "b"), Path())
     assert len(tables) == 4
     for table in tables:
-        assert "Their settings and commits are the same." in table.note, "the same run of both folders"
+        assert "Their settings, processors and commits are the same." in table.note, "the same run of both folders"
         assert (table.frame["difference"] == 0).all()
     found = {
         (row["device"], row["reward_trained"], row["training_steps"])

@@ -160,10 +160,25 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
     )
 
 
-def test_two_configurations_under_one_label_are_refused(tmp_path):
+def test_two_configurations_under_one_label_are_told_apart(tmp_path):
+    """By what differs, in the tables' rows; seeds stay together, and other labels and devices as they are."""
+    profile = write_profile(tmp_path, seeds=2, labels=("SDPO", "DDPO"))
+    for seed, device in ((0, DEVICE), (5, DEVICE), (7, "cuda: Test GPU")):
+        config = make_config("SDPO", seed, learning_rate=3e-4, method={"name": "sdpo", "clip": 0.5})
+        write_run(profile, config, device=device, pictures=False)
+    group, other = load_groups(profile)
+    first, second = "SDPO, clip 0.001, learning_rate 0.0001", "SDPO, clip 0.5, learning_rate 0.0003"
+    assert group.labels == ["start", "DDPO", first, second]
+    assert [sorted(group.cell(label, "alignment", "seen", 4)) for label in (first, second)] == [[0, 1], [0, 5]]
+    assert other.labels == ["SDPO"], "alone on its device"
+    shown = {row[0] for table in build_tables([group]) for _, rows in table.blocks for row in rows}
+    assert {"DDPO", first, second} <= shown
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
     profile = write_profile(tmp_path, seeds=1, labels=("SDPO",))
-    write_run(profile, make_config("SDPO", 1, learning_rate=3e-4))
-    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in learning_rate"):
+    write_run(profile, make_config("SDPO", rows=8))
+    with pytest.raises(RecordError, match="share the label 'SDPO' but differ in nothing, not even the seed"):
         load_groups(profile)
 
 

@@ -1,0 +1,123 @@
+"""The settings of a run: what flags, a file or a mapping say, and beside that what its model brings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from sdpo_bench.api.files import Settings
+from sdpo_bench.config import EMBEDDED, RunConfig, file_name, flag
+from sdpo_bench.errors import UnknownName, UserError
+from sdpo_bench.experiments.learning_rates import learning_rate
+from sdpo_bench.experiments.profiles import COMMON, EPOCHS, in_groups
+from sdpo_bench.experiments.variants import VARIANTS
+from sdpo_bench.prompts import ALL, read_prompts, splits
+
+AUTO = "auto"
+"""Among eval_rewards: ALIGNMENT where their scorers know all prompts, else nothing beside the trained reward."""
+ALIGNMENT = ("alignment", "alignment_heldout")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run's configuration, and which of its settings nobody gave: they are its model's."""
+
+    config: RunConfig
+    of_model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """A line that says which settings are the model's; empty where none is."""
+        if not self.of_model:
+            return ""
+        shown = " ".join(_as_flag(name, value) for name, value in self.of_model.items())
+        return f"settings of the study for the {self.config.model} model, where none was given: {shown}"
+
+
+def _as_flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} {value}"
+
+
+def defaults() -> dict[str, Any]:
+    """What `train` takes where nothing is given, before the model is asked: `RunConfig`'s defaults, but for AUTO."""
+    found = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(RunConfig)}
+    return found | {"eval_rewards": (AUTO,)}
+
+
+def of_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with which the study trains the embedded model (experiments/profiles.py): all weights, at all steps
+    but the last; the method's swept learning rate for this K and reward, the epochs that it was swept at and their
+    number of samples; and what the method needs beside that. Other models have none."""
+    method, steps = values["method"], values["steps"]
+    if values["model"] != EMBEDDED or method not in VARIANTS or steps < 1 or not values["epochs"]:
+        return {}
+    found = {"finetune": COMMON["finetune"], "train_last_step": COMMON["train_last_step"] or steps == 1}
+    found["epochs"] = EPOCHS.get(steps, values["epochs"])
+    found |= VARIANTS[method].changes
+    with contextlib.suppress(UserError):  # not swept yet
+        found["learning_rate"] = learning_rate(method, steps, values["reward"])
+    with contextlib.suppress(UserError):  # a size that does not divide the samples
+        sizes = in_groups(method, {"group_size": values["group_size"]})
+        found |= {name: sizes[name] for name in ("pairs", "pairs_per_update") if name in sizes}
+    return found
+
+
+def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | None = None) -> Resolved:
+    """The configuration of `values`, of which those named in `given` were said and the others are `defaults`. UserError
+    as of `RunConfig`, and where `file` is a run's that had other prompts."""
+    found = {name: value for name, value in of_model(values).items() if name not in given and values[name] != value}
+    if "finetune" in given and values["finetune"] != COMMON["finetune"]:
+        found.pop("learning_rate", None)  # it was swept for all weights
+    values = {**values, **found}
+    values["eval_rewards"] = _evaluated(values)
+    try:
+        config = RunConfig(**values)
+    except UnknownName:
+        raise  # which names a plug-in that may be missing
+    except UserError as error:
+        where = f" (with the settings of {file.source})" if file and file.source else ""
+        raise UserError(f"{error}{where}") from None
+    if file is not None:
+        _check_prompts(config, file)
+    return Resolved(config, found)
+
+
+def resolved(settings: Settings, changes: Mapping[str, Any]) -> Resolved:
+    """The configuration of a file or a mapping, with `changes` in place of some settings; errors as of `resolve`."""
+    given = changed(settings.values, changes)
+    return resolve(defaults() | given, given.keys(), settings)
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others in place of some. A method's options go with it: another method brings its own."""
+    same = changes.get("method", values.get("method")) == values.get("method")
+    options = {**(values.get("options", {}) if same else {}), **changes.get("options", {})}
+    return {**values, **changes} | ({"options": options} if "options" in {**values, **changes} else {})
+
+
+def _evaluated(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The evaluated rewards, with AUTO replaced."""
+    rewards: tuple[str, ...] = tuple(values["eval_rewards"])
+    if AUTO not in rewards:
+        return rewards
+    prompts = [prompt for split in splits(values["prompts"], values["unseen_prompts"]).values() for prompt in split]
+    known = ALIGNMENT if {*prompts} <= {*read_prompts(ALL)} else ()
+    place = rewards.index(AUTO)
+    return (*rewards[:place], *known, *rewards[place + 1 :])
+
+
+def _check_prompts(config: RunConfig, file: Settings) -> None:
+    """UserError where a run's config.json names prompts, and the files of these names hold others."""
+    names = ("prompts", "unseen_prompts")
+    if file.prompts_sha256 is None or any(file.values.get(name) != file_name(getattr(config, name)) for name in names):
+        return
+    if config.to_json().get("prompts_sha256") != file.prompts_sha256:
+        files = " and ".join(file.values[name] for name in names if file.values[name])
+        raise UserError(
+            f"{file.source}: that run had other prompts than {files} now; give its files with --prompts and "
+            f"--unseen-prompts"
+        )

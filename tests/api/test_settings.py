@@ -1,0 +1,95 @@
+"""Settings by model: what the embedded model brings, and that flags and files override it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sdpo_bench.api.files import Settings, checked
+from sdpo_bench.api.settings import resolved
+from sdpo_bench.config import RunConfig, TrainingEvaluationConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments.learning_rates import LEARNING_RATES
+from sdpo_bench.experiments.profiles import quick
+from sdpo_bench.experiments.variants import RECENT, STUDIED
+
+
+def made(**changes):
+    return resolved(Settings(), changes)
+
+
+@pytest.mark.parametrize("name", [name for name in (*STUDIED, *RECENT) if name in LEARNING_RATES])
+def test_the_embedded_model_takes_the_settings_of_the_study(name):
+    (_, study) = quick([name], [0])
+    evaluation = {f.name: getattr(study, f.name) for f in dataclasses.fields(TrainingEvaluationConfig)}  # the profile's
+    assert dataclasses.replace(made(method=name).config, device="cpu", **evaluation) == study
+
+
+def test_other_models_have_the_defaults_of_a_configuration():
+    found = made(model="stabilityai/sd-turbo", method="grpo")
+    assert found.config == RunConfig(model="stabilityai/sd-turbo", method="grpo")
+    assert not found.note
+
+
+def test_what_is_given_stays():
+    found = made(method="rtdmd_lite", learning_rate=1e-4, train_last_step=True)
+    assert (found.config.learning_rate, found.config.train_last_step, found.config.finetune) == (1e-4, True, "full")
+    assert found.note == ("settings of the study for the embedded model, where none was given: --finetune full "
+                          "--epochs 25 --pairs 8 --pairs-per-update 4")  # fmt: skip
+    assert made(method="pso", finetune="lora").config.learning_rate == RunConfig.learning_rate, "swept for all weights"
+    assert made(method="grpo", group_size=24).config.pairs == RunConfig.pairs, "24 do not divide the study's samples"
+
+
+def test_one_step_and_no_epoch_need_no_settings_of_the_study():
+    assert made(method="draft", steps=1).config.train_last_step
+    assert made(epochs=0).of_model == {}
+
+
+def test_a_method_that_was_not_swept_has_the_default_rate():
+    assert made(method="ddpo_critic").config.finetune == "full"
+
+
+def test_alignment_is_measured_where_its_scorers_know_the_prompts(tmp_path):
+    own = tmp_path / "mine.txt"
+    own.write_text("a red house\n")
+    animals = tmp_path / "animals.txt"
+    animals.write_text("cat\ndog\n")
+    given = {"reward": "colourfulness"}
+    assert made(**given).config.eval_rewards == ("alignment", "alignment_heldout")
+    assert made(**given, prompts=str(animals)).config.eval_rewards == ("alignment", "alignment_heldout")
+    assert made(**given, prompts=str(own)).config.eval_rewards == ()
+    assert made(**given, unseen_prompts=str(own)).config.eval_rewards == ()
+    mixed = made(**given, prompts=str(own), eval_rewards=("auto", "kid_start", "vendi"))
+    assert mixed.config.eval_rewards == ("kid_start", "vendi")
+    assert made(**given, prompts=str(own), eval_rewards=("alignment",)).config.eval_rewards == ("alignment",)
+
+
+def test_another_method_brings_its_own_options_label_and_updates():
+    file = checked(RunConfig(method="sdpo", options={"gamma": 0.5}).to_json(), "config.json")
+    assert resolved(file, {"options": {"scale": 2.0}}).config.options == {
+        "gamma": 0.5, "scale": 2.0, "step_discount": 0.99
+    }  # fmt: skip
+    config = resolved(file, {"method": "ddpo"}).config
+    assert (config.label, config.options, config.resolved_updates) == ("DDPO", {}, "trajectory")
+    named = checked({"method": "sdpo", "label": "mine"}, "run.yaml")
+    assert resolved(named, {"method": "ddpo"}).config.label == "mine"
+
+
+def test_errors_name_the_file():
+    with pytest.raises(UserError, match=r"--steps is 0; expected at least 1 \(with the settings of run.yaml\)"):
+        resolved(checked({"steps": 0}, "run.yaml"), {})
+
+
+def test_prompts_of_a_run_must_be_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "mine.txt"
+    own.write_text("a red house\n")
+    row = RunConfig(reward="colourfulness", eval_rewards=(), prompts="mine.txt").to_json()
+    file = checked(row, "config.json")
+    assert resolved(file, {}).config.to_json() == row
+    own.write_text("a blue house\n")
+    with pytest.raises(UserError, match=r"config.json: that run had other prompts than mine.txt now"):
+        resolved(file, {})
+    (tmp_path / "others.txt").write_text("a house\n")
+    assert resolved(file, {"prompts": "others.txt"}).config.prompts == "others.txt"
