@@ -17,6 +17,8 @@ ENVIRONMENT = ROOT / ".nox" / f"project-{sys.version_info.major}.{sys.version_in
 PYTHON = str(ENVIRONMENT / "bin" / "python")
 TRITON = sys.platform == "linux"
 
+WHOLE_SUITE = ("-n", "2", "--dist", "loadfile", "--durations=30")  # the log names the slowest tests
+
 
 def install(session: nox.Session, extra: str = "") -> None:
     """Installs the project with an extra, pinned by constraints.txt, unless it is installed already."""
@@ -67,7 +69,7 @@ def tests(session: nox.Session) -> None:
     """All tests, without a GPU; or some: `nox -s tests -- tests/cli/test_cli.py -k doctor`."""
     install(session, "dev")
     # Two processes of one thread, each of which takes whole files: their fixtures are dear.
-    python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile", "--durations=30")), threads=1)
+    python(session, "-m", "pytest", *(session.posargs or WHOLE_SUITE), threads=1)
     if not session.posargs and TRITON:
         run_kernel_tests(session, "interpreter")
         run_kernel_tests(session, "compiler")
@@ -92,7 +94,7 @@ def tests_gpu_stack(session: nox.Session) -> None:
     """
     session.install("-e", "./kernels", "-e", ".[test]", "torch==2.11.0", "triton==3.6.0")
     program = str(Path(session.bin) / "python")
-    python(session, "-m", "pytest", *(session.posargs or ("-n", "2", "--dist", "loadfile", "--durations=30")), threads=1, program=program)
+    python(session, "-m", "pytest", *(session.posargs or WHOLE_SUITE), threads=1, program=program)
     if not session.posargs and TRITON:
         for mode in ("interpreter", "compiler"):
             run_kernel_tests(session, mode, program=program)

@@ -135,8 +135,16 @@ def parse_train(arguments: Sequence[str], prog: str) -> Callable[[], int]:
         found = resolve(values, given, file)
     if files.dump_config:
         return partial(dump, found.config, files.dump_config)
-    kept = [own[name] for name in ("out", "resume", "tracker", "shard", "push_to_hub")]
-    return partial(train, found.config, *kept, note=found.note)
+    return partial(
+        train,
+        found.config,
+        own["out"],
+        own["resume"],
+        own["tracker"],
+        own["shard"],
+        own["push_to_hub"],
+        found.note,
+    )
 
 
 def file_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
