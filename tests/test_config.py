@@ -52,7 +52,7 @@ def test_every_field_belongs_to_one_group():
 
 def test_commands_take_the_fields_of_a_run():
     default = {name: getattr(RunConfig(), name) for name in FIELDS} | {"label": ""}
-    own = {"out", "resume", "tracker", "shard", "config", "dump_config", "plugin"}
+    own = {"out", "resume", "tracker", "shard", "push_to_hub", "config", "dump_config", "plugin"}
     assert {k: v for k, v in flat(train_command()()).items() if k not in own} == default
     evaluate, doctor = flat(Evaluate()), flat(Doctor())
     same = {

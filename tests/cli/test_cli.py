@@ -87,7 +87,10 @@ TINY_ARGUMENTS = [
         (["evaluate", "--model", "./nothing"], "model_index.json does not exist"),
         (["evaluate", "--out", "no/such/file.json"], "does not exist"),
         (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, paper_k20"),
-        (["reproduce", "--methods", "sdpo", "ppo"], "unknown method 'ppo'; choose one of: crd, d3po, ddpo, "),
+        (
+            ["reproduce", "--methods", "sdpo", "ppo"],
+            "unknown method 'ppo'; choose one of: crd, d3po, d3po_pair_updates, ",
+        ),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 to 2^64 - 1"),
         (["reproduce", "--workers", "0"], "--workers is 0; expected at least 1"),
