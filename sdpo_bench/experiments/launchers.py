@@ -7,6 +7,7 @@ the cluster (partition, time, GPUs of a run) is given with --launcher-options, a
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -76,7 +77,12 @@ class Slurm:
         except ImportError as error:
             raise UserError("--launcher slurm needs submitit: pip install 'sdpo-bench[slurm]'") from error
         self.library = submitit
-        given = {"name": "sdpo-bench", "timeout_min": SLURM_MINUTES, "cpus_per_task": 1, "cluster": "slurm"}
+        given: dict[str, Any] = {
+            "name": "sdpo-bench",
+            "timeout_min": SLURM_MINUTES,
+            "cpus_per_task": 1,
+            "cluster": "slurm",
+        }
         # Runs at the same time are bounded by --workers, not by an array's own bound.
         given |= {"slurm_array_parallelism": MOST_SUBMITTED, "gpus_per_node": gpus or None, **options}
         cluster = given.pop("cluster")
@@ -126,11 +132,11 @@ class Ray:
             raise UserError("--launcher ray needs Ray: pip install 'sdpo-bench[ray]'") from error
         self.library = ray
         # A lost run is submitted again by us, which counts the losses and says so.
-        given = {"address": "auto", "num_cpus": 1, "num_gpus": gpus, **options, "max_retries": 0}
+        given: dict[str, Any] = {"address": "auto", "num_cpus": 1, "num_gpus": gpus, **options, "max_retries": 0}
         address = given.pop("address")
         try:
             if not ray.is_initialized():
-                ray.init(address, log_to_driver=False, logging_level="error")
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise UserError(
                 "--launcher ray: no Ray cluster is running here; start one with `ray start --head`, or give "
@@ -142,7 +148,7 @@ class Ray:
             raise UserError(f"--launcher-options: {_one_line(error)}") from error
 
     def submit(self, jobs: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return [self.task.remote(job) for job in jobs]
+        return [self.task.remote(dict(job)) for job in jobs]
 
     def ended(self, job: Any) -> bool:
         return bool(self.library.wait([job], timeout=0)[0])

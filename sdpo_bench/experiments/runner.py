@@ -23,7 +23,7 @@ from sdpo_bench.experiments.remote import RemoteRuns
 from sdpo_bench.experiments.runs import Run, plan
 from sdpo_bench.experiments.summary import RESULTS, finished, list_runs, resume_command, summarise
 from sdpo_bench.experiments.workers import gpus, physical_cores
-from sdpo_bench.records.lookup import fewer_epochs, nearest_run, recorded_weights, stored_run
+from sdpo_bench.records.lookup import fewer_epochs, list_folders, nearest_run, recorded_weights, stored_run
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
 from sdpo_bench.records.reader import load_profile, run_ids
@@ -62,7 +62,7 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
 def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
     """UserError if the folder has a run with the label, reward, K and seed of a missing run but other settings, because
     both would enter the same tables. The message names each setting and how many runs differ in it."""
-    planned = {run.name for run in runs}
+    planned, there = {run.name for run in runs}, list_folders(folder / "raw")
     found: dict[str, int] = {}
     others: list[Path] = []
     for run in runs:
@@ -70,7 +70,7 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
             if why := fewer_epochs(run.folder, run.config.to_json()):
                 raise UserError(f"--resume: {why}, with --results OTHER")
             continue
-        nearest = nearest_run(folder / "raw", run.config.to_json(), besides=planned)
+        nearest = nearest_run(folder / "raw", run.config.to_json(), planned, there)
         if nearest is not None:
             other, settings = nearest
             others.append(other)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from safetensors.torch import load_file, save_file
+from support.run_files import contents
 from support.synthetic_records import write_profile
 
 from sdpo_bench.analysis.comparisons import load_results
@@ -43,13 +44,6 @@ def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
 
 def runs_in(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
     return plan(folder, configs, cost_model.Cost())
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """What a run leaves that holds no clock. Of the adapter its tensors: its header's entries have no fixed order."""
-    files = {name: (folder / name).read_bytes() for name in ("config.json", "eval.jsonl")}
-    tensors = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
-    return files | {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 class Killing(Progress):
@@ -257,7 +251,7 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     raw = tmp_path / "runs" / "slow" / "raw"
     wait_for(lambda: any(raw.glob("*/checkpoint.pt")) or process.poll() is not None)
     (lock,) = raw.glob("*/.lock")
-    worker = int(lock.read_text())
+    worker = int(lock.read_text().split()[0])
     assert alive(worker)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
