@@ -77,14 +77,10 @@ class Slurm:
         except ImportError as error:
             raise UserError("--launcher slurm needs submitit: pip install 'sdpo-bench[slurm]'") from error
         self.library = submitit
-        given: dict[str, Any] = {
-            "name": "sdpo-bench",
-            "timeout_min": SLURM_MINUTES,
-            "cpus_per_task": 1,
-            "cluster": "slurm",
-        }
+        given: dict[str, Any] = {"name": "sdpo-bench", "timeout_min": SLURM_MINUTES, "cpus_per_task": 1}
         # Runs at the same time are bounded by --workers, not by an array's own bound.
-        given |= {"slurm_array_parallelism": MOST_SUBMITTED, "gpus_per_node": gpus or None, **options}
+        given |= {"slurm_array_parallelism": MOST_SUBMITTED, "gpus_per_node": gpus or None}
+        given |= {"cluster": "slurm", **options}
         cluster = given.pop("cluster")
         try:
             self.executor = submitit.AutoExecutor(logs, cluster=cluster)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from sdpo_bench.experiments.progress import Progress
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.experiments.workers import STOPPING, job
 
-LOOK_SECONDS = 2.0  # between looks at the jobs
+LOOK_SECONDS = 5.0  # between looks at the jobs
 MOST_LOSSES = 3  # of a run's workers in a row, between which its checkpoint got no further
 PATIENCE = 180.0  # seconds in which the disk's server gives up the locks of a lost machine
 DISK_SECONDS = 60.0  # after which a shared disk shows all machines what one of them has written
@@ -166,18 +165,20 @@ class RemoteRuns:
         task.reports.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Ends all jobs, which first save their states; after another signal, or STOPPING seconds, at once."""
-        print(
-            f"\nstopping {len(self.tasks)} runs as soon as their states are saved; a second signal stops at once",
-            file=sys.stderr,
+        """Ends all jobs. Those at work first save their states; after another signal, or STOPPING seconds, they end at
+        once."""
+        at_work = [task for task in self.tasks if task.began is not None]
+        self.progress.say(
+            f"\nending {len(self.tasks)} jobs, {len(at_work)} of them at work; a second signal ends all now"
         )
         for task in self.tasks:
             self.engine.cancel(task.handle)
         end = time.monotonic() + STOPPING
         try:
-            while self.tasks and time.monotonic() < end:
-                self.tasks = [task for task in self.tasks if not self.engine.ended(task.handle)]
+            while at_work and time.monotonic() < end:
+                at_work = [task for task in at_work if not self.engine.ended(task.handle)]
                 time.sleep(0.2)
         finally:
             for task in self.tasks:
-                self.engine.kill(task.handle)
+                if not self.engine.ended(task.handle):
+                    self.engine.kill(task.handle)

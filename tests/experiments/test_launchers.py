@@ -143,7 +143,7 @@ def test_bad_options_leave_nothing(tmp_path, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cluster": "local", "partition": "gpu"}, "need to be prefixed by an executor name"),
+        ({"cluster": "local", "walltime": 9}, "need to be prefixed by an executor name"),
         ({"cluster": "local", "timeout_min": "long"}, "timeout_min.*expected type"),
         ({"cluster": "cloud"}, "any executor named cloud"),
         ({}, r"Could not detect .srun.*start it where sbatch is found.*cluster=local"),
