@@ -103,12 +103,12 @@ class Slurm:
         return bool(job.done())
 
     def ending(self, job: Any) -> dict[str, Any]:
-        utils = self.library.core.utils
+        # `result` would wait 15 s for it. If the disk shows it later, no harm: a finished run is not made again.
+        if not job.paths.result_pickle.exists():
+            raise Died(f"SLURM job {job.job_id} ended without a result (state {job.state})")
         try:
             return dict(job.result())
-        except utils.UncompletedJobError as error:
-            raise Died(f"SLURM job {job.job_id} ended without a result (state {job.state})") from error
-        except utils.FailedJobError as error:
+        except self.library.core.utils.FailedJobError as error:
             raise UserError(f"job {job.job_id} can't make runs: {_last_line(error)}; see {job.paths.stderr}") from error
 
     def cancel(self, job: Any) -> None:

@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Task:
-    """A run that was submitted. `read`: bytes of its reports so far."""
+    """A run that was submitted. `read`: bytes of its reports so far; `began`: the epoch after which its job began."""
 
     run: Run
     reports: Path
@@ -76,11 +76,12 @@ class RemoteRuns:
         """Returns when all runs are done, failed or left to others. An error or a signal first ends the jobs."""
         with termination_interrupts():
             try:
-                while self.waiting or self.tasks:
-                    self.submit()
-                    self.look()
-                    self.progress.update()
+                self.submit()
+                while self.tasks:
                     time.sleep(LOOK_SECONDS)
+                    self.look()
+                    self.submit()
+                    self.progress.update()
             except BaseException:
                 self.stop()
                 raise
@@ -115,11 +116,9 @@ class RemoteRuns:
 
     def follow(self, task: Task, event: dict[str, Any]) -> None:
         if event["phase"] == "begin":
-            if not self.begun:
-                self.begun, self.progress.begin = (
-                    True,
-                    time.monotonic(),
-                )  # the time in a queue says nothing of the speed
+            if not self.begun:  # the time in the cluster's queue says nothing of the speed
+                self.begun = True
+                self.progress.begin = time.monotonic()
             task.began = event["epoch"]
         self.progress.follow(task.run, event)
 
@@ -168,9 +167,7 @@ class RemoteRuns:
         """Ends all jobs. Those at work first save their states; after another signal, or STOPPING seconds, they end at
         once."""
         at_work = [task for task in self.tasks if task.began is not None]
-        self.progress.say(
-            f"\nending {len(self.tasks)} jobs, {len(at_work)} of them at work; a second signal ends all now"
-        )
+        self.progress.say(f"\nending the jobs, {len(at_work)} of which are at work; a second signal ends all at once")
         for task in self.tasks:
             self.engine.cancel(task.handle)
         end = time.monotonic() + STOPPING
