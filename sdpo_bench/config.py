@@ -510,10 +510,16 @@ class RunConfig(
 
 def file_name(path: str | None) -> str | None:
     """The name of a file or folder; a hub id, "embedded" and "animals" are names as they are."""
-    if path is None or path in (EMBEDDED, ALL):
-        return path
-    local = path.startswith((".", "~", "/")) or Path(path).exists()
-    return os.path.basename(os.path.abspath(os.path.expanduser(path))) if local else path
+    return None if path is None else os.path.basename(absolute(path)) if _is_path(path) else path
+
+
+def absolute(path: str) -> str:
+    """The absolute path of a file or folder, for processes elsewhere; names as they are."""
+    return os.path.abspath(os.path.expanduser(path)) if _is_path(path) else path
+
+
+def _is_path(path: str) -> bool:
+    return path not in (EMBEDDED, ALL) and (path.startswith((".", "~", "/")) or Path(path).exists())
 
 
 def flag(name: str) -> str:

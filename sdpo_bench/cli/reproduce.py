@@ -20,6 +20,7 @@ class Reproduce(TakesPlugins):
       sdpo-bench reproduce --resume                           # continue after an interruption
       sdpo-bench reproduce --methods sdpo ddpo --seeds 0 1 2  # fewer methods, more seeds
       sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --workers 4  # the paper's setting, on 4 GPUs
+      sdpo-bench reproduce --profile full --launcher slurm --launcher-options timeout_min=120  # a cluster
     """
 
     profile: str = "quick"
@@ -37,7 +38,8 @@ class Reproduce(TakesPlugins):
     """Run these seeds instead of the profile's."""
     workers: int | None = None
     """The number of runs at the same time, each on one thread or one GPU. Default: one per physical core or per GPU.
-    Several runs of the embedded model may share a GPU."""
+    Several runs of the embedded model may share a GPU. With slurm or ray: runs that are submitted at a time, by default
+    1000."""
     device: Literal["cpu", "cuda"] | None = None
     """The device of the runs; default: cpu, for sd-turbo cuda. Results of different devices never share a table."""
     rewards: tuple[str, ...] = ()
@@ -52,6 +54,15 @@ class Reproduce(TakesPlugins):
     runs if there are any, otherwise 0.4."""
     peak_tflops: float | None = None
     """For sd-turbo's time estimate: the GPU's peak TFLOP/s in half precision. Default: 989, an H100's."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """Where the runs are made: on this machine; as SLURM jobs; as tasks of a running Ray cluster (docs/scale.md).
+    --results must then be on a disk that all machines share."""
+    launcher_options: tuple[str, ...] = ()
+    """For slurm and ray, KEY=VALUE: what submitit's update_parameters takes, such as timeout_min=240
+    slurm_partition=gpu, or what a Ray task takes, such as num_cpus=2 address=HOST:6379."""
+    part: str | None = None
+    """I/N: make only the I-th of N parts of the runs, with --resume. Parts may run at the same time into the same
+    --results; the one that ends last makes the tables."""
     resume: bool = False
     """Keep finished runs and continue the others from their checkpoints."""
     dry_run: bool = False
@@ -62,6 +73,6 @@ class Reproduce(TakesPlugins):
 
         given = dataclasses.asdict(self)
         del given["plugin"]
-        several = ("methods", "seeds", "rewards")
+        several = ("methods", "seeds", "rewards", "launcher_options")
         with naming_plugins(self.results / self.profile.replace("-", "_") / "raw"):
             return reproduce(**given | {name: given[name] or None for name in several})

@@ -6,12 +6,12 @@ import contextlib
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdpo_bench import interruption
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments.progress import Progress, beginning, pace
+from sdpo_bench.experiments.progress import Progress
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.experiments.workers import Worker, exit_words
 
@@ -19,7 +19,7 @@ POLL_SECONDS = 1.0  # between looks at the clock while no worker reports: the pr
 
 
 @contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
+def termination_interrupts() -> Iterator[None]:
     """Makes SIGTERM end the runs like Ctrl-C, except for the exit code."""
 
     def interrupt(number: int, _: object) -> None:
@@ -33,6 +33,12 @@ def _termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def refuse_full_disk(event: Mapping[str, Any]) -> None:
+    """UserError for the report of a run that failed because the disk is full: so would all others."""
+    if event["full_disk"]:
+        raise UserError(f"the disk is full ({event['message']}): free space and continue with --resume")
 
 
 def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
@@ -58,7 +64,7 @@ class WorkerPool:
     def make_runs(self) -> None:
         """Returns when all runs are done. The workers have then ended, also if it raises an error."""
         try:
-            with _termination_interrupts():
+            with termination_interrupts():
                 self.progress.update()
                 for number in range(1, self.size + 1):
                     self._start_worker(number)
@@ -87,27 +93,18 @@ class WorkerPool:
     def _handle(self, worker: Worker, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "progress":
-            self._show_progress(worker, event)
+            assert worker.run is not None
+            self.progress.follow(worker.run, event)
+            self.progress.update(worker, event["reward_mean"])
         elif kind == "ended":
             self._replace(worker, event["code"])
         else:
             if kind == "failed":
                 self._settle(worker, "failed", event["message"], event["details"] or "")
-                if event["full_disk"]:
-                    raise UserError(f"the disk is full ({event['message']}): free space and continue with --resume")
+                refuse_full_disk(event)
             elif kind in ("done", "locked"):
                 self._settle(worker, kind)
             self._give_next_run(worker)
-
-    def _show_progress(self, worker: Worker, event: dict[str, Any]) -> None:
-        run = worker.run
-        assert run is not None
-        if event["phase"] == "begin":
-            run.epoch = event["epoch"]
-            self.progress.say(f"{run.name}: {beginning(event)}")
-        if event["phase"] == "train":
-            run.epoch, run.epochs_here = event["epoch"], run.epochs_here + 1
-        self.progress.update(worker, event["reward_mean"])
 
     def _replace(self, worker: Worker, code: int) -> None:
         """Handles the end of a worker that was not told to stop."""
@@ -122,9 +119,7 @@ class WorkerPool:
     def _settle(self, worker: Worker, state: str, message: str = "", details: str = "") -> None:
         run, worker.run = worker.run, None
         assert run is not None
-        run.state, run.message, run.details = state, message, details
-        words = {"done": f"done{pace(run.folder)}", "locked": "left to another process", "failed": f"FAILED: {message}"}
-        self.progress.say(f"{run.name}: {words[state]} ({self.progress.status()})")
+        self.progress.settle(run, state, message, details)
 
     def _give_next_run(self, worker: Worker) -> None:
         if self.waiting:

@@ -19,6 +19,7 @@ PHASES = {"sampling": "sample", "reward": "reward", "training": "train"}  # of a
 
 
 PLAIN_EVERY = 30.0  # seconds between status lines where there is no terminal
+LISTED = 16  # runs in such a line at most
 
 
 def clock(seconds: float) -> str:
@@ -31,11 +32,12 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """Bars on a terminal (one for all runs, one for each worker); otherwise a line from time to time."""
+    """Bars on a terminal (one for all runs, one for each local worker); otherwise a line from time to time."""
 
     runs: list[Run]
-    workers: int
+    workers: int  # at work at the same time
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    remote: bool = False
 
     def __post_init__(self) -> None:
         self.begin = self.last = time.monotonic()
@@ -44,7 +46,7 @@ class Progress:
         if self.stream.isatty():
             from tqdm import tqdm
 
-            for i in range(self.workers + 1):
+            for i in range(1 if self.remote else self.workers + 1):
                 bar = tqdm(total=1.0, leave=not i, position=i, bar_format="{desc}|{bar}|", file=self.stream)
                 self.bars.append(bar)
 
@@ -55,18 +57,34 @@ class Progress:
         done = sum(run.estimate * run.epochs_here / max(run.config.epochs, 1) for run in self.runs)
         # The estimate counts as one worker-minute seen, so that the first epochs do not make the figure jump.
         prior = 60.0
-        speed = (done + prior * self.workers) / (elapsed + prior)
-        return left / speed if speed > 0 else left / self.workers
+        workers = max(self.workers, 1)
+        speed = (done + prior * workers) / (elapsed + prior)
+        return left / speed if speed > 0 else left / workers
 
     def status(self) -> str:
         finished = sum(run.state == "done" for run in self.runs)
-        return f"{finished}/{len(self.runs)} runs, about {clock(self.remaining())} left"
+        at_work = f"{self.workers} at work, " if self.remote else ""
+        return f"{finished}/{len(self.runs)} runs, {at_work}about {clock(self.remaining())} left"
 
     def say(self, text: str) -> None:
         if self.bars:
             self.bars[0].write(printable(text), file=self.stream)
         else:
             echo(text, file=self.stream)
+
+    def follow(self, run: Run, event: dict[str, Any]) -> None:
+        """Takes note of a report of `training.loop.train`."""
+        if event["phase"] == "begin":
+            run.epoch = event["epoch"]
+            self.say(f"{run.name}: {beginning(event)}")
+        if event["phase"] == "train":
+            run.epoch, run.epochs_here = event["epoch"], run.epochs_here + 1
+
+    def settle(self, run: Run, state: str, message: str = "", details: str = "") -> None:
+        """Takes note of how a run ended."""
+        run.state, run.message, run.details = state, message, details
+        words = {"done": f"done{pace(run.folder)}", "locked": "left to another process", "failed": f"FAILED: {message}"}
+        self.say(f"{run.name}: {words[state]} ({self.status()})")
 
     def update(self, worker: Worker | None = None, reward: float | None = None) -> None:
         total = sum(run.estimate for run in self.runs)
@@ -82,7 +100,8 @@ class Progress:
         elif time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()
             at_work = [f"{run.name} {run.epoch}/{run.config.epochs}" for run in self.runs if 0 < run.fraction < 1]
-            self.say("; ".join([self.status(), *at_work]))
+            more = [f"and {len(at_work) - LISTED} more"] if len(at_work) > LISTED else []
+            self.say("; ".join([self.status(), *at_work[:LISTED], *more]))
 
     def close(self) -> None:
         for bar in reversed(self.bars):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sdpo_bench import interruption
 from sdpo_bench.analysis.outputs import reference_results, shown, write_profile
 from sdpo_bench.analysis.paper import load_curves, shows
 from sdpo_bench.config import EMBEDDED, RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import cost_model, profiles
+from sdpo_bench.experiments import cost_model, launchers, profiles
 from sdpo_bench.experiments.pool import execute
-from sdpo_bench.experiments.progress import clock
+from sdpo_bench.experiments.progress import Progress, clock
+from sdpo_bench.experiments.remote import RemoteRuns
 from sdpo_bench.experiments.runs import Run, plan
-from sdpo_bench.experiments.summary import RESULTS, list_runs, resume_command, summarise
+from sdpo_bench.experiments.summary import RESULTS, finished, list_runs, resume_command, summarise
 from sdpo_bench.experiments.workers import gpus, physical_cores
-from sdpo_bench.records.lookup import fewer_epochs, nearest_run, recorded_weights, stored_run
+from sdpo_bench.records.lookup import fewer_epochs, list_folders, nearest_run, recorded_weights, stored_run
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.provenance import PACKAGE, code_version
 from sdpo_bench.records.reader import load_profile, run_ids
@@ -59,7 +62,7 @@ def check_folder(folder: Path, runs: Sequence[Run], resume: bool) -> None:
 def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
     """UserError if the folder has a run with the label, reward, K and seed of a missing run but other settings, because
     both would enter the same tables. The message names each setting and how many runs differ in it."""
-    planned = {run.name for run in runs}
+    planned, there = {run.name for run in runs}, list_folders(folder / "raw")
     found: dict[str, int] = {}
     others: list[Path] = []
     for run in runs:
@@ -67,7 +70,7 @@ def refuse_other_settings(folder: Path, runs: Sequence[Run]) -> None:
             if why := fewer_epochs(run.folder, run.config.to_json()):
                 raise UserError(f"--resume: {why}, with --results OTHER")
             continue
-        nearest = nearest_run(folder / "raw", run.config.to_json(), besides=planned)
+        nearest = nearest_run(folder / "raw", run.config.to_json(), planned, there)
         if nearest is not None:
             other, settings = nearest
             others.append(other)
@@ -128,13 +131,16 @@ def reproduce(
     revision: str | None = None,
     utilisation: float | None = None,
     peak_tflops: float | None = None,
+    launcher: launchers.Launcher = "local",
+    launcher_options: Sequence[str] | None = None,
+    part: str | None = None,
     resume: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Runs a profile into `results/<profile>` and prints the results. Returns the exit code."""
     profile = profiles.canonical(profile)
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}; expected at least 1")
+    check_launch(workers, launcher, launcher_options)
+    mine = share(part)
     given = {"rewards": rewards, "model": model, "revision": revision}
     options = {name: value for name, value in given.items() if value}
     place = device or profiles.PROFILES[profile].device
@@ -143,29 +149,79 @@ def reproduce(
     folder = results / profile
     cost = estimate_costs(folder, configs[0], {"utilisation": utilisation, "peak": peak_tflops})
     runs = plan(folder, configs, cost)
-    devices = gpus() if place == "cuda" else []
+    local = launcher == "local"
+    devices = gpus() if place == "cuda" and local else []
     # By default a GPU is one worker's: of a large model processes that share it only take turns.
-    count = min(workers or (physical_cores() if place == "cpu" else max(len(devices), 1)), len(runs))
+    here = physical_cores() if place == "cpu" else max(len(devices), 1)
+    count = min(workers or (here if local else launchers.MOST_SUBMITTED), len(runs[mine]))
     if dry_run:
-        echo(list_runs(runs, count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
+        echo(list_runs(runs[mine], count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
         return 0
-    if place == "cuda":
+    if place == "cuda" and local:
         check_devices(profile, configs, count, devices, asked_for=device is not None)
-    check_inputs(folder, runs, resume)
+    check_inputs(folder, runs, resume or part is not None)
     # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
     whole = methods is None and seeds is None and not options
     write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
-    again = resume_command(profile, results, methods, seeds, workers, device, **options)
-    announce(profile, folder, runs, count)
+    place_options = {"launcher": None if local else launcher, "launcher-options": launcher_options, "part": part}
+    again = resume_command(profile, results, methods, seeds, workers, device, **options, **place_options)
+    announce(profile, folder, runs[mine], count, local)
     begin = time.monotonic()
     try:
-        execute(runs, count, devices=devices)
+        if local:
+            execute(runs[mine], count, devices=devices)
+        else:
+            execute_elsewhere(runs[mine], count, folder, launcher, launchers.parse_options(launcher_options or ()))
     except KeyboardInterrupt as stop:
         print(f"\nstopped; nothing is lost. Continue with: {again}", file=sys.stderr)
         return interruption.exit_code(stop)
-    if any(run.state == "done" for run in runs):
+    if part is not None and not all(map(finished, runs)):
+        print(f"part {part}: {unfinished_parts(folder, runs)}", file=sys.stderr)
+    elif any(run.state == "done" for run in runs):
         echo(summarise(write_profile(folder), profile, runs, time.monotonic() - begin))
-    return report_unfinished(folder, runs, again)
+    return report_unfinished(folder, runs[mine], again)
+
+
+def check_launch(workers: int | None, launcher: str, options: Sequence[str] | None) -> None:
+    """UserError for bad options of where runs are made, before anything is read."""
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; expected at least 1")
+    if options and launcher == "local":
+        raise UserError("--launcher-options are for --launcher slurm or ray; leave them out")
+    launchers.parse_options(options or ())
+
+
+def share(part: str | None) -> slice:
+    """The runs of part I/N: every N-th, so that all parts take about as long. All runs without a part."""
+    if part is None:
+        return slice(None)
+    number, _, parts = part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise UserError(f"--part is {part}; expected I/N with I from 1 to N, for example 3/8")
+    return slice(int(number) - 1, None, int(parts))
+
+
+def unfinished_parts(folder: Path, runs: Sequence[Run]) -> str:
+    """A text about the runs of all parts, when some are not finished."""
+    return (
+        f"{sum(map(finished, runs))} of the profile's {len(runs)} runs are finished; the part that ends last makes the "
+        f"tables; before that, `sdpo-bench tables {shown(folder)}` makes those of the finished runs"
+    )
+
+
+def execute_elsewhere(
+    runs: list[Run], count: int, folder: Path, launcher: launchers.Launcher, options: dict[str, Any]
+) -> None:
+    """Makes the pending runs by a launcher, at most `count` of them submitted at a time. The launcher's files are kept
+    if a run failed."""
+    if all(run.state != "pending" for run in runs):
+        return
+    files = folder / "logs" / f"{launcher}-{secrets.token_hex(4)}"
+    gpus_of_a_run = int(runs[0].config.device == "cuda")
+    engine = launchers.start(launcher, options, files, gpus_of_a_run)
+    RemoteRuns(runs, count, engine, files, Progress(runs, 0, remote=True)).make()
+    if all(run.state != "failed" for run in runs):
+        shutil.rmtree(files, ignore_errors=True)
 
 
 def check_devices(
@@ -199,14 +255,15 @@ def check_inputs(folder: Path, runs: Sequence[Run], resume: bool) -> None:
     find_weights({name for c in left for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)})
 
 
-def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int) -> None:
+def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int, local: bool) -> None:
     """Prints the number of runs to make, the number of workers, the estimated time and the folder."""
     left = [run for run in runs if run.state == "pending"]
     estimate = sum(run.estimate for run in left) / workers
+    size = f"{workers} worker{'s' * (workers > 1)}" if local else f"at most {workers} submitted at a time"
     print(
         f"profile {profile}: {len(left)} runs to make"
         + (f", {len(runs) - len(left)} finished before" if len(left) < len(runs) else "")
-        + f"; {workers} worker{'s' * (workers > 1)}, about {clock(estimate)}, results in {shown(folder)}",
+        + f"; {size}, about {clock(estimate)}, results in {shown(folder)}",
         file=sys.stderr,
         flush=True,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.experiments import cost_model
-from sdpo_bench.records.lookup import find_run
+from sdpo_bench.records.lookup import find_run, list_folders
 
 
 @dataclass
@@ -35,4 +35,6 @@ class Run:
 
 def plan(folder: Path, configs: Sequence[RunConfig], cost: cost_model.Cost | cost_model.GPUCost) -> list[Run]:
     """The profile's runs with their folders and estimated seconds."""
-    return [Run(config, find_run(folder / "raw", config.to_json()), cost.seconds(config)) for config in configs]
+    raw = folder / "raw"
+    there = list_folders(raw)
+    return [Run(config, find_run(raw, config.to_json(), there), cost.seconds(config)) for config in configs]

@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import Any
 
+from sdpo_bench.config import absolute
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.records.identity import FILES
 
@@ -33,6 +34,14 @@ def gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def job(run: Run) -> dict[str, Any]:
+    """What a worker needs to know to make a run."""
+    config = run.config.to_json() | {"device": run.config.device}
+    # Files by their paths, where config.json has only their names.
+    config |= {name: absolute(path) for name in FILES if (path := getattr(run.config, name)) is not None}
+    return {"config": config, "folder": str(run.folder.absolute()), "argv": sys.argv}
 
 
 class Worker:
@@ -78,11 +87,8 @@ class Worker:
     def give(self, run: Run) -> None:
         assert self.process.stdin is not None
         self.run = run
-        config = run.config.to_json() | {"device": run.config.device}
-        config |= {name: path for name in FILES if (path := getattr(run.config, name)) is not None}  # not by name
-        job = {"config": config, "folder": str(run.folder), "argv": sys.argv}
         with contextlib.suppress(BrokenPipeError):  # it has died: "ended" is on its way
-            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.write(json.dumps(job(run)) + "\n")
             self.process.stdin.flush()
 
     def stop(self) -> None:

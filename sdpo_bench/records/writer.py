@@ -7,10 +7,12 @@ import errno
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import (
     ROWS,
     RecordError,
@@ -27,6 +29,8 @@ from sdpo_bench.records.identity import check_config, first_difference
 from sdpo_bench.records.lookup import resumed, stored_run
 from sdpo_bench.records.run_folder import check_evaluation, evaluation_key, load_run, row_digests
 
+HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)  # the errors of a lock that another process holds
+
 
 class RunWriter:
     """Writes the folder of one run. A second writer, in this process or another, gets `RunLocked`.
@@ -37,8 +41,9 @@ class RunWriter:
             writer.append_train(row); writer.append_eval(row)
             writer.finish(summary)
 
-    Errors: `RunLocked`; `RecordError` for a folder that holds another configuration, a corrupt file or a
-    value that is not finite; `OSError` as the disk gives it, the records then being as before the call.
+    Errors: `RunLocked`; `UserError` on a disk without file locks; `RecordError` for a folder that holds another
+    configuration, a corrupt file or a value that is not finite; `OSError` as the disk gives it, the records then being
+    as before the call.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -54,8 +59,13 @@ class RunWriter:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+                holder = os.pread(lock, 300, 0).decode(errors="replace").strip()
                 os.close(lock)
+                if error.errno not in HELD:  # as on Lustre that is mounted without flock: two writers could meet
+                    raise UserError(
+                        f"{self.folder}: its disk gives no file locks ({error.strerror}), which keep a second writer "
+                        f"out; mount it with them (Lustre: -o flock), or choose a folder on another disk"
+                    ) from error
                 raise RunLocked(
                     f"{self.folder} is being written by process {holder or '?'}: wait for it, or "
                     "end it; a lock left by a dead process is released by itself"
@@ -65,7 +75,7 @@ class RunWriter:
                 if os.stat(self._lock_path).st_ino == os.fstat(lock).st_ino:
                     os.ftruncate(lock, 0)
                     with contextlib.suppress(OSError):  # the number is only for the message
-                        os.pwrite(lock, str(os.getpid()).encode(), 0)
+                        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
                     return lock
             os.close(lock)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from safetensors.torch import load_file, save_file
+from support.run_files import contents
 from support.synthetic_records import write_profile
 
 from sdpo_bench.analysis.comparisons import load_results
@@ -43,13 +44,6 @@ def configs(model: Path, count: int = 2, **changes: object) -> list[RunConfig]:
 
 def runs_in(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
     return plan(folder, configs, cost_model.Cost())
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """What a run leaves that holds no clock. Of the adapter its tensors: its header's entries have no fixed order."""
-    files = {name: (folder / name).read_bytes() for name in ("config.json", "eval.jsonl")}
-    tensors = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
-    return files | {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 class Killing(Progress):
@@ -257,7 +251,7 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     raw = tmp_path / "runs" / "slow" / "raw"
     wait_for(lambda: any(raw.glob("*/checkpoint.pt")) or process.poll() is not None)
     (lock,) = raw.glob("*/.lock")
-    worker = int(lock.read_text())
+    worker = int(lock.read_text().split()[0])
     assert alive(worker)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
@@ -341,6 +335,9 @@ def test_resume_command():
     command = summary.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
     assert command.endswith("--workers 3 --device cuda --resume")
+    there = {"launcher": "ray", "launcher-options": ["num_cpus=2", "address=a:1"], "part": None}
+    command = summary.resume_command("quick", Path("runs"), None, None, None, None, **there)
+    assert command.endswith("-- --launcher ray --launcher-options num_cpus=2 address=a:1 --resume")
 
 
 def test_lacking_weights_are_missed_before_any_worker_starts(tiny_model, tmp_path, monkeypatch):

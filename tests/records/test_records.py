@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from support.synthetic_records import (
     write_run,
 )
 
+from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import RecordError, RunLocked, share
 from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, eval_frame, mean_frame
 from sdpo_bench.records.identity import run_id
@@ -310,11 +313,23 @@ def test_two_processes_exclude_each_other(begun):
     with RunWriter(folder):
         answer = other()
         assert answer.startswith("locked")
-        assert f"process {os.getpid()}" in answer
+        assert f"process {os.getpid()} on {socket.gethostname()}" in answer
         with pytest.raises(RunLocked):
             RunWriter(folder)
     assert other().startswith("open")
     RunWriter(folder).close()  # the other process ended without closing: its lock went with it
+
+
+def test_a_disk_without_locks_is_refused(begun, monkeypatch):
+    """A refused lock is not a held one: the run would be left to a process that does not exist."""
+    folder, _ = begun
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(UserError, match=r"gives no file locks \(Function not implemented\).*another disk"):
+        RunWriter(folder)
 
 
 def test_a_closed_writer_writes_nothing(begun):
