@@ -326,8 +326,8 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
     exactly = shared(reference, trajectory, torch.float64)
     for number, (name, group) in enumerate(updates(trainer.config)):
         with fast(bench.pipeline):
-            loss, share, _, norm = trainer.update(group, trajectory, advantages, None)
-            found = {"ours": (loss.cpu(), norm.cpu(), gradient(bench.trained))}
+            stats = trainer.update(group, trajectory, advantages, None)
+            found = {"ours": (stats.loss.cpu(), stats.grad_norm.cpu(), gradient(bench.trained))}
         for theirs, manner in manners.items():
             with manner(bench.pipeline):
                 found[theirs] = trained(loop, stored, advantages, group)
@@ -335,7 +335,7 @@ def differences(bench: Bench, microbatch: int) -> Iterator[tuple[str, dict[str, 
             expected = trained(exact, exactly, advantages.double(), group)
         for what, *values in zip(("loss", "gradient norm", "gradient"), expected, *found.values(), strict=True):
             yield f"{what} {number} ({name})", off(values[0], **dict(zip(found, values[1:], strict=True)))
-        shares.append(float(share))
+        shares.append(float(stats.clip_fraction))
     yield CLIPPED, {"ours": math.fsum(shares) / len(shares)}
 
 

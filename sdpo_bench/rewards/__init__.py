@@ -44,9 +44,9 @@ def differentiable() -> list[str]:
     return [name for known in (REWARDS, PRETRAINED, EXTERNAL) for name, cls in known.items() if cls.differentiable]
 
 
-def names(specs: Iterable[str]) -> set[str]:
-    """The names of the rewards in these specs."""
-    return {term.name for spec in specs for term in _terms(spec)}
+def names(specs: Iterable[str]) -> list[str]:
+    """The names of the rewards in these specs, each once."""
+    return list(dict.fromkeys(term.name for spec in specs for term in _terms(spec)))
 
 
 def canonical(spec: str, *, optimised: bool = False) -> str:
@@ -147,7 +147,7 @@ def _measured(specs: Iterable[str]) -> list[str]:
 
 def network_bytes(specs: Iterable[str], dtype: torch.dtype) -> dict[str, int]:
     """Bytes of the networks of these rewards, by name, computed from their architecture. Only for published weights."""
-    return {name: PRETRAINED[name].network_bytes(dtype) for name in sorted(names(specs)) if name in PRETRAINED}
+    return {name: PRETRAINED[name].network_bytes(dtype) for name in names(specs) if name in PRETRAINED}
 
 
 def _terms(spec: str) -> list[Term]:

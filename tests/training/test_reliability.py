@@ -514,7 +514,7 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
     memory for decoding runs out."""
     config = dataclasses.replace(config, method=method, label="", pairs=40, pairs_per_update=4, steps=3)
     # 64 rows at once would be decoded by another kernel (RunConfig.pad_rows).
-    (expected, expected_reference, expected_rewards, _), seen, policy = rollout_of(config, 40)
+    (expected, expected_reference, expected_rewards, *_), seen, policy = rollout_of(config, 40)
     assert seen == [("sample", True), ("score", False)]
     passes = policy.passes
     if failure == "reward raises":
@@ -529,7 +529,7 @@ def test_scoring_while_sampling(config, monkeypatch, method, failure):
 
         monkeypatch.setattr(StableDiffusionPolicy, "decode", short)
     rows = 32 if failure == "memory of the thread" else 16
-    (trajectory, reference, rewards, _), seen, policy = rollout_of(config, rows)
+    (trajectory, reference, rewards, *_), seen, policy = rollout_of(config, rows)
     # 3 parts of at most 16 of the 40 pairs.
     assert [main for what, main in seen if what == "sample"][-3:] == [True] * 3
     assert [main for what, main in seen if what == "score"][-3:] == [False] * 3
