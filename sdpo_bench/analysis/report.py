@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +67,10 @@ def _combinations(facts: Facts) -> dict[str, list[str]]:
 def place(frame: pd.DataFrame) -> dict[str, str]:
     """The one trained reward and K of a table's rows; empty where it has several."""
     columns = {"reward": "reward_trained", "k": "training_steps"}
-    if frame.empty or not {*columns.values()} <= {*frame.columns}:
+    if not {*columns.values()} <= {*frame.columns}:
         return {}
     found = {key: frame[column].unique() for key, column in columns.items()}
-    return {key: str(values[0]) for key, values in found.items()} if all(map(_single, found.values())) else {}
-
-
-def _single(values: Sized) -> bool:
-    return len(values) == 1
+    return {key: str(values[0]) for key, values in found.items()} if {*map(len, found.values())} == {1} else {}
 
 
 def _environment() -> jinja2.Environment:
