@@ -34,9 +34,17 @@ class Stopped(BaseException):
 
 def config(device: str, dry: bool, **changes: Any) -> RunConfig:
     fixed: dict[str, Any] = {
-        "device": device, "epochs": 3, "pairs": 16, "pairs_per_update": 8, "eval_start": False, "eval_rewards": (),
-        "eval_steps": (4,), "eval_noises": 1, "eval_splits": ("unseen",), "checkpoint_every": 1,
-    }  # fmt: skip
+        "device": device,
+        "epochs": 3,
+        "pairs": 16,
+        "pairs_per_update": 8,
+        "eval_start": False,
+        "eval_rewards": (),
+        "eval_steps": (4,),
+        "eval_noises": 1,
+        "eval_splits": ("unseen",),
+        "checkpoint_every": 1,
+    }
     tiny: dict[str, Any] = {"pairs": 2, "pairs_per_update": 2, "steps": 2, "eval_steps": (1,)} if dry else {}
     return RunConfig(**fixed | tiny | changes)
 

@@ -149,8 +149,21 @@ def kernels(*operations: str) -> Callable[[Place], list[Piece]]:
 def study(place: Place) -> list[Piece]:
     profile = "smoke" if place.dry else "paper-k20"
     few = ["--methods", "sdpo"] if place.dry else []
-    command = python("-m", "sdpo_bench", "reproduce", "--profile", profile, "--device", place.device, "--workers",
-                     place.workers, "--results", place.work / "runs", "--resume", *few)  # fmt: skip
+    command = python(
+        "-m",
+        "sdpo_bench",
+        "reproduce",
+        "--profile",
+        profile,
+        "--device",
+        place.device,
+        "--workers",
+        place.workers,
+        "--results",
+        place.work / "runs",
+        "--resume",
+        *few,
+    )
     return [Piece(profile, command, stop=signal.SIGTERM, always=True)]
 
 
@@ -176,8 +189,15 @@ def run_piece(piece: Piece, seconds: float, log: Path) -> dict[str, Any]:
         return {"state": "left", "why": f"{piece.needs} is not on the PATH"}
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(piece.command, cwd=ROOT, env=os.environ | piece.env, stdin=subprocess.DEVNULL,
-                                   stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            piece.command,
+            cwd=ROOT,
+            env=os.environ | piece.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         cut = False
         try:
             try:
@@ -216,8 +236,13 @@ def run_piece(piece: Piece, seconds: float, log: Path) -> dict[str, Any]:
 def gpu_name() -> str:
     """As PyTorch names it, without a CUDA context of this process's own."""
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True,
-                              text=True, check=True, timeout=60)  # fmt: skip
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
     except (OSError, subprocess.SubprocessError):
         raise UserError("nvidia-smi finds no GPU here; --dry tries the commands on a CPU") from None
     return f"cuda: {done.stdout.splitlines()[0].strip()}"
@@ -261,9 +286,14 @@ def write_part(path: Path, record: dict[str, Any]) -> None:
 
 
 def run_part(
-    number: int, pieces: Sequence[Piece], out: Path, earlier: Sequence[Path], made: dict[str, Any],
-    budget: float = BUDGET, begin: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    number: int,
+    pieces: Sequence[Piece],
+    out: Path,
+    earlier: Sequence[Path],
+    made: dict[str, Any],
+    budget: float = BUDGET,
+    begin: float | None = None,
+) -> dict[str, Any]:
     """Runs the pieces that were not done before, as far as the time goes; `begin`: when the part's time began."""
     begin = time.monotonic() if begin is None else begin
     out.mkdir(parents=True, exist_ok=True)

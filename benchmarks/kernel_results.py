@@ -37,8 +37,14 @@ STEP_NOTE = "the training step on SD-Turbo's architecture, random weights"
 STEP_CPU_NOTE = "the training step on a tiny architecture on a CPU: it says nothing about SD-Turbo"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FAMILIES = ("kernels", "training_step")  # folders of results/ with a folder per device
-OPERATIONS = ("ddim_step", "ddim_step_noise_given", "gaussian_log_prob", "sdpo_loss_and_grad", "ppo_clip_loss_and_grad",
-              "anchor_similarity")  # fmt: skip
+OPERATIONS = (
+    "ddim_step",
+    "ddim_step_noise_given",
+    "gaussian_log_prob",
+    "sdpo_loss_and_grad",
+    "ppo_clip_loss_and_grad",
+    "anchor_similarity",
+)
 RIVALS = ("ours", "eager", "compile", "copy")  # of every record
 PEERS = {  # further rivals, of a record that has them: what each is
     "autotune": "torch.compile of the eager expression, mode max-autotune-no-cudagraphs",
@@ -121,10 +127,16 @@ def frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         for clock in (clock for clock in CLOCKS if clock in info["us"]):
             us = info["us"][clock]
             row: dict[str, Any] = {
-                "clock": clock, "operation": info["operation"], "steps": info["steps"], "backend": info["backend"],
-                "shape": "x".join(map(str, info["shape"])), "elements": int(np.prod(info["shape"])),
-                "dtype": DTYPES[info["dtype"]], "pairs": info["pairs"], "bytes": info["bytes"],
-            }  # fmt: skip
+                "clock": clock,
+                "operation": info["operation"],
+                "steps": info["steps"],
+                "backend": info["backend"],
+                "shape": "x".join(map(str, info["shape"])),
+                "elements": int(np.prod(info["shape"])),
+                "dtype": DTYPES[info["dtype"]],
+                "pairs": info["pairs"],
+                "bytes": info["bytes"],
+            }
             for name in RIVALS:
                 row[f"{name}_us"] = us[name]["median"] if name in us else np.nan
                 row[f"{name}_gb_per_s"] = info["gb_per_s"][clock].get(name, np.nan)
@@ -171,8 +183,16 @@ def peer_table(rows: pd.DataFrame, name: str, title: str) -> Table:
         blocks.append((operation, tuple(lines)))
     note = "A rival's time over ours. " + "; ".join(f"{peer}: {PEERS[peer]}" for peer in present)
     note += ". drift: ours, measured once more after all others, over its first median."
-    columns = ["clock", "operation", "steps", "shape", "dtype", "pairs",
-               *(f"{kind}" for peer in present for kind in (f"{peer}_us", f"speedup_{peer}")), "drift"]  # fmt: skip
+    columns = [
+        "clock",
+        "operation",
+        "steps",
+        "shape",
+        "dtype",
+        "pairs",
+        *(f"{kind}" for peer in present for kind in (f"{peer}_us", f"speedup_{peer}")),
+        "drift",
+    ]
     return Table(name, title, note, ("latents, pairs", *present, "drift"), tuple(blocks), rows[columns])
 
 
@@ -215,8 +235,18 @@ def target_table(rows: pd.DataFrame, name: str) -> Table:
             shown = _number(value, ".3g", "x")
             cells = (label, target.text, dtypes, str(len(cases)), shown, verdict)
             blocks.setdefault(f"{target.regime} ({target.clock})", []).append(cells)
-            long.append({"regime": target.regime, "clock": target.clock, "operation": label, "target": target.text,
-                         "dtypes": dtypes, "cases": len(cases), "value": value, "verdict": verdict})  # fmt: skip
+            long.append(
+                {
+                    "regime": target.regime,
+                    "clock": target.clock,
+                    "operation": label,
+                    "target": target.text,
+                    "dtypes": dtypes,
+                    "cases": len(cases),
+                    "value": value,
+                    "verdict": verdict,
+                }
+            )
     note = "The worst case of each operation, of the file's cases in the regime; its clock in brackets."
     header = ("operation", "target", "dtypes", "cases", "worst", "verdict")
     found_blocks = tuple((title, tuple(lines)) for title, lines in blocks.items())
@@ -274,10 +304,16 @@ def step_frame(infos: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for info in (info for info in infos if "training_step" in info):
         variant = info["training_step"]
         row: dict[str, Any] = {
-            "loop": variant["loop"], "rows": variant["rows"], "dtype": DTYPES[variant["dtype"]],
-            "compiled": bool(variant["compiled"]), "architecture": info["architecture"], "pairs": info["pairs"],
-            "steps": info["steps"], "log_ratio": info["log_ratio"], "clip_range": info["clip_range"],
-        }  # fmt: skip
+            "loop": variant["loop"],
+            "rows": variant["rows"],
+            "dtype": DTYPES[variant["dtype"]],
+            "compiled": bool(variant["compiled"]),
+            "architecture": info["architecture"],
+            "pairs": info["pairs"],
+            "steps": info["steps"],
+            "log_ratio": info["log_ratio"],
+            "clip_range": info["clip_range"],
+        }
         row |= {name: variant[name] for name in ("fused", "backend", "again") if name in variant}
         row |= {"drift": info["drift"]} if info.get("drift") else {}
         row |= {"disagreement": "; ".join(info["disagreement"])} if info.get("disagreement") else {}
@@ -422,8 +458,13 @@ def speed_figure(rows: pd.DataFrame, title: str) -> Figure:
     handles = [Line2D([], [], color=STYLE[rival][0], marker=STYLE[rival][1], label=rival) for rival in present]
     handles.append(Line2D([], [], color=STYLE["copy"][0], linestyle="--", linewidth=1, label="fastest copy"))
     figure.suptitle(title, x=0.01, y=1 - 0.05 / height, ha="left", va="top", fontsize=10, fontweight="bold")
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.002, 1 - 0.26 / height), ncols=len(handles),
-                  borderaxespad=0)  # fmt: skip
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.002, 1 - 0.26 / height),
+        ncols=len(handles),
+        borderaxespad=0,
+    )
     note = "dots: the cases; lines: their medians at sizes within a factor of 2"
     figure.text(0.01, 0.06 / height, note, fontsize=7.5, ha="left", va="bottom", color="#555555")
     figure.subplots_adjust(left=0.09, right=0.985, top=1 - 0.8 / height, bottom=0.68 / height, wspace=0.1, hspace=0.3)

@@ -110,8 +110,13 @@ def measure(call: Call, rounds: int = ROUNDS) -> dict[str, float]:
     launches = bare(call)
     times = [(seconds(launches), seconds(call)) for _ in range(rounds)]
     bare_us, call_us = (min(column) * 1e6 for column in zip(*times, strict=True))
-    return {"launches": launches.launches, "bare_us": round(bare_us, 2), "call_us": round(call_us, 2),
-            "above_us": round(call_us - bare_us, 2), "ratio": round(call_us / bare_us, 3)}  # fmt: skip
+    return {
+        "launches": launches.launches,
+        "bare_us": round(bare_us, 2),
+        "call_us": round(call_us, 2),
+        "above_us": round(call_us - bare_us, 2),
+        "ratio": round(call_us / bare_us, 3),
+    }
 
 
 @pytest.mark.parametrize("name", operations())

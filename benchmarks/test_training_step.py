@@ -143,15 +143,21 @@ def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: f
         "architecture": bench.architecture.name,
         "weights": bench.architecture.weights,
         "device": device,
-        "pairs": config.pairs, "steps": config.steps, "pairs_per_update": config.pairs_per_update,
+        "pairs": config.pairs,
+        "steps": config.steps,
+        "pairs_per_update": config.pairs_per_update,
         "reward": config.reward,
-        "agreement": {name: {loop: rounded(error) for loop, error in errors.items()}
-                      for name, errors in bench.agreement.errors.items()},
+        "agreement": {
+            name: {loop: rounded(error) for loop, error in errors.items()}
+            for name, errors in bench.agreement.errors.items()
+        },
         "disagreement": bench.agreement.failures,
         "rounds": len(results),
         "seconds": {part: rounded(value) for part, value in seconds.items()},
         "pairs_per_s": {part: rounded(config.pairs / value) for part, value in seconds.items()},
-        "forwards": last.forwards, "trained": last.trained, "pictures": last.pictures,
+        "forwards": last.forwards,
+        "trained": last.trained,
+        "pictures": last.pictures,
         "sample_flop": flop(bench.architecture)._asdict(),
         "flop": work,
         "peak_flop_per_s": limit,
@@ -160,7 +166,7 @@ def describe(bench: Bench, variant: Variant, results: list[Result], log_ratio: f
         "drift": before and rounded(seconds["all"] / before),
         "log_ratio": rounded(log_ratio),
         "clip_range": rounded(bench.trainer.clips["clip_range"]),
-    }  # fmt: skip
+    }
 
 
 def rounded(value: float) -> float:

@@ -40,12 +40,32 @@ C = TypeVar("C", bound="Group")
 SCHEMA = 1
 EMBEDDED = "embedded"
 LATER = (
-    "adapter", "channels_last", "compile", "dtype", "eval_last_rewards", "eval_last_steps",
-    "eval_interim_noises", "gradient_checkpointing", "group_size", "guidance", "inner_epochs", "noise_level",
-    "offload_trajectories", "probe_every", "prompt_stats_buffer", "prompt_stats_min_count", "resolution",
-    "reward_batch", "reward_dtype", "sampler", "step_shuffle", "train_share", "train_window", "train_window_epochs",
+    "adapter",
+    "channels_last",
+    "compile",
+    "dtype",
+    "eval_last_rewards",
+    "eval_last_steps",
+    "eval_interim_noises",
+    "gradient_checkpointing",
+    "group_size",
+    "guidance",
+    "inner_epochs",
+    "noise_level",
+    "offload_trajectories",
+    "probe_every",
+    "prompt_stats_buffer",
+    "prompt_stats_min_count",
+    "resolution",
+    "reward_batch",
+    "reward_dtype",
+    "sampler",
+    "step_shuffle",
+    "train_share",
+    "train_window",
+    "train_window_epochs",
     "vae_slicing",
-)  # fmt: skip
+)
 """Fields that came after the first results: config.json leaves them out at their defaults, so that run ids stay."""
 
 NOISE_LEVELS = {"flow_sde": 0.7, "flow_cps": 0.8, "dance_sde": 0.3, "tcd": 0.3}
@@ -146,10 +166,12 @@ class RunSettings(Group):
         build_method(self.method, self.options)
         for name in ("label", "reward"):
             if len(slug(getattr(self, name))) > LONGEST_NAME:
-                raise UserError(f"{flag(name)} has {len(slug(getattr(self, name)))} letters; expected at most "
-                                f"{LONGEST_NAME}, since folders and tables are named after it")  # fmt: skip
-        if self.epochs and self.label == "start":
-            raise UserError("--label start is reserved for the untrained model; choose another")
+                raise UserError(
+                    f"{flag(name)} has {len(slug(getattr(self, name)))} letters; expected at most "
+                    f"{LONGEST_NAME}, since folders and tables are named after it"
+                )
+        if self.epochs and self.label in ("start", "pretrained"):
+            raise UserError(f"--label {self.label} is reserved for the pretrained model; choose another")
         if self.label and not is_line(self.label):
             raise UserError(f"--label is {self.label!r}; expected a line of text, without control characters")
 
@@ -286,7 +308,7 @@ class TrainingEvaluationConfig(EvaluationConfig):
     eval_splits: tuple[str, ...] = ("seen", "unseen")
     """Prompt lists that are evaluated: seen, unseen, tuning (for choosing settings, never reported)."""
     eval_start: bool = True
-    """Evaluate before training too. Profiles leave it to one run without epochs, the row "start"."""
+    """Evaluate before training too. Profiles leave it to one run without epochs, the row "pretrained"."""
     eval_every: int = at_least(1, 10)
     """Epochs between evaluations; the last epoch is always evaluated."""
     eval_interim_noises: int | None = None
@@ -372,8 +394,9 @@ class RunConfig(
             check_fields(self, group)
             group.check(self)
         if self.finetune == "full" and self.dtype != "float32":
-            raise UserError(f"--finetune full needs more precision than {self.dtype} has; "
-                            f"use --dtype float32, or --finetune lora")  # fmt: skip
+            raise UserError(
+                f"--finetune full needs more precision than {self.dtype} has; use --dtype float32, or --finetune lora"
+            )
         if self.pairs % self.pairs_per_update:
             raise UserError(
                 f"--pairs is {self.pairs}; expected a multiple of --pairs-per-update ({self.pairs_per_update})"
@@ -413,11 +436,15 @@ class RunConfig(
                 "--steps is 1, and the last step is left out of training, so nothing is left; give more steps"
             )
         if not self.train_last_step and build_method(self.method, self.options).all_noise_levels:
-            raise UserError("--no-train-last-step: noise levels are drawn from all timesteps (option any_level), "
-                            "so there is no last step to leave out; choose one of both")  # fmt: skip
+            raise UserError(
+                "--no-train-last-step: noise levels are drawn from all timesteps (option any_level), "
+                "so there is no last step to leave out; choose one of both"
+            )
         if self.inner_epochs > 1 and method.learns_from in ("noised", "reward"):
-            raise UserError(f"--inner-epochs is {self.inner_epochs}; {method.title} takes no ratio to the policy that "
-                            f"sampled, and a second pass would have the noise of the first; expected 1")  # fmt: skip
+            raise UserError(
+                f"--inner-epochs is {self.inner_epochs}; {method.title} takes no ratio to the policy that "
+                f"sampled, and a second pass would have the noise of the first; expected 1"
+            )
         if self.train_share < 1 and method.learns_from not in ("step", "noised"):
             raise UserError(f"--train-share: {method.title} does not learn from single steps; leave it out")
         if self.train_window is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo_bench import catalogue
 from sdpo_bench.analysis import paper
-from sdpo_bench.analysis.comparisons import ORDER, START, parent
+from sdpo_bench.analysis.comparisons import ORDER, PRETRAINED, parent
 from sdpo_bench.analysis.figures import dense, style
 from sdpo_bench.analysis.tables.ablations import CROSSED
 from sdpo_bench.catalogue import BUDGETS, DENSE_REWARDS, SAMPLERS, Entry, declared
@@ -36,7 +36,7 @@ def test_the_catalogue_reads_what_the_classes_say():
 def test_what_tables_and_figures_take_from_it():
     titles = [cls.title for cls in METHODS.values()]
     assert ORDER == (
-        START,
+        PRETRAINED,
         "SDPO",
         "SDPO-causal",
         "DDPO",

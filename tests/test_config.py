@@ -144,7 +144,7 @@ def test_a_value_that_is_no_choice_is_refused(name):
         ({"pairs": 24}, "expected a multiple of --pairs-per-update"),
         ({"finetune": "full", "dtype": "float16"}, "--finetune full needs more precision"),
         ({"steps": 1}, "--steps is 1; expected at least 2"),
-        ({"label": "start"}, "--label start is reserved for the untrained model"),
+        ({"label": "start"}, "--label start is reserved for the pretrained model"),
         ({"label": "a\nb"}, "without control characters"),
         ({"label": "x" * 101}, "--label has 101 letters"),
         ({"seed": 2**64}, "--seed is 18446744073709551616; expected 0 to 2"),
@@ -158,13 +158,32 @@ def test_fields_that_do_not_fit(changes, message):
 def test_defaults_that_config_json_leaves_out_stay():
     """Another default would give old runs' ids to runs with other settings."""
     left_out = {
-        "adapter": None, "channels_last": False, "compile": False, "dtype": "float32", "eval_last_rewards": (),
-        "eval_last_steps": (), "eval_interim_noises": None, "gradient_checkpointing": False, "group_size": None,
-        "guidance": 1.0, "inner_epochs": 1, "noise_level": None, "offload_trajectories": False, "probe_every": 0,
-        "prompt_stats_buffer": 32, "prompt_stats_min_count": 16, "resolution": None, "reward_batch": 32,
-        "reward_dtype": "float32", "sampler": "auto", "step_shuffle": True, "train_share": 1.0,
-        "train_window": None, "train_window_epochs": 25, "vae_slicing": False,
-    }  # fmt: skip
+        "adapter": None,
+        "channels_last": False,
+        "compile": False,
+        "dtype": "float32",
+        "eval_last_rewards": (),
+        "eval_last_steps": (),
+        "eval_interim_noises": None,
+        "gradient_checkpointing": False,
+        "group_size": None,
+        "guidance": 1.0,
+        "inner_epochs": 1,
+        "noise_level": None,
+        "offload_trajectories": False,
+        "probe_every": 0,
+        "prompt_stats_buffer": 32,
+        "prompt_stats_min_count": 16,
+        "resolution": None,
+        "reward_batch": 32,
+        "reward_dtype": "float32",
+        "sampler": "auto",
+        "step_shuffle": True,
+        "train_share": 1.0,
+        "train_window": None,
+        "train_window_epochs": 25,
+        "vae_slicing": False,
+    }
     config = RunConfig()
     assert NOISE_LEVELS["flow_sde"] == 0.7  # what noise_level was where it was left out
     assert {name: getattr(config, name) for name in LATER} == left_out
@@ -174,11 +193,17 @@ def test_defaults_that_config_json_leaves_out_stay():
 @pytest.mark.parametrize(
     ("sampler", "level", "kept"),
     [
-        ("auto", 0.7, False), ("ddim", 0.7, False), ("flow_sde", 0.7, False), ("flow_sde", 0.8, True),
-        ("flow_cps", 0.8, False), ("flow_cps", 0.7, True), ("dance_sde", 0.3, False), ("tcd", 0.3, False),
+        ("auto", 0.7, False),
+        ("ddim", 0.7, False),
+        ("flow_sde", 0.7, False),
+        ("flow_sde", 0.8, True),
+        ("flow_cps", 0.8, False),
+        ("flow_cps", 0.7, True),
+        ("dance_sde", 0.3, False),
+        ("tcd", 0.3, False),
         ("tcd", 0.0, True),
     ],
-)  # fmt: skip
+)
 def test_config_json_leaves_out_a_samplers_own_noise_level(sampler, level, kept):
     """Whether it was given or not, so that both are the same run."""
     given = RunConfig(sampler=sampler, noise_level=level).to_json()

@@ -57,10 +57,16 @@ def test_control_characters_within_a_prompt_are_refused(tmp_path, character):
         read_prompts(path)
 
 
-@pytest.mark.parametrize(("seen", "unseen"), [
-    ("\ufeffa red car\n", "a red car\n"), ("a red car\n", "a  red\u00a0car\n"), ("a red car\n", "a\u2028red car\n"),
-    ("caf\u00e9\n", "cafe\u0301\n"), ("a\tred car\r\n", "a red car"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seen", "unseen"),
+    [
+        ("\ufeffa red car\n", "a red car\n"),
+        ("a red car\n", "a  red\u00a0car\n"),
+        ("a red car\n", "a\u2028red car\n"),
+        ("caf\u00e9\n", "cafe\u0301\n"),
+        ("a\tred car\r\n", "a red car"),
+    ],
+)
 def test_other_spellings_do_not_hide_a_prompt_in_both_lists(tmp_path, seen, unseen):
     seen, unseen = write(tmp_path / "seen", seen), write(tmp_path / "unseen", unseen)
     with pytest.raises(UserError, match="both trained on and held out"):

@@ -145,9 +145,17 @@ def _check_ranges(clip_range: float, advantage_clip: float) -> None:
 
 @_dispatch.operation("sdpo_loss")
 def _sdpo_loss(
-    m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor, weight: Tensor,
-    clip_range: float, advantage_clip: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    m: Tensor,
+    x: Tensor,
+    prev: Tensor,
+    coefficients: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    weight: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss [P], log_prob [P, 2], clipped [P], slope [P, 2]."""
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
@@ -169,9 +177,18 @@ def _(m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_c
 
 @_dispatch.operation("sdpo_loss_and_grad")
 def _sdpo_loss_and_grad(
-    m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor, weight: Tensor,
-    clip_range: float, advantage_clip: float, grad_scale: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    m: Tensor,
+    x: Tensor,
+    prev: Tensor,
+    coefficients: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    weight: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    grad_scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss [P], log_prob [P, 2], clipped [P], grad like m."""
     arguments = (m, x, prev, coefficients, old, advantages, weight, clip_range, advantage_clip)
     if backend == "triton":
@@ -250,9 +267,16 @@ def _check_samples(backend: str | None, m, x, prev, coefficients, old, advantage
 
 @_dispatch.operation("ppo_clip_loss")
 def _ppo_clip_loss(
-    m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor,
-    clip_range: float, advantage_clip: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    m: Tensor,
+    x: Tensor,
+    prev: Tensor,
+    coefficients: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss, log_prob, clipped, slope, each [N]."""
     _checks.coefficient_values(coefficients, stochastic=True)
     if backend == "triton":
@@ -272,9 +296,17 @@ def _(m, x, prev, coefficients, old, advantages, clip_range, advantage_clip, bac
 
 @_dispatch.operation("ppo_clip_loss_and_grad")
 def _ppo_clip_loss_and_grad(
-    m: Tensor, x: Tensor, prev: Tensor, coefficients: Tensor, old: Tensor, advantages: Tensor,
-    clip_range: float, advantage_clip: float, grad_scale: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    m: Tensor,
+    x: Tensor,
+    prev: Tensor,
+    coefficients: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    advantage_clip: float,
+    grad_scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss, log_prob, clipped, each [N]; grad like m."""
     arguments = (m, x, prev, coefficients, old, advantages, clip_range, advantage_clip)
     if backend == "triton":

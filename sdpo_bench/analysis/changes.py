@@ -106,7 +106,7 @@ def change_table(name: str, title: str, found: Sequence[Change], sides: Sides = 
                     _cells("", steps, {k: change.word for k, change in by.items()}),
                 ),
             )
-        )  # fmt: skip
+        )
     return Table(name, title, NOTE + note, step_header("", steps), tuple(blocks), change_frame(found))
 
 

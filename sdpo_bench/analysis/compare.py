@@ -13,7 +13,7 @@ import pandas as pd
 
 from sdpo_bench.analysis.changes import change_table, changes, last_evaluation
 from sdpo_bench.analysis.comparisons import (
-    START,
+    PRETRAINED,
     Group,
     differing,
     label_key,
@@ -72,7 +72,8 @@ def _labels(a: str, b: str, profile: Path) -> list[Table]:
 
 
 def _known(name: str, labels: list[str], profile: Path) -> str:
-    """A label as it is written, or in lower case with hyphens."""
+    """A label as it is written, or in lower case with hyphens; "start" is the pretrained model."""
+    name = PRETRAINED if name == "start" else name
     found = [label for label in labels if name == label] or [label for label in labels if slug(name) == slug(label)]
     if not found:
         raise UserError(f"unknown label {name!r}; {profile} has: {', '.join(labels)}")
@@ -108,7 +109,7 @@ def _folders(a: Path, b: Path) -> list[Table]:
 
 def _shared(x: Group, y: Group) -> list[Pair]:
     """The labels that both groups have; where they share none and each has one, these two."""
-    own, others = ([label for label in group.labels if label != START] for group in (x, y))
+    own, others = ([label for label in group.labels if label != PRETRAINED] for group in (x, y))
     if len(own) == len(others) == 1 and own != others:
         return [Pair(f"{own[0]} minus {others[0]}", x, own[0], y, others[0])]
     return [Pair(label, x, label, y, label) for label in own if label in others]
@@ -192,9 +193,9 @@ def _runs(group: Group, label: str) -> dict[int, RunRecord]:
 def _measured_alike(pair: Pair) -> bool:
     """Whether the labels share a seed; UserError where the values of one were not measured as the other's."""
     x, y = _runs(pair.group, pair.label), _runs(pair.other_group, pair.other)
-    if x and y and START in (pair.label, pair.other):  # it has no seed of its own
-        x = dict.fromkeys(y, next(iter(x.values()))) if pair.label == START else x
-        y = dict.fromkeys(x, next(iter(y.values()))) if pair.other == START else y
+    if x and y and PRETRAINED in (pair.label, pair.other):  # it has no seed of its own
+        x = dict.fromkeys(y, next(iter(x.values()))) if pair.label == PRETRAINED else x
+        y = dict.fromkeys(x, next(iter(y.values()))) if pair.other == PRETRAINED else y
     shared = sorted(x.keys() & y.keys())
     for seed in shared:
         for what, one, other in zip(
@@ -273,7 +274,9 @@ def rendered(tables: list[Table], form: str) -> str:
 def _spread(group: Group, split: str, steps: int) -> tuple[float, int]:
     """Standard deviation between runs of one method, pooled over the trained methods, and its degrees of
     freedom."""
-    cells = [list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != START]
+    cells = [
+        list(group.cell(label, group.reward, split, steps).values()) for label in group.labels if label != PRETRAINED
+    ]
     freedom = sum(len(cell) - 1 for cell in cells if cell)
     squares = sum(float(np.var(cell)) * len(cell) for cell in cells if cell)
     return (float(np.sqrt(squares / freedom)) if freedom else np.nan), freedom
@@ -285,7 +288,7 @@ def compare_with_reference(mine: list[Group], reference: list[Group]) -> str:
 
     Values are means over runs. Tolerance: half the 95 % prediction interval (Student's t) from the spread
     between the reference's runs, pooled over its methods since a method alone may have two runs; about 1
-    value in 20 falls outside by chance alone. The untrained start has no spread: 1 % of its value. Devices
+    value in 20 falls outside by chance alone. The pretrained model has no spread: 1 % of its value. Devices
     may differ; model, reward, K may not.
     """
     theirs = {(g.model, g.reward, g.steps): g for g in reversed(reference)}
@@ -340,7 +343,7 @@ def _values_compared(group: Group, other: Group) -> list[Compared]:
             for label in sorted({*group.labels, *other.labels}, key=label_key):
                 x, y = (list(g.cell(label, g.reward, split, steps).values()) for g in (group, other))
                 tolerance = np.nan
-                if x and y and label == START:
+                if x and y and label == PRETRAINED:
                     tolerance = 0.01 * abs(y[0])
                 elif x and y:
                     tolerance = float(student(max(freedom, 1)) * spread * np.sqrt(1 / len(x) + 1 / len(y)))

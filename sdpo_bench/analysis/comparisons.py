@@ -22,12 +22,9 @@ from sdpo_bench.records.files import RecordError, slug
 from sdpo_bench.records.frames import MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
-from sdpo_bench.records.reader import RunRecord, load_profile
+from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile
 
-START = "start"
-
-
-ORDER = (START, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
+ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
 
 
 Values = dict[int, float]  # seed -> value of that run
@@ -56,7 +53,7 @@ def name_part(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The finished runs that may be compared, those of the untrained start among them.
+    """The finished runs that may be compared, those of the pretrained model among them.
 
     `values` has a row per run, reward, sampling steps and split at the run's last evaluation, `curves` per
     evaluation too (columns of `mean_frame`); `missing` are labels with an unfinished run here; `suffix` ends
@@ -110,7 +107,7 @@ class Group:
 
     @cached_property
     def methods(self) -> list[str]:
-        """The labels that are not ablations, the start among them."""
+        """The labels that are not ablations, the pretrained model among them."""
         return [label for label in self.labels if parent(label) is None]
 
     @cached_property
@@ -163,7 +160,7 @@ class Group:
 
     def curve_ends(self, label: str, split: str, steps: int) -> Values:
         """Values by seed as `cell` gives them, but the last ones of `curves`: what a curve's points are compared with
-        and the start's curves begin at."""
+        and the pretrained model's curves begin at."""
         return self._ends.get((label, self.reward, split, steps), {})
 
     def cell(self, label: str, reward: str, split: str, steps: int) -> Values:
@@ -213,11 +210,11 @@ def differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def distinguished(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs, with labels by which rows of one name and other settings are told apart: "SDPO, learning_rate 0.0003".
-    Runs of a label that differ in nothing keep it, and so does the start."""
+    Runs of a label that differ in nothing keep it, and so does the pretrained model."""
     alike: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for run in runs:
         alike.setdefault(_row_of(run), []).append(settings_of(run.config))
-    keys = {row: differing(found) for row, found in alike.items() if row[-1] != START}
+    keys = {row: differing(found) for row, found in alike.items() if row[-1] != PRETRAINED}
     return [_relabelled(run, keys.get(_row_of(run), [])) for run in runs]
 
 
@@ -310,7 +307,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         runs = distinguished(load_profile(folder, means=True))
     _check_labels(runs)
     unfinished = unfinished_runs(folder)
-    trained = [run for run in runs if run.label != START]
+    trained = [run for run in runs if run.label != PRETRAINED]
     keys = sorted({_key(run) for run in trained or runs})
     profile = Path(folder).resolve().name
     groups = [
@@ -345,12 +342,12 @@ def _suffix(key: Key, runs: Sequence[RunRecord]) -> str:
 
 
 def _runs_of(key: Key, runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The runs of a group. The start is not trained: one run of it serves every reward and K; if there are several, the
-    group's own."""
+    """The runs of a group. The pretrained model needs no training: one run of it serves every reward and K;
+    if there are several, the group's own."""
     device, model, reward, steps = key
-    starts = [run for run in runs if run.label == START and (run.device, run.config["model"]) == (device, model)]
+    starts = [run for run in runs if run.label == PRETRAINED and (run.device, run.config["model"]) == (device, model)]
     starts.sort(key=lambda run: (run.config["reward"] != reward, run.config["steps"] != steps, run.sort_key))
-    return (*starts[:1], *(run for run in runs if run.label != START and _key(run) == key))
+    return (*starts[:1], *(run for run in runs if run.label != PRETRAINED and _key(run) == key))
 
 
 def _missing(key: Key, runs: Sequence[RunRecord], unfinished: Iterable[dict[str, Any]]) -> tuple[str, ...]:
@@ -372,14 +369,14 @@ def query_budget(group: Group) -> int | None:
     final = [
         max(row["reward_queries"] for row in run.eval)
         for run in group.runs
-        if run.label != START and parent(run.label) is None
+        if run.label != PRETRAINED and parent(run.label) is None
     ]
     return min(final) if final else None
 
 
 def at_equal_queries(group: Group) -> Group | None:
     """The group with every run as it was after `query_budget` reward queries, on a straight line between the
-    evaluations around that, the start being everyone's first. None if nothing is left to show.
+    evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
 
     Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
     straight line from start to end is no estimate.
@@ -393,10 +390,10 @@ def at_equal_queries(group: Group) -> Group | None:
             continue
         last = points[-1]
         x, y, samples = ([getattr(point, name) for point in points] for name in ("reward_queries", "value", "samples"))
-        if last.label != START:
+        if last.label != PRETRAINED:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
-            start = group.curve_ends(START, split, steps)
+            start = group.curve_ends(PRETRAINED, split, steps)
             if x[0] > 0 and start:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
@@ -408,6 +405,6 @@ def at_equal_queries(group: Group) -> Group | None:
             )
         rows.append(last)
     rows = [row for row in rows if row.steps not in unknown]
-    if not any(row.label != START for row in rows):
+    if not any(row.label != PRETRAINED for row in rows):
         return None
     return replace(group, curves=pd.DataFrame(rows), full=None)

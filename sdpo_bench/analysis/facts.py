@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdpo_bench.analysis.comparisons import START, Group, Results, still_missing
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Results, still_missing
 from sdpo_bench.analysis.figures.build import PUBLISHED
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.overview import Overview, overview
@@ -94,7 +94,7 @@ def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
 
 def _summary(runs: list[RunRecord]) -> str:
     """The runs, in a sentence."""
-    trained = [run for run in runs if run.label != START]
+    trained = [run for run in runs if run.label != PRETRAINED]
     if not trained:
         return "No trained run has finished: nothing to compare yet."
     models, rewards, counts, seeds = (

@@ -68,10 +68,10 @@ def load_curves(folder: str | os.PathLike[str] = FOLDER) -> pd.DataFrame:
 
 
 def final_values(curves: pd.DataFrame) -> pd.DataFrame:
-    """A row per step count and method: start (first point), mean of the last 10 epochs, last point."""
+    """A row per step count and method: pretrained (first point), mean of the last 10 epochs, last point."""
     by = curves.groupby(["steps", "method"])["mean"]
     return pd.DataFrame(
-        {"start": by.first(), "final": by.apply(lambda mean: mean.tail(LAST).mean()), "last": by.last()}
+        {"pretrained": by.first(), "final": by.apply(lambda mean: mean.tail(LAST).mean()), "last": by.last()}
     ).reset_index()
 
 
@@ -139,13 +139,13 @@ def build_tables(curves: pd.DataFrame) -> list[Table]:
 
 
 def final_table(curves: pd.DataFrame) -> Table:
-    """Start, and final value of each method, by number of sampling steps."""
+    """The pretrained model's value, and the final one of each method, by number of sampling steps."""
     final = final_values(curves)
     cells = {(row["steps"], row["method"]): row for row in final.to_dict("records")}
     rows = tuple(
         (
             str(k),
-            f"{cells[k, 'SDPO']['start']:.2f}",
+            f"{cells[k, 'SDPO']['pretrained']:.2f}",
             *(f"{cells[k, method]['final']:.2f} ({cells[k, method]['last']:.2f})" for method in METHODS),
         )
         for k in steps_of(curves)
@@ -154,7 +154,7 @@ def final_table(curves: pd.DataFrame) -> Table:
         "final_values",
         "Aesthetic Score of SD-Turbo in the paper's figure (arXiv 2411.11727)",
         f"Mean of the last {LAST} epochs (last point in brackets). Source: the authors' figure, digitised.",
-        ("sampling steps", "start", *METHODS),
+        ("sampling steps", "pretrained", *METHODS),
         (("", rows),),
         final,
     )

@@ -218,8 +218,10 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012, the base class's; without those of YAML 1.1
 
     def mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
-        made = [(self.construct_object(key, deep=True), self.construct_object(value, deep=True))  # type: ignore[no-untyped-call]
-                for key, value in node.value]  # fmt: skip
+        made = [
+            (self.construct_object(key, deep=True), self.construct_object(value, deep=True))  # type: ignore[no-untyped-call]
+            for key, value in node.value
+        ]
         return _unique((key if isinstance(key, str) else repr(key), value) for key, value in made)
 
 

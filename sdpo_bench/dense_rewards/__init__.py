@@ -49,6 +49,16 @@ def most_queries(name: str, steps: int, group: int = 2) -> int:
 
 
 __all__ = [
-    "PLANS", "SIMILARITY_FLOOR", "Plan", "QueryPlan", "Score", "compute_dense_rewards", "interpolate", "last_queried",
-    "most_queries", "none", "query", "unshared",
-]  # fmt: skip
+    "PLANS",
+    "SIMILARITY_FLOOR",
+    "Plan",
+    "QueryPlan",
+    "Score",
+    "compute_dense_rewards",
+    "interpolate",
+    "last_queried",
+    "most_queries",
+    "none",
+    "query",
+    "unshared",
+]

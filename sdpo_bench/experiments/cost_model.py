@@ -111,7 +111,7 @@ def evaluated_images(config: RunConfig) -> int:
 
 def sampled_images(config: RunConfig) -> tuple[int, int]:
     """Pictures that the evaluations before the last and the last one sample at one number of sampling steps: those that
-    they evaluate, and the untrained model's where a reward compares with them."""
+    they evaluate, and the pretrained model's where a reward compares with them."""
     last = images_each(config)
     before = evaluated_images(config) - last
     always = need_start((config.reward, *config.eval_rewards))

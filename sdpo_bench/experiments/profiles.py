@@ -41,7 +41,7 @@ EPOCHS = {4: 25, 8: 15, 20: 10, 50: 5}
 COMMON: Options = {
     "device": "cpu",  # the profiles' results are one processor's; a GPU's would be a table of their own
     "finetune": "full",  # 2.4 M weights: no need to save memory
-    "eval_start": False,  # the row "start" does that once for all
+    "eval_start": False,  # the row "pretrained" does that once for all
     "train_last_step": False,  # its noise comes after the picture that is scored (docs/methods/sdpo.md)
 }
 
@@ -427,5 +427,5 @@ def config_from_json(row: dict[str, Any]) -> RunConfig:
     values: Options = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in fields}
     options = dict(values.pop("method"))
     name = options.pop("name")
-    # The start has no method of its own; it keeps the default one, which it never uses.
+    # The pretrained model's run has no method; it keeps the default one, which it never uses.
     return RunConfig(**values, **({} if name == "start" else {"method": name, "options": options}))

@@ -494,9 +494,9 @@ class Policy:
         self._null = ()
         found = self.denoiser.peft_config["default"]
         for option, given, value, others in (
-            ("--lora-rank", rank, found.r, found.rank_pattern), ("--lora-alpha", alpha, found.lora_alpha,
-                                                                 found.alpha_pattern),
-        ):  # fmt: skip
+            ("--lora-rank", rank, found.r, found.rank_pattern),
+            ("--lora-alpha", alpha, found.lora_alpha, found.alpha_pattern),
+        ):
             values = sorted({value, *others.values()})
             if given is not None and values != [given]:
                 held = " and ".join(f"{x:g}" for x in values)

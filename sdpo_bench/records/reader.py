@@ -12,12 +12,21 @@ from pathlib import Path
 
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.packed import index, is_packed, packed_ids, read_packed, with_values
-from sdpo_bench.records.run_folder import RunRecord, evaluation_means, load_run, row_digests
+from sdpo_bench.records.run_folder import PRETRAINED, RunRecord, evaluation_means, load_run, row_digests
 
 __all__ = [
-    "RunRecord", "evaluation_means", "finished_runs", "has_records", "load_profile", "load_run", "packed_only",
-    "row_digests", "run_folders", "run_ids",
-]  # fmt: skip
+    "PRETRAINED",
+    "RunRecord",
+    "evaluation_means",
+    "finished_runs",
+    "has_records",
+    "load_profile",
+    "load_run",
+    "packed_only",
+    "row_digests",
+    "run_folders",
+    "run_ids",
+]
 
 
 def has_records(folder: str | os.PathLike[str]) -> bool:

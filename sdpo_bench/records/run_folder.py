@@ -22,6 +22,8 @@ from sdpo_bench.records import schema
 from sdpo_bench.records.files import ROWS, bad_record, read_content, read_object, read_rows
 from sdpo_bench.records.identity import read_config
 
+PRETRAINED = "pretrained"  # the label, in tables, of the model before any finetuning
+
 
 def evaluation_key(row: Mapping[str, Any]) -> tuple[int, str, int]:
     return row["epoch"], row["reward"], row["steps"]
@@ -47,7 +49,9 @@ class RunRecord:
 
     @property
     def label(self) -> str:
-        return str(self.config["label"])
+        """As tables show it: config.json calls the model before any finetuning "start"."""
+        label = str(self.config["label"])
+        return PRETRAINED if label == "start" else label
 
     @property
     def device(self) -> str:

@@ -136,7 +136,7 @@ def check_noises(specs: Iterable[str], last: int, interim: int) -> None:
 
 
 def need_start(specs: Iterable[str]) -> bool:
-    """Whether one of these rewards compares with the untrained model's pictures."""
+    """Whether one of these rewards compares with the pretrained model's pictures."""
     return any(REWARDS[name].needs_start for name in _measured(specs))
 
 
@@ -176,6 +176,18 @@ def _check(term: Term) -> None:
 
 
 __all__ = [
-    "EXTERNAL", "PRETRAINED", "REWARDS", "Reward", "canonical", "check_noises", "differentiable", "find_weights",
-    "load_reward", "load_rewards", "names", "need_start", "network_bytes", "not_differentiable",
-]  # fmt: skip
+    "EXTERNAL",
+    "PRETRAINED",
+    "REWARDS",
+    "Reward",
+    "canonical",
+    "check_noises",
+    "differentiable",
+    "find_weights",
+    "load_reward",
+    "load_rewards",
+    "names",
+    "need_start",
+    "network_bytes",
+    "not_differentiable",
+]

@@ -38,7 +38,7 @@ class Reward:
     differentiable: bool = False
     """Whether `differentiable_score` has a gradient."""
     needs_start: bool = False
-    """Whether it compares with the pictures of the untrained model, which an evaluation then samples too."""
+    """Whether it compares with the pictures of the pretrained model, which an evaluation then samples too."""
 
     needs: ClassVar[str] = ""
     """What it needs besides the package and weights, in words: a server, a library."""
@@ -57,7 +57,7 @@ class Reward:
         can't be measured with; by default it can."""
 
     def against(self, start: Tensor) -> Reward:
-        """With `needs_start`: this measure beside `start`, the untrained model's pictures [N, 3, H, W] of the prompts
+        """With `needs_start`: this measure beside `start`, the pretrained model's pictures [N, 3, H, W] of the prompts
         and noises that it is called with next."""
         raise NotImplementedError
 

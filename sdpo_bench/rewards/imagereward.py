@@ -14,21 +14,39 @@ from sdpo_bench.rewards.base import Pretrained
 FILE = "ImageReward.pt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of scores on the authors' data
 VISION: dict[str, Any] = {
-    "image_size": 224, "patch_size": 16, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
-}  # fmt: skip
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
 TEXT: dict[str, Any] = {  # BERT base with cross-attention; 12 heads, where transformers' default for BLIP is 8
-    "vocab_size": 30524, "max_position_embeddings": 512, "hidden_size": 768, "intermediate_size": 3072,
-    "num_hidden_layers": 12, "num_attention_heads": 12, "encoder_hidden_size": 1024, "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12, "is_decoder": True,
-}  # fmt: skip
+    "vocab_size": 30524,
+    "max_position_embeddings": 512,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "encoder_hidden_size": 1024,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "is_decoder": True,
+}
 LENGTH = 35
 UNUSED = ("blip.vision_proj.", "blip.text_proj.")  # of BLIP's contrastive loss
 VISION_NAMES = {
-    "cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding",
-    "patch_embed.proj.": "embeddings.patch_embedding.", "blocks.": "encoder.layers.", ".norm1.": ".layer_norm1.",
-    ".norm2.": ".layer_norm2.", ".attn.qkv.": ".self_attn.qkv.", ".attn.proj.": ".self_attn.projection.",
-}  # fmt: skip
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.qkv.": ".self_attn.qkv.",
+    ".attn.proj.": ".self_attn.projection.",
+}
 
 
 def renamed(key: str) -> str:

@@ -13,7 +13,7 @@ from sdpo_bench.rewards._together import TogetherHeldout
 
 
 class KidStart(TogetherHeldout):
-    """The unbiased squared MMD of a prompt's pictures x from the untrained model's y, with KID's cubic kernel on the
+    """The unbiased squared MMD of a prompt's pictures x from the pretrained model's y, with KID's cubic kernel on the
     held-out scorer's embeddings. 0 is the same distribution; it rises where pictures become blurred, alike, or others.
 
     x[i] and y[i] come from the same noise, so they are not two independent samples but n independent pairs. The
@@ -23,8 +23,8 @@ class KidStart(TogetherHeldout):
     mean of a prompt's values is its estimate, which chance can make negative."""
 
     name = "kid_start"
-    title = "Kernel distance from the start"
-    scale = "squared MMD, kernel (cosine of embeddings + 1)^3; 0: as the untrained model's pictures"
+    title = "Kernel distance from the pretrained model"
+    scale = "squared MMD, kernel (cosine of embeddings + 1)^3; 0: as the pretrained model's pictures"
     needs_start = True
     start: Tensor | None = None
 
@@ -43,11 +43,11 @@ class KidStart(TogetherHeldout):
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         if self.start is None:
-            raise UserError(f"{self.name} has no pictures of the untrained model; give them with its `against`")
+            raise UserError(f"{self.name} has no pictures of the pretrained model; give them with its `against`")
         return super().__call__(torch.stack([images, self.start], 1), prompts)
 
     def measure(self, images: Tensor) -> Tensor:
-        """Of pairs [n, 2, 3, H, W]: the model's picture and the untrained model's."""
+        """Of pairs [n, 2, 3, H, W]: the model's picture and the pretrained model's."""
         n = len(images)
         self.check_noises(n, n)
         x, y = (self.points(pictures).double() for pictures in images.unbind(1))

@@ -38,9 +38,17 @@ class ConvEncoder(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            _conv(3, 24), _conv(24, 48, 2), _conv(48, 48), _conv(48, 96, 2), _conv(96, 96), _conv(96, 128, 2),
-            nn.Conv2d(128, 128, 4), nn.ReLU(), nn.Flatten(), nn.Linear(128, EMBEDDING),
-        )  # fmt: skip
+            _conv(3, 24),
+            _conv(24, 48, 2),
+            _conv(48, 48),
+            _conv(48, 96, 2),
+            _conv(96, 96),
+            _conv(96, 128, 2),
+            nn.Conv2d(128, 128, 4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, EMBEDDING),
+        )
 
 
 class TransformerEncoder(nn.Module):

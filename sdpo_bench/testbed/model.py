@@ -67,12 +67,18 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """CLIP text model, width 64, two layers, untrained."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=PROMPT_LENGTH, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=PROMPT_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -82,11 +88,21 @@ def make_unet() -> UNet2DConditionModel:
     scale and shift), which a network this small needs to tell 45 prompts apart at the first step.
     """
     return UNet2DConditionModel(
-        sample_size=LATENTS[1], in_channels=4, out_channels=4, block_out_channels=(48, 96), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=8, use_linear_projection=True,
-        resnet_time_scale_shift="scale_shift", addition_embed_type="text", addition_embed_type_num_heads=4,
-    )  # fmt: skip
+        sample_size=LATENTS[1],
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -110,11 +126,18 @@ def make_scheduler() -> EulerDiscreteScheduler:
     """
     return EulerDiscreteScheduler.from_config(
         {
-            "num_train_timesteps": TRAIN_STEPS, "beta_start": 0.00085, "beta_end": 0.012,
-            "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "timestep_spacing": "trailing",
-            "set_alpha_to_one": False, "clip_sample": False, "steps_offset": 1, "skip_prk_steps": True,
+            "num_train_timesteps": TRAIN_STEPS,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "steps_offset": 1,
+            "skip_prk_steps": True,
         }
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -128,9 +151,15 @@ def make_pipeline(
 ) -> StableDiffusionPipeline:
     """The ordinary pipeline around the parts, without safety checker."""
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:

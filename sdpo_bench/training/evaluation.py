@@ -62,8 +62,8 @@ def evaluate(
 
     Returns a row for each: {"reward", "steps", "values": {split: {prompt: [value per noise]}}}. Each process evaluates
     a part of the prompts; all get all rows. The `last` evaluation also has --eval-last-steps and --eval-last-rewards,
-    and all noises if the others have --eval-interim-noises. If a reward compares with the untrained model, that model's
-    images of the same prompts, noises and steps are sampled too.
+    and all noises if the others have --eval-interim-noises. If a reward compares with the pretrained model, that
+    model's images of the same prompts, noises and steps are sampled too.
     """
     if not last:
         rewards = {name: rewards[name] for name in dict.fromkeys((config.reward, *config.eval_rewards))}
@@ -170,7 +170,7 @@ def evaluate_model(
         policy.load(adapter, rank, alpha)
         if policy.text_is_adapted and any(reward.needs_start for reward in rewards.values()):
             raise UserError(
-                f"--weights {adapter} change a text encoder too, which the untrained model's pictures can't be had "
+                f"--weights {adapter} change a text encoder too, which the pretrained model's pictures can't be had "
                 f"without; leave out kid_start"
             )
     warn_of_long_prompts(policy, chain(*evaluated_prompts(config).values()))

@@ -95,8 +95,16 @@ class Live(TorchDispatchMode):
 def fused_attention() -> Iterator[None]:
     """Attention without the matrix of scores, as on a GPU and on a CPU. The meta device would allocate it."""
 
-    def fused(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-              scale: float | None = None, enable_gqa: bool = False) -> Any:  # fmt: skip
+    def fused(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return attention(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
@@ -264,7 +272,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
     # The parts of a trajectory, or of all pictures, are there beside what they are put together to.
     sampling = at(costs.sampling, min(rows, samples))
-    beside = need_start((config.reward, *config.eval_rewards, *config.eval_last_rewards))  # the untrained model's
+    beside = need_start((config.reward, *config.eval_rewards, *config.eval_last_rewards))  # the pretrained model's
     decoding = at(costs.decoding, min(rows, shown)) + (2 + beside) * shown * costs.picture
     together = config.pairs > rows or method.reference  # trainer.rollout
     passing = {

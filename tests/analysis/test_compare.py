@@ -70,7 +70,7 @@ def test_text_and_markdown(results, run):
 
 
 def test_the_start_stands_against_every_run(results, run):
-    pairs = (("SDPO", "start"), ("start", "SDPO"))
+    pairs = (("SDPO", "pretrained"), ("start", "SDPO"))  # its label in config.json
     after, before = (pd.read_csv(io.StringIO(run(*pair, "--results", results, "--format", "csv")[1])) for pair in pairs)
     assert set(after["n"]) == set(before["n"]) == {5}
     assert before["difference"].tolist() == pytest.approx([-value for value in after["difference"]])
@@ -358,14 +358,14 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
     0.520.
     """
     reference = {
-        "start": [(0.5, 0.5)],
+        "pretrained": [(0.5, 0.5)],
         "SDPO": [(1.0, 0.1), (3.0, 0.3)],
         "DDPO": [(4.0, 0.4), (5.0, 0.5), (6.0, 0.6)],
         "REBEL": [(7.0, 0.7)],
         "D3PO": [(1.0, 1.0)],
     }
     mine = {
-        "start": [(0.504, 0.506)],
+        "pretrained": [(0.504, 0.506)],
         "SDPO": [(5.6, 0.5), (5.7, 0.64)],
         "DDPO": [(9.25, 0.92)],
         "REBEL": [(1.9, 1.23)],
@@ -373,13 +373,13 @@ def test_tolerances_and_verdicts_by_hand(monkeypatch):
     }
     lines = compare_with_reference([runs_of(mine)], [runs_of(reference)]).splitlines()
     assert [line.split() for line in lines if line.startswith("seen")] == [
-        ["seen", "start", "1", "0.504", "(n=1)", "0.500", "(n=1)", "0.005", "within"],
+        ["seen", "pretrained", "1", "0.504", "(n=1)", "0.500", "(n=1)", "0.005", "within"],
         ["seen", "SDPO", "1", "5.650", "(n=2)", "2.000", "(n=2)", "3.675", "within"],  # by 3.65
         ["seen", "DDPO", "1", "9.250", "(n=1)", "5.000", "(n=3)", "4.243", "OUTSIDE"],  # by 4.25
         ["seen", "REBEL", "1", "1.900", "(n=1)", "7.000", "(n=1)", "5.197", "within"],  # by 5.1
         ["seen", "PRDP", "1", "1.000", "(n=1)", "–", "–", "not", "in", "both"],
         ["seen", "D3PO", "1", "–", "1.000", "(n=1)", "–", "not", "in", "both"],
-        ["seen", "start", "2", "0.506", "(n=1)", "0.500", "(n=1)", "0.005", "OUTSIDE"],
+        ["seen", "pretrained", "2", "0.506", "(n=1)", "0.500", "(n=1)", "0.005", "OUTSIDE"],
         ["seen", "SDPO", "2", "0.570", "(n=2)", "0.200", "(n=2)", "0.367", "OUTSIDE"],  # by 0.37
         ["seen", "DDPO", "2", "0.920", "(n=1)", "0.500", "(n=3)", "0.424", "within"],  # by 0.42
         ["seen", "REBEL", "2", "1.230", "(n=1)", "0.700", "(n=1)", "0.520", "OUTSIDE"],  # by 0.53

@@ -52,9 +52,9 @@ def test_colours_are_fixed_and_distinct():
     # No two methods' own lines come close, whatever palette follows.
     own = np.array([to_rgb(KNOWN[label][0]) for label in ("SDPO", "DDPO", "REBEL", "PRDP", "D3PO")])
     assert min(np.abs(a - b).sum() for i, a in enumerate(own) for b in own[:i]) > 0.4
-    few, many = styles(["SDPO", "Mine"]), styles(["Yours", "SDPO", "Mine", "DDPO", "start"])
+    few, many = styles(["SDPO", "Mine"]), styles(["Yours", "SDPO", "Mine", "DDPO", "pretrained"])
     assert few["SDPO"] == many["SDPO"]
-    assert list(many) == ["start", "SDPO", "DDPO", "Mine", "Yours"]
+    assert list(many) == ["pretrained", "SDPO", "DDPO", "Mine", "Yours"]
     looks = [(style["color"], style["marker"]) for style in many.values()]
     assert len(set(looks)) == len(looks)
 
@@ -80,7 +80,7 @@ def test_curves_show_the_records(group, counter):
     final = np.mean(sorted(group.cell("SDPO", "alignment", "seen", 2).values())[1:-1])
     assert sdpo.get_ydata()[-1] == pytest.approx(final)
     assert len(last.collections) == 3  # a band a method
-    assert legend(figure) == ["start (untrained)", "SDPO", "DDPO", "REBEL"]
+    assert legend(figure) == ["pretrained", "SDPO", "DDPO", "REBEL"]
     assert figure.axes[0].get_ylabel() == "alignment"
     assert all(axis.get_xlabel() for axis in figure.axes[-2:])
 
@@ -93,14 +93,14 @@ def test_steps_evaluated_at_the_end_have_two_points_and_say_so(study):
     points = [{len(line.get_xdata()) for line in axis.get_lines()[1:]} for axis in figure.axes]
     assert points == [{3}] * len(EVAL_STEPS) + [{2}] * len(LAST_STEPS)
     sdpo = next(line for line in figure.axes[-1].get_lines() if line.get_color() == KNOWN["SDPO"][0])
-    assert sdpo.get_ydata()[0] == study.cell("start", "alignment", "seen", 50)[0]
+    assert sdpo.get_ydata()[0] == study.cell("pretrained", "alignment", "seen", 50)[0]
     # Two points against queries would be a line of two methods' ends alone.
     assert len(titles(reward_curves(study, "reward_queries", styles(study.labels)))) == len(EVAL_STEPS)
 
 
 def test_ablations_stand_in_no_figure_but_their_own(study):
     style = styles(study.labels)
-    shown = ["start (untrained)", "SDPO", "DDPO", "SDPO-gain"]
+    shown = ["pretrained", "SDPO", "DDPO", "SDPO-gain"]
     assert legend(reward_curves(study, "samples", style)) == legend(reward_by_steps(study, style)) == shown
     assert legend(hacking(study, style)) == shown[1:]
     assert {picture.title.split(",")[0] for picture in pictures(study)} == {"before training", *shown[1:]}
@@ -139,7 +139,7 @@ def test_hacking_shows_a_point_a_run_and_the_means(study):
         (np.mean(list(x.values())), np.mean(list(y.values())))
     )
     assert max(y.values()) < 0 < min(x.values())
-    start, after = (study.cell(label, "diversity", "seen", 4) for label in ("start", "SDPO"))
+    start, after = (study.cell(label, "diversity", "seen", 4) for label in ("pretrained", "SDPO"))
     alone = {seed: value - start[0] for seed, value in after.items()}
     assert np.mean(list(alone.values())) == pytest.approx(np.mean(list(y.values())), abs=0.02)
 
@@ -195,7 +195,7 @@ def test_reward_by_steps_has_a_panel_per_split(group):
     figure = reward_by_steps(group, styles(group.labels))
     assert titles(figure) == ["seen prompts", "unseen prompts"]
     start = figure.axes[0].get_lines()[0]
-    np.testing.assert_allclose(start.get_ydata(), [group.cell("start", "alignment", "seen", k)[0] for k in STEPS])
+    np.testing.assert_allclose(start.get_ydata(), [group.cell("pretrained", "alignment", "seen", k)[0] for k in STEPS])
 
 
 def test_pictures_show_the_shared_start_once(group):

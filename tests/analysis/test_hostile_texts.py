@@ -28,11 +28,28 @@ from sdpo_bench.records.reader import load_run
 from sdpo_bench.terminal import printable
 
 LABELS = [
-    "SDPO \\1 \\g<x> \\", "{braces} %s {0} }", "a \"quoted\" 'label'", "$x_{ and $", "50 % & #1_a^2~b", "[b] *c* _d_",
-    "<script>alert(1)</script>", "<img src=http://evil/x.png onerror=alert(1)>", "![x](http://evil/x.png)",
-    "[x](javascript:alert)", "a|b", "`code` ``", "=HYPERLINK(\"http://evil\")", "+1+1", "-1+cmd|' /C calc'!A0",
-    "@SUM(1)", "_hidden", "日本 🐈", "&lt;b&gt;", "</svg></text>", ' id="x" style="y" #000000',
-]  # fmt: skip
+    "SDPO \\1 \\g<x> \\",
+    "{braces} %s {0} }",
+    "a \"quoted\" 'label'",
+    "$x_{ and $",
+    "50 % & #1_a^2~b",
+    "[b] *c* _d_",
+    "<script>alert(1)</script>",
+    "<img src=http://evil/x.png onerror=alert(1)>",
+    "![x](http://evil/x.png)",
+    "[x](javascript:alert)",
+    "a|b",
+    "`code` ``",
+    '=HYPERLINK("http://evil")',
+    "+1+1",
+    "-1+cmd|' /C calc'!A0",
+    "@SUM(1)",
+    "_hidden",
+    "日本 🐈",
+    "&lt;b&gt;",
+    "</svg></text>",
+    ' id="x" style="y" #000000',
+]
 
 
 @pytest.fixture(scope="module")

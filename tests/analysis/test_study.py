@@ -249,9 +249,9 @@ def test_a_tie_is_no_order_and_several_seeds_are_counted():
 def test_ablations_stand_apart_from_methods():
     group = ends({"SDPO": 0.6, "SDPO (terminal)": 0.5, "SDPO (exact)": 0.6, "DDPO": 0.55, "DDPO (per step)": 0.65})
     names = {label for label, _ in ranking(group, "seen", 1)}
-    assert names == {"start", "SDPO", "DDPO"}
+    assert names == {"pretrained", "SDPO", "DDPO"}
     tables = {table.name: table for table in build_tables([group])}
-    assert [cells[0] for cells in tables["main_alignment_k4"].blocks[0][1]] == ["start", "SDPO", "DDPO"]
+    assert [cells[0] for cells in tables["main_alignment_k4"].blocks[0][1]] == ["pretrained", "SDPO", "DDPO"]
     assert [cells[0] for cells in tables["differences_alignment_k4"].blocks[0][1]] == ["DDPO"]
     assert [cells[0] for cells in tables["cost_alignment_k4"].blocks[1][1]] == [
         "SDPO (exact)",
@@ -493,7 +493,7 @@ def test_quantities_that_are_no_rewards_are_explained():
     other = main_table(group, "kid_start")
     assert "hacked" not in other.note
     assert ABOUT["kid_start"] in other.note
-    assert row(other, "seen prompts", "start") == ("0.000 (n=1)",)
+    assert row(other, "seen prompts", "pretrained") == ("0.000 (n=1)",)
     assert not any(text in main_table(group).note for text in ABOUT.values())
 
 

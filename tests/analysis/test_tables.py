@@ -103,17 +103,17 @@ def test_tables_of_a_csv_have_the_same_columns_and_all_rows(profile):
 
 def test_values_are_the_last_evaluations_alone(profile):
     for group in load_groups(profile):
-        assert set(group.values.loc[group.values["label"] != "start", "epoch"]) == {60}
+        assert set(group.values.loc[group.values["label"] != "pretrained", "epoch"]) == {60}
         assert not group.values.duplicated(["run", "reward", "steps", "split"]).any()
 
 
 def test_few_runs_are_shown_themselves_without_an_interval(profile):
     text = markdown_tables(profile)["main_alignment_k4"]
     found = rows(text)
-    assert list(found) == ["start", "SDPO", "DDPO", "REBEL", "PRDP"]
+    assert list(found) == ["pretrained", "SDPO", "DDPO", "REBEL", "PRDP"]
     assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] \(n=5\)", found["SDPO"][0])
     assert re.fullmatch(r"0\.\d{3}, 0\.\d{3} \(n=2\)", found["REBEL"][0])
-    assert found["start"][0].endswith("(n=1)")
+    assert found["pretrained"][0].endswith("(n=1)")
     assert found["PRDP"] == [DASH] * len(STEPS)
     assert "nox -s reproduce -- --profile quick --results RESULTS --resume" in text
 
@@ -143,7 +143,7 @@ def test_training_steps_rewards_and_devices_do_not_meet(tmp_path):
         (DEVICE, "jpeg", 4),
         ("cuda: Test GPU", "alignment", 4),
     }
-    assert found[DEVICE, "alignment", 20].labels == ["start", "SDPO"]  # the one start serves every K
+    assert found[DEVICE, "alignment", 20].labels == ["pretrained", "SDPO"]  # the one start serves every K
     assert found["cuda: Test GPU", "alignment", 4].labels == ["DDPO"]  # but not another device
     write_all(profile)
     assert {
@@ -168,7 +168,7 @@ def test_two_configurations_under_one_label_are_told_apart(tmp_path):
         write_run(profile, config, device=device, pictures=False)
     group, other = load_groups(profile)
     first, second = "SDPO, clip 0.001, learning_rate 0.0001", "SDPO, clip 0.5, learning_rate 0.0003"
-    assert group.labels == ["start", "DDPO", first, second]
+    assert group.labels == ["pretrained", "DDPO", first, second]
     assert [sorted(group.cell(label, "alignment", "seen", 4)) for label in (first, second)] == [[0, 1], [0, 5]]
     assert other.labels == ["SDPO"], "alone on its device"
     shown = {row[0] for table in build_tables([group]) for _, rows in table.blocks for row in rows}
@@ -244,8 +244,8 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
     group = with_evaluations(
         load_groups(small)[0],
         [
-            ("start", 0, 0, 1, 0.4),
-            ("start", 0, 0, 16, 0.4),
+            ("pretrained", 0, 0, 1, 0.4),
+            ("pretrained", 0, 0, 16, 0.4),
             ("SDPO", 0, 5, 1, 0.7),
             ("SDPO", 0, 10, 1, 0.9),
             ("SDPO", 0, 10, 16, 0.9),
@@ -258,9 +258,9 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
     equal = comparisons.at_equal_queries(group)
     assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
     assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
-    assert equal.cell("start", "alignment", "seen", 1) == {0: 0.4}
+    assert equal.cell("pretrained", "alignment", "seen", 1) == {0: 0.4}
     assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
-    ends = with_evaluations(group, [("start", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
+    ends = with_evaluations(group, [("pretrained", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
     assert comparisons.at_equal_queries(ends) is None
 
 
@@ -268,7 +268,7 @@ def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
     """Runs of SDPO that asked 3, 2.5 and 2 times a sample had 213, 256 and 320 samples after 640 queries."""
     group = with_evaluations(
         load_groups(small)[0],
-        [("start", 0, 0, 1, 0.4), *(("SDPO", seed, 20, 1, 0.9) for seed in range(3)), ("DDPO", 0, 10, 1, 0.8)],
+        [("pretrained", 0, 0, 1, 0.4), *(("SDPO", seed, 20, 1, 0.9) for seed in range(3)), ("DDPO", 0, 10, 1, 0.8)],
     )
     asked = {0: 3, 1: 2.5, 2: 2}
     trained = group.curves["label"] == "SDPO"
@@ -279,7 +279,7 @@ def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
     group = dataclasses.replace(group, curves=pd.concat([group.curves, begun], ignore_index=True))
     table = equal_queries_table(group, comparisons.at_equal_queries(group))
     shown = {row[0]: row[1] for row in table.blocks[0][1]}
-    assert shown == {"start": "0", "SDPO": "213–320", "DDPO": "640"}
+    assert shown == {"pretrained": "0", "SDPO": "213–320", "DDPO": "640"}
 
 
 def test_the_mean_is_over_all_numbers_of_steps():
@@ -318,7 +318,7 @@ def test_the_start_is_paired_with_every_seed_of_a_method(start_first):
             *(record("DDPO", seed, {10: {("alignment", 1): 0.5 * seed}}, []) for seed in (3, 5)),
         ]
     )
-    labels = ("start", "DDPO") if start_first else ("DDPO", "start")
+    labels = ("pretrained", "DDPO") if start_first else ("DDPO", "pretrained")
     cells = Pair("", group, labels[0], group, labels[1]).cells("seen", 1)
     expected = ({3: 0.25, 5: 0.25}, {3: 1.5, 5: 2.5})
     assert cells == (expected if start_first else expected[::-1])
@@ -352,7 +352,7 @@ def test_order_and_what_establishes_it(profile):
     order = ranking(group, "seen", 4)
     assert order[0] == ("DDPO", False)
     assert order[1] == ("SDPO", True)
-    assert order[-1][0] == "start"
+    assert order[-1][0] == "pretrained"
     assert dict(order)["REBEL"] is False  # two runs establish nothing
     text = markdown_tables(profile)["order"]
     assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ start |" in text
@@ -377,9 +377,9 @@ def test_latex_is_escaped_and_balanced(profile, tmp_path):
 def test_terminal(small):
     text = render_terminal(load_results(small))
     assert text.splitlines()[0] == "alignment, trained on alignment with K = 4, embedded on " + DEVICE
-    header, *body = (line for line in text.splitlines() if line.startswith(("seen", "start", "SDPO", "DDPO")))
+    header, *body = (line for line in text.splitlines() if line.startswith(("seen", "pretrained", "SDPO", "DDPO")))
     table = pd.read_fwf(io.StringIO("\n".join([header, *body[:3]])), colspecs="infer")
-    assert list(table.iloc[:, 0]) == ["start", "SDPO", "DDPO"]
+    assert list(table.iloc[:, 0]) == ["pretrained", "SDPO", "DDPO"]
     assert max(map(len, [header, *body])) < 120
 
 
@@ -485,10 +485,12 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
     assert group.cell("SDPO", "alignment", "seen", 2)[0] == pytest.approx(values.mean())
     assert group.curve_ends("SDPO", "seen", 2)[0] == first[60] == pytest.approx(values[:, :2].mean())
     assert (
-        group.cell(comparisons.START, "alignment", "seen", 2)[0] > 2 > group.curve_ends(comparisons.START, "seen", 2)[0]
+        group.cell(comparisons.PRETRAINED, "alignment", "seen", 2)[0]
+        > 2
+        > group.curve_ends(comparisons.PRETRAINED, "seen", 2)[0]
     )
     equal = comparisons.at_equal_queries(group)
-    assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("start", "SDPO", "DDPO")) < 1
+    assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("pretrained", "SDPO", "DDPO")) < 1
     reached = reach_table(group).frame
     ends = reached[(reached["label"] == "DDPO") & (reached["cost"] == "samples")]
     assert set(ends["reached"]) == {2}, "DDPO reaches what it ends with itself"

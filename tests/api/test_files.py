@@ -34,9 +34,14 @@ def test_yaml_is_read_as_version_1_2(file):
     text = "learning_rate: 1e-4\nmax_grad_norm: 2\nlabel: no\nrevision: 1:30\neval_steps: [1, 4]\n"
     found = read_settings(file(f"{text}compile: true\nadapter:\n")).values
     assert found == {
-        "learning_rate": 1e-4, "max_grad_norm": 2.0, "label": "no", "revision": "1:30", "eval_steps": (1, 4),
-        "compile": True, "adapter": None,
-    }  # fmt: skip
+        "learning_rate": 1e-4,
+        "max_grad_norm": 2.0,
+        "label": "no",
+        "revision": "1:30",
+        "eval_steps": (1, 4),
+        "compile": True,
+        "adapter": None,
+    }
     assert type(found["max_grad_norm"]) is float, "as --max-grad-norm 2 gives it: the run's id has it"
     assert yaml.safe_load("1e-4") == "1e-4", "else PyYAML reads 1.2 itself now"
 
@@ -125,9 +130,17 @@ def test_a_runs_own_file(file, name):
 @pytest.mark.parametrize("is_json", [False, True])
 def test_a_dump_is_read_back(file, is_json):
     config = RunConfig(
-        method="sdpo", options={"gamma": 0.5}, label="1e5", revision="no", learning_rate=1e-5, eval_steps=(2,), seed=7,
-        noise_level=0.25, eval_rewards=("colourfulness",), reward="0.5*colourfulness+0.5*jpeg_compressibility",
-    )  # fmt: skip
+        method="sdpo",
+        options={"gamma": 0.5},
+        label="1e5",
+        revision="no",
+        learning_rate=1e-5,
+        eval_steps=(2,),
+        seed=7,
+        noise_level=0.25,
+        eval_rewards=("colourfulness",),
+        reward="0.5*colourfulness+0.5*jpeg_compressibility",
+    )
     text = dumped(config, is_json)
     assert "sampled" in text or is_json, "headings"
     assert resolved(read_settings(file(text, "run.json" if is_json else "run.yaml")), {}).config == config

@@ -9,9 +9,15 @@ from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "train_look_compare.ipynb"
 SMALL = {
-    "epochs": 1, "steps": 2, "pairs": 2, "pairs_per_update": 2, "eval_steps": [1], "eval_noises": 1,
-    "eval_splits": ["unseen"], "device": "cpu",
-}  # fmt: skip
+    "epochs": 1,
+    "steps": 2,
+    "pairs": 2,
+    "pairs_per_update": 2,
+    "eval_steps": [1],
+    "eval_noises": 1,
+    "eval_splits": ["unseen"],
+    "device": "cpu",
+}
 
 
 def test_train_look_compare(tmp_path):

@@ -33,8 +33,9 @@ def test_what_a_run_has(trained):
         (trained.changes["second"] - trained.changes["first"]).tolist()
     )
     assert {name: path.name for name, path in trained.pictures.items()} == {
-        "before": "grid_before.png", "after": "grid_after.png"
-    }  # fmt: skip
+        "before": "grid_before.png",
+        "after": "grid_after.png",
+    }
     assert trained.weights == trained.folder / "adapter"
     assert repr(trained) == f"Run({str(trained.folder)!r})"
 
@@ -82,7 +83,7 @@ def test_load_results():
     """Of packed records: means without pyarrow's values, a row per run, every epoch."""
     results = sdpo_bench.load_results(RESULTS / "quick")
     assert repr(results).endswith(f"quick', {len(results.runs)} runs)")
-    assert set(results.means["label"]) >= {"start", "SDPO", "DDPO"}
+    assert set(results.means["label"]) >= {"pretrained", "SDPO", "DDPO"}
     assert results.runs["device"].str.startswith("cpu: ").all()
     assert {"run_id", "learning_rate", "method.name"} <= {*results.runs.columns}
     assert len(results.training) == results.runs["epochs"].sum()

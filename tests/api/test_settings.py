@@ -35,8 +35,10 @@ def test_other_models_have_the_defaults_of_a_configuration():
 def test_what_is_given_stays():
     found = made(method="rtdmd_lite", learning_rate=1e-4, train_last_step=True)
     assert (found.config.learning_rate, found.config.train_last_step, found.config.finetune) == (1e-4, True, "full")
-    assert found.note == ("settings of the study for the embedded model, where none was given: --finetune full "
-                          "--epochs 25 --pairs 8 --pairs-per-update 4")  # fmt: skip
+    assert found.note == (
+        "settings of the study for the embedded model, where none was given: --finetune full "
+        "--epochs 25 --pairs 8 --pairs-per-update 4"
+    )
     assert made(method="pso", finetune="lora").config.learning_rate == RunConfig.learning_rate, "swept for all weights"
     assert made(method="grpo", group_size=24).config.pairs == RunConfig.pairs, "24 do not divide the study's samples"
 
@@ -68,8 +70,10 @@ def test_alignment_is_measured_where_its_scorers_know_the_prompts(tmp_path):
 def test_another_method_brings_its_own_options_label_and_updates():
     file = checked(RunConfig(method="sdpo", options={"gamma": 0.5}).to_json(), "config.json")
     assert resolved(file, {"options": {"scale": 2.0}}).config.options == {
-        "gamma": 0.5, "scale": 2.0, "step_discount": 0.99
-    }  # fmt: skip
+        "gamma": 0.5,
+        "scale": 2.0,
+        "step_discount": 0.99,
+    }
     config = resolved(file, {"method": "ddpo"}).config
     assert (config.label, config.options, config.resolved_updates) == ("DDPO", {}, "trajectory")
     named = checked({"method": "sdpo", "label": "mine"}, "run.yaml")

@@ -131,8 +131,13 @@ assert len(calls) == 3 and calls[0]().nbytes == 1024, "a quarter of the bytes is
 
 def test_ceiling_reads_three_and_writes_one():
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", CEILING], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"TRITON_INTERPRET": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CEILING],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -313,9 +318,14 @@ def test_a_gpus_case_as_far_as_it_goes_without_one(name, cuda, monkeypatch):
     monkeypatch.setattr(cuda, "graph", lambda graph, stream, pool: contextlib.nullcontext())
     monkeypatch.setattr(_timing, "FEWEST", 2)
     monkeypatch.setattr(_timing, "MOST", 3)
-    monkeypatch.setattr(test_kernels.torch, "compile",
-                        partial(lambda function, compile, mode, **o: (modes.append(mode),
-                                compile(function, backend="aot_eager", **o))[1], compile=torch.compile))  # fmt: skip
+    monkeypatch.setattr(
+        test_kernels.torch,
+        "compile",
+        partial(
+            lambda function, compile, mode, **o: (modes.append(mode), compile(function, backend="aot_eager", **o))[1],
+            compile=torch.compile,
+        ),
+    )
     monkeypatch.setattr(test_kernels, "ceilings", lambda size, dtype, sets, device: [torch.zeros(1).clone] * sets)
     timer = _timing.CudaTimer()
     timer.backend, timer.free = "torch", lambda: 10**12

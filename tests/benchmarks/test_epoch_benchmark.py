@@ -60,8 +60,16 @@ def test_bytes_of_an_expanded_tensor_count_once():
 def test_record_has_each_phases_share_of_the_peak(tmp_path):
     path = tmp_path / "epoch.json"
     chosen = "test_sample or fused or terminal"
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_epoch.py", "--benchmark-only", "-k", chosen,
-               f"--benchmark-json={path}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks/test_epoch.py",
+        "--benchmark-only",
+        "-k",
+        chosen,
+        f"--benchmark-json={path}",
+    ]
     env = {k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,8 +25,13 @@ from benchmarks.gpu_campaign import Piece, Place, merge, run_part, run_piece  # 
 from benchmarks.kernel_results import load, record_files, record_path  # noqa: E402
 from benchmarks.kernel_results import write_all as write_kernel_tables  # noqa: E402
 
-MADE: dict[str, Any] = {"commit": "a" * 40, "dirty": False, "versions": {"torch": "0.0.0"},
-                        "device": "cuda: Made-up GPU", "sources": {"kernels": "b" * 64}}  # fmt: skip
+MADE: dict[str, Any] = {
+    "commit": "a" * 40,
+    "dirty": False,
+    "versions": {"torch": "0.0.0"},
+    "device": "cuda: Made-up GPU",
+    "sources": {"kernels": "b" * 64},
+}
 
 
 @pytest.fixture(autouse=True)

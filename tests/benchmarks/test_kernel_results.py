@@ -45,24 +45,42 @@ def made_up(cpu: bool = False, slower: float = 1.0) -> dict[str, Any]:
             if cpu:
                 del us["compile"]
             info = {
-                "what": CPU_NOTE if cpu else "kernel", "operation": operation, "steps": steps, "shape": list(shape),
-                "pairs": pairs, "dtype": dtype, "backend": "torch" if cpu else "triton", "device": device,
-                "bytes": moved, "input_sets": 2, "errors": {"loss": 1e-7},
-                "us": {clock: {name: times(value) for name, value in us.items()}
-                       for clock in (("call",) if cpu else ("call", "events", "graph"))},
-            }  # fmt: skip
+                "what": CPU_NOTE if cpu else "kernel",
+                "operation": operation,
+                "steps": steps,
+                "shape": list(shape),
+                "pairs": pairs,
+                "dtype": dtype,
+                "backend": "torch" if cpu else "triton",
+                "device": device,
+                "bytes": moved,
+                "input_sets": 2,
+                "errors": {"loss": 1e-7},
+                "us": {
+                    clock: {name: times(value) for name, value in us.items()}
+                    for clock in (("call",) if cpu else ("call", "events", "graph"))
+                },
+            }
             entries.append({"name": "test_kernel", "extra_info": info | rates(info), "stats": {"median": 1.0}})
     entries.append({"name": "test_sample", "extra_info": {"samples": 64, "device": "cpu"}, "stats": {"median": 1.0}})
     return {
         "machine_info": {
-            "commit": COMMIT, "dirty": False, "versions": {"torch": "0.0.0", "python": "0.0.0"}, "device": device,
-            "threads": 1, "command": "pytest benchmarks", "sources": {"kernels": "a" * 64, "benchmarks": "b" * 64},
+            "commit": COMMIT,
+            "dirty": False,
+            "versions": {"torch": "0.0.0", "python": "0.0.0"},
+            "device": device,
+            "threads": 1,
+            "command": "pytest benchmarks",
+            "sources": {"kernels": "a" * 64, "benchmarks": "b" * 64},
             **({} if cpu else {"gpu": {"driver_version": "0.0", "l2_bytes": 1}}),
         },
         "commit_info": {"commit": COMMIT, "dirty": False},
-        "benchmarks": entries, "datetime": "2020-01-01T00:00:00+00:00", "version": "0",
-        "failed": [], "skipped": {},
-    }  # fmt: skip
+        "benchmarks": entries,
+        "datetime": "2020-01-01T00:00:00+00:00",
+        "version": "0",
+        "failed": [],
+        "skipped": {},
+    }
 
 
 def write(root: Path, record: dict[str, Any]) -> Path:

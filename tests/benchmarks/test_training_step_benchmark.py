@@ -82,11 +82,19 @@ def test_flop_of_a_sample():
     assert one.scores == expected
 
 
-@pytest.mark.parametrize(("device", "tflops"), [
-    ("cuda: NVIDIA H100 80GB HBM3", 989.4), ("cuda: NVIDIA A100-SXM4-80GB", 312), ("cuda: Tesla T4", 65),
-    ("cuda: NVIDIA H100 PCIe", 756.4), ("cuda: NVIDIA H200", 989.4), ("cuda: NVIDIA H200 NVL", 835.5),
-    ("cuda: NVIDIA T400", None), ("cuda: Made-up GPU", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("cuda: NVIDIA H100 80GB HBM3", 989.4),
+        ("cuda: NVIDIA A100-SXM4-80GB", 312),
+        ("cuda: Tesla T4", 65),
+        ("cuda: NVIDIA H100 PCIe", 756.4),
+        ("cuda: NVIDIA H200", 989.4),
+        ("cuda: NVIDIA H200 NVL", 835.5),
+        ("cuda: NVIDIA T400", None),
+        ("cuda: Made-up GPU", None),
+    ],
+)
 def test_peaks(device, tflops):
     assert peak(device) == (tflops and pytest.approx(tflops * 1e12))
 
@@ -168,8 +176,15 @@ def test_the_loops_agree():
     found = agreement(CPU, microbatch=2)
     assert found.failures == []
     assert {name.partition(" (")[0].rstrip(" 0123456789") for name in found.errors} == {
-        "latents", "next latents", "log-probs", "rewards", "returns", "loss", "gradient norm", "gradient",
-    }  # fmt: skip
+        "latents",
+        "next latents",
+        "log-probs",
+        "rewards",
+        "returns",
+        "loss",
+        "gradient norm",
+        "gradient",
+    }
     assert sum("last step" in name for name in found.errors) == 3, "loss, norm and gradient"
     assert all(errors.keys() == {"ours", "official", "official, fused"} for errors in found.errors.values())
     # A margin of three: what other libraries round away must not look like a fault.
@@ -210,18 +225,32 @@ def swapped(self: OfficialLoop, log_probs: Any, old: Any, advantages: Any, steps
 
 WRONG = {
     "the official loss takes the pair's advantages the wrong way round": (
-        lambda patch: (patch.setattr(OfficialLoop, "right", OfficialLoop.loss, raising=False),
-                       patch.setattr(OfficialLoop, "loss", swapped)), "(loss|gradient)"),
+        lambda patch: (
+            patch.setattr(OfficialLoop, "right", OfficialLoop.loss, raising=False),
+            patch.setattr(OfficialLoop, "loss", swapped),
+        ),
+        "(loss|gradient)",
+    ),
     "the official loop clips elsewhere": (
-        lambda patch: patch.setattr(OfficialLoop, "clip_range", property(lambda self: 9e-4)), "(loss|gradient)"),
+        lambda patch: patch.setattr(OfficialLoop, "clip_range", property(lambda self: 9e-4)),
+        "(loss|gradient)",
+    ),
     "its sigma is a little large": (
-        official("spread", lambda right: lambda self, t: right(self, t) * 1.0001), "latents"),
+        official("spread", lambda right: lambda self, t: right(self, t) * 1.0001),
+        "latents",
+    ),
     "our rewards are of other pictures": (
-        trainer("score", lambda right: lambda self, x, prompts: right(self, x * 1.001, prompts)), "rewards"),
+        trainer("score", lambda right: lambda self, x, prompts: right(self, x * 1.001, prompts)),
+        "rewards",
+    ),
     "our gradients are of other rows": (
-        trainer("predict", lambda right: lambda self, trajectory, pairs, steps: right(
-            self, trajectory, pairs.flip(0), steps)), "(loss|gradient)"),
-}  # fmt: skip
+        trainer(
+            "predict",
+            lambda right: lambda self, trajectory, pairs, steps: right(self, trajectory, pairs.flip(0), steps),
+        ),
+        "(loss|gradient)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -407,11 +436,22 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_what_is_wrong_is_marked(tmp_path):
     """A GPU may be at hand once: times are kept, and the record and its tables say what is wrong with them."""
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN, "benchmarks/test_training_step.py", "--benchmark-only", "-k", "ours-8-float32",
-         "--kernel-results", str(tmp_path / "kernels")],
-        cwd=ROOT, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-c",
+            BROKEN,
+            "benchmarks/test_training_step.py",
+            "--benchmark-only",
+            "-k",
+            "ours-8-float32",
+            "--kernel-results",
+            str(tmp_path / "kernels"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = r"The loops did not compute the same when this was measured: latents: ours is off by \S+ of"
     assert re.search(said, done.stdout)
@@ -445,25 +485,46 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def made_up(cpu: bool = False, slower: float = 1.0) -> dict[str, Any]:
     """A record of a device that does not exist: the official loop takes 8 and 4 s an epoch of 8 pairs, ours 1.25 s
     (compiled 1 s), times `slower`; measured nowhere."""
-    variants = {("official", 1, False): 8.0, ("official", 2, False): 4.0, ("ours", 16, False): 1.25 * slower,
-                ("ours", 16, True): 1.0 * slower, ("ours", 4, False): 2.0 * slower}  # fmt: skip
+    variants = {
+        ("official", 1, False): 8.0,
+        ("official", 2, False): 4.0,
+        ("ours", 16, False): 1.25 * slower,
+        ("ours", 16, True): 1.0 * slower,
+        ("ours", 4, False): 2.0 * slower,
+    }
     entries = []
     for (loop, rows, compiled), seconds in variants.items():
         parts = {"sample": seconds / 4, "reward": seconds / 4, "train": seconds / 2, "all": seconds}
         memory = {"sample": 2**30, "reward": 2**30, "train": rows * 2**30, "all": rows * 2**30}
         info = {
             "what": STEP_CPU_NOTE if cpu else STEP_NOTE,
-            "training_step": {"loop": loop, "rows": rows, "dtype": "float32" if cpu else "float16",
-                              "compiled": compiled},
-            "architecture": "an architecture", "pairs": 8, "steps": 4, "seconds": parts,
+            "training_step": {
+                "loop": loop,
+                "rows": rows,
+                "dtype": "float32" if cpu else "float16",
+                "compiled": compiled,
+            },
+            "architecture": "an architecture",
+            "pairs": 8,
+            "steps": 4,
+            "seconds": parts,
             "pairs_per_s": {part: 8 / value for part, value in parts.items()},
             "utilisation": None if cpu else {part: 0.5 / value for part, value in parts.items()},
-            "memory_bytes": None if cpu else memory, "log_ratio": 2e-6, "clip_range": 1e-4,
-        }  # fmt: skip
+            "memory_bytes": None if cpu else memory,
+            "log_ratio": 2e-6,
+            "clip_range": 1e-4,
+        }
         entries.append({"name": "test_training_step", "extra_info": info, "stats": {"median": seconds}})
     device = "cpu: Made-up" if cpu else "cuda: Made-up GPU"
-    machine = {"commit": COMMIT, "dirty": False, "versions": {"torch": "0.0.0"}, "device": device, "threads": 1,
-               "command": "pytest benchmarks", "sources": {"kernels": "a" * 64}}  # fmt: skip
+    machine = {
+        "commit": COMMIT,
+        "dirty": False,
+        "versions": {"torch": "0.0.0"},
+        "device": device,
+        "threads": 1,
+        "command": "pytest benchmarks",
+        "sources": {"kernels": "a" * 64},
+    }
     return {"machine_info": machine, "benchmarks": entries, "failed": [], "skipped": {}}
 
 

@@ -17,9 +17,28 @@ from support.table_files import markdown_tables
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding.md").read_text()
 FILES = dict(re.findall(r"`(sdpo_bench/\S+\.py)`[^\n]*\n(?:[^`\n][^\n]*\n)?\n```python\n(.*?)^```", PAGE, re.M | re.S))
-TINY = ["--eval-rewards", "colourfulness", "--eval-steps", "1", "2", "--eval-noises", "1", "--steps", "3",
-        "--epochs", "2", "--pairs", "4", "--pairs-per-update", "2", "--device", "cpu", "--reward", "brightness",
-        "--no-train-last-step"]  # fmt: skip
+TINY = [
+    "--eval-rewards",
+    "colourfulness",
+    "--eval-steps",
+    "1",
+    "2",
+    "--eval-noises",
+    "1",
+    "--steps",
+    "3",
+    "--epochs",
+    "2",
+    "--pairs",
+    "4",
+    "--pairs-per-update",
+    "2",
+    "--device",
+    "cpu",
+    "--reward",
+    "brightness",
+    "--no-train-last-step",
+]
 CODE = """
 import json, sys
 from sdpo_bench.cli.main import main
@@ -61,8 +80,13 @@ def run(folder: Path, *commands: list[str]) -> str:
 def python(folder: Path, code: str, *arguments: str) -> str:
     """What code prints that imports the copy."""
     path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

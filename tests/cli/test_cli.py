@@ -54,10 +54,28 @@ def refused(result: tuple[int, str, str], folder: Path) -> str:
 
 
 TINY_ARGUMENTS = [
-    "--reward", "jpeg_compressibility", "--eval-rewards", "colourfulness", "--eval-steps", "1", "2",
-    "--eval-noises", "1", "--steps", "3", "--epochs", "2", "--pairs", "4", "--pairs-per-update", "2",
-    "--checkpoint-every", "1", "--device", "cpu",
-]  # fmt: skip
+    "--reward",
+    "jpeg_compressibility",
+    "--eval-rewards",
+    "colourfulness",
+    "--eval-steps",
+    "1",
+    "2",
+    "--eval-noises",
+    "1",
+    "--steps",
+    "3",
+    "--epochs",
+    "2",
+    "--pairs",
+    "4",
+    "--pairs-per-update",
+    "2",
+    "--checkpoint-every",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +170,7 @@ def test_evaluate_takes_a_reward_that_no_run_can_optimise(run, tiny_model):
     code, out, _ = run(*command)
     assert code == 0
     values = {line.split(",")[0]: float(line.split()[-1]) for line in out.splitlines() if ", seen" in line}
-    assert values["kid_start"] == 0, "of an untrained model"
+    assert values["kid_start"] == 0, "of a pretrained model"
     assert values["diversity"] > 0
     assert 1 < values["vendi"] < 4
     for name in names:
@@ -170,8 +188,13 @@ def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
     assert code == 0, err
     config = RunConfig(model=str(tiny_model), **TINY)
     folder = Path("runs/train/raw") / run_id(config.to_json())
-    for part in ("jpeg_compressibility, seen", "colourfulness, unseen", "seconds per epoch", f"records: {folder}",
-                 f'weights: pipeline.load_lora_weights("{folder}/adapter")'):  # fmt: skip
+    for part in (
+        "jpeg_compressibility, seen",
+        "colourfulness, unseen",
+        "seconds per epoch",
+        f"records: {folder}",
+        f'weights: pipeline.load_lora_weights("{folder}/adapter")',
+    ):
         assert part in out
     assert "epoch 2/2, reward" in err
     assert json.loads((folder / "provenance.json").read_text())["device"].startswith("cpu: ")
@@ -181,8 +204,18 @@ def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
     assert "--resume" in err
     assert run(*command, "--resume")[:2] == (0, out), "a finished run is shown as it is"
 
-    evaluation = ["evaluate", "--model", tiny_model, "--rewards", "jpeg_compressibility", "--eval-steps", "1", "2",
-                  "--eval-noises", "1"]  # fmt: skip
+    evaluation = [
+        "evaluate",
+        "--model",
+        tiny_model,
+        "--rewards",
+        "jpeg_compressibility",
+        "--eval-steps",
+        "1",
+        "2",
+        "--eval-noises",
+        "1",
+    ]
     code, out, err = run(*evaluation, "--weights", folder / "adapter", "--out", "values.json")
     assert code == 0, err
     rows = {row["steps"]: row["values"] for row in json.loads(Path("values.json").read_text())}
@@ -256,8 +289,18 @@ def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str]) -> N
 
 def test_signals_stop_train_with_its_state_saved(tmp_path, tiny_model):
     """SIGTERM, as of a scheduler, and Ctrl-C; each time it says how to go on, and goes on there."""
-    command = ["train", "--model", str(tiny_model), *TINY_ARGUMENTS, "--epochs", "5000", "--eval-every", "5000",
-               "--checkpoint-every", "5000"]  # fmt: skip
+    command = [
+        "train",
+        "--model",
+        str(tiny_model),
+        *TINY_ARGUMENTS,
+        "--epochs",
+        "5000",
+        "--eval-every",
+        "5000",
+        "--checkpoint-every",
+        "5000",
+    ]
     epoch = 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = subprocess.Popen(

@@ -103,11 +103,28 @@ def test_a_run_is_repeated_from_its_configuration(run, tmp_path, tiny_model):
 
 def test_the_embedded_model_learns_with_the_settings_of_the_study(run, tmp_path):
     """The line that says so, and what is printed at the end: both scorers, before, after and difference."""
-    code, out, err = run("--method", "ddpo", "--steps", "2", "--pairs", "2", "--pairs-per-update", "2", "--epochs", "1",
-                         "--eval-steps", "1", "--eval-noises", "1", "--eval-splits", "unseen")  # fmt: skip
+    code, out, err = run(
+        "--method",
+        "ddpo",
+        "--steps",
+        "2",
+        "--pairs",
+        "2",
+        "--pairs-per-update",
+        "2",
+        "--epochs",
+        "1",
+        "--eval-steps",
+        "1",
+        "--eval-noises",
+        "1",
+        "--eval-splits",
+        "unseen",
+    )
     assert code == 0, err
-    assert err.startswith("settings of the study for the embedded model, where none was given: --finetune full "
-                          "--no-train-last-step\n")  # fmt: skip
+    assert err.startswith(
+        "settings of the study for the embedded model, where none was given: --finetune full --no-train-last-step\n"
+    )
     for reward in ("alignment", "alignment_heldout"):
         assert f"{reward}, unseen prompts" in out
     assert "DDPO: before and after 4 samples" in out

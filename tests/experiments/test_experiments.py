@@ -270,7 +270,7 @@ def test_learning_rates_are_what_the_committed_sweeps_say(profile):
     """The rate whose run has the highest mean of the optimised reward on the tuning prompts, over all step counts."""
     best = {}
     for record in load_profile(ROOT / "results" / profile):
-        if record.label != "start":
+        if record.label != "pretrained":
             steps, reward = record.config["steps"], record.config["reward"]
             last = [row for row in record.eval if row["epoch"] == record.config["epochs"]]
             last = [row for row in last if row["reward"] == reward]

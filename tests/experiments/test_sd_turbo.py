@@ -340,7 +340,7 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
     assert runner.reproduce("sd-turbo", **given) == 0
     folder = tmp_path / "runs" / "sd_turbo"
     records = {record.label: record for record in load_profile(folder)}
-    assert records.keys() == {"start", "SDPO", "DDPO", "REBEL", "D3PO"}
+    assert records.keys() == {"pretrained", "SDPO", "DDPO", "REBEL", "D3PO"}
     for label, record in records.items():
         assert {(row["reward"], row["steps"]) for row in record.eval} == {
             (reward, steps) for reward in ("aesthetic", "colourfulness") for steps in (1, 2, 4, 8, 16, 50)
@@ -349,7 +349,7 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
         assert reward["weights_sha256"] == aesthetic_weights
         assert reward["scale"] == "ratings, about 1..10"
         assert "openai/clip-vit-large-patch14 (local copy)" in reward["revision"]
-        if label != "start":
+        if label != "pretrained":
             # What hours are computed from is what was counted.
             config = profiles.config_from_json(record.config)
             assert record.train[-1]["model_evaluations"] == sum(cost_model.passes(config).values())

@@ -439,11 +439,18 @@ def largest_errors(schedule):
 
 
 @pytest.mark.parametrize("name", ["plain", "shift", "dynamic"])
-@pytest.mark.parametrize(("build", "level"), [
-    (coefficients.flow_sde, 0.0), (coefficients.flow_sde, 0.3), (coefficients.flow_sde, 0.7),
-    (coefficients.flow_sde, 1.0), (coefficients.dance_sde, 0.3), (coefficients.dance_sde, 1.0),
-    (coefficients.flow_cps, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "level"),
+    [
+        (coefficients.flow_sde, 0.0),
+        (coefficients.flow_sde, 0.3),
+        (coefficients.flow_sde, 0.7),
+        (coefficients.flow_sde, 1.0),
+        (coefficients.dance_sde, 0.3),
+        (coefficients.dance_sde, 1.0),
+        (coefficients.flow_cps, 0.0),
+    ],
+)
 def test_sdes_of_flows_keep_the_marginals(name, build, level):
     """Every step keeps the mean. The variance has the Euler step's error. That of flow_sde's first step, of the finite
     g at sigma = 1, does not fall with the number of steps (its variance is 1 + level^4 / 4), but the later steps forget
@@ -700,10 +707,15 @@ def test_other_schedulers_are_refused(build):
         build(DDIMScheduler(**DDIM), 4)
 
 
-@pytest.mark.parametrize(("build", "make"), [
-    (coefficients.euler_ancestral, euler_ancestral), (coefficients.lcm, LCMScheduler), (coefficients.tcd, TCDScheduler),
-    (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "make"),
+    [
+        (coefficients.euler_ancestral, euler_ancestral),
+        (coefficients.lcm, LCMScheduler),
+        (coefficients.tcd, TCDScheduler),
+        (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler),
+    ],
+)
 def test_the_last_step_has_no_log_prob(build, make):
     message = r"step 3 \(timestep (249|259|1)\) has sigma = 0, so it has no log-prob to train; leave the step out of "
     with pytest.raises(ValueError, match=message + r"training \(--no-train-last-step"):
@@ -713,12 +725,15 @@ def test_the_last_step_has_no_log_prob(build, make):
     build(make(), 1)
 
 
-@pytest.mark.parametrize(("build", "make", "most"), [
-    (coefficients.tcd, TCDScheduler, 1),
-    (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler, 1),
-    (coefficients.flow_sde, FlowMatchEulerDiscreteScheduler, math.inf),
-    (coefficients.dance_sde, FlowMatchEulerDiscreteScheduler, math.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "make", "most"),
+    [
+        (coefficients.tcd, TCDScheduler, 1),
+        (coefficients.flow_cps, FlowMatchEulerDiscreteScheduler, 1),
+        (coefficients.flow_sde, FlowMatchEulerDiscreteScheduler, math.inf),
+        (coefficients.dance_sde, FlowMatchEulerDiscreteScheduler, math.inf),
+    ],
+)
 def test_noise_levels(build, make, most):
     with pytest.raises(ValueError, match=r"step 0 \(timestep .*\) has sigma = 0.*choose a noise level > 0, or leave"):
         build(make(), 4, level=0.0)

@@ -247,8 +247,14 @@ def test_what_is_compiled_is_what_the_launch_passes():
     kernel = compiled(f"sdpo, grad, {SMALL} elements", "fp16", 90, "fp32", views=True)
     signature = kernel.src.signature
     named = {name: signature[name] for name in ("m_ptr", "x_ptr", "grad_ptr", "loss_ptr", "clip_range", "sums_ptr")}
-    assert named == {"m_ptr": "*fp16", "x_ptr": "*fp32", "grad_ptr": "*fp16", "loss_ptr": "*fp32",
-                     "clip_range": "fp32", "sums_ptr": "constexpr"}  # fmt: skip
+    assert named == {
+        "m_ptr": "*fp16",
+        "x_ptr": "*fp32",
+        "grad_ptr": "*fp16",
+        "loss_ptr": "*fp32",
+        "clip_range": "fp32",
+        "sums_ptr": "constexpr",
+    }
     assert signature["clipped_ptr"] in ("*i1", "*u1")  # a bool, as this version of Triton calls it
     names = list(signature)
     aligned = {names[path[0]] for path, attributes in kernel.src.attrs.items() if ["tt.divisibility", 16] in attributes}

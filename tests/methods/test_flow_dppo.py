@@ -18,11 +18,12 @@ def divergences(output, batch):
     return [
         [
             sum((b * (m - old)) ** 2 for m, old in zip(ms.flatten().tolist(), olds.flatten().tolist(), strict=True))
-            / ms.numel() / (2 * sigma**2)
+            / ms.numel()
+            / (2 * sigma**2)
             for ms, olds in zip(*group, strict=True)
         ]
         for group in zip(output, batch.old_output, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def test_the_formula():

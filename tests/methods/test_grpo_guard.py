@@ -150,8 +150,10 @@ def trainer_of(config):
 
 def test_the_clip_range_is_the_methods_own(config):
     scale = math.sqrt(16_384 / math.prod(load_policy(config).latent_shape))
-    found = {name: trainer_of(dataclasses.replace(config, method=name, label="")).clips["clip_range"]
-             for name in ("grpo", "grpo_guard")}  # fmt: skip
+    found = {
+        name: trainer_of(dataclasses.replace(config, method=name, label="")).clips["clip_range"]
+        for name in ("grpo", "grpo_guard")
+    }
     assert found == pytest.approx({"grpo": 1e-4 * scale, "grpo_guard": 4e-6 * scale})
     assert trainer_of(dataclasses.replace(config, clip_range=0.1)).clips["clip_range"] == 0.1
 
@@ -183,6 +185,8 @@ def test_the_loss_sees_the_outputs_of_the_model_that_sampled(config, monkeypatch
 
 
 def test_keeping_the_outputs_takes_no_pass(config):
-    rows = [trainer_of(dataclasses.replace(config, method=name, label="")).train_epoch(1).to_row()
-            for name in ("grpo", "grpo_guard", "flow_dppo")]  # fmt: skip
+    rows = [
+        trainer_of(dataclasses.replace(config, method=name, label="")).train_epoch(1).to_row()
+        for name in ("grpo", "grpo_guard", "flow_dppo")
+    ]
     assert len({(row["model_evaluations"], row["backward_passes"]) for row in rows}) == 1

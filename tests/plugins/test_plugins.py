@@ -23,9 +23,29 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).parent / "example_plugin"
 PAGE = (ROOT / "docs" / "adding.md").read_text()
 REINFORCE = re.search(r"`sdpo_bench/methods/reinforce.py`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)[1]
-TINY = ["--eval-rewards", "colourfulness", "--eval-steps", "1", "--eval-noises", "1", "--steps", "3", "--epochs", "1",
-        "--pairs", "4", "--pairs-per-update", "2", "--device", "cpu", "--reward", "redness", "--model", "model",
-        "--no-train-last-step"]  # fmt: skip
+TINY = [
+    "--eval-rewards",
+    "colourfulness",
+    "--eval-steps",
+    "1",
+    "--eval-noises",
+    "1",
+    "--steps",
+    "3",
+    "--epochs",
+    "1",
+    "--pairs",
+    "4",
+    "--pairs-per-update",
+    "2",
+    "--device",
+    "cpu",
+    "--reward",
+    "redness",
+    "--model",
+    "model",
+    "--no-train-last-step",
+]
 CODE = """
 import json, sys
 from dataclasses import replace
@@ -63,8 +83,13 @@ print("doctor:", CHECKS["plug-ins"][0]())
 def python(folder: Path, *arguments: str, installed: Path | None = None, ok: bool = True) -> str:
     """What a new process prints in `folder`, where the distribution in `installed` is one."""
     paths = [str(path) for path in (installed, ROOT, ROOT / "kernels") if path]
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, text=True, capture_output=True,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -129,8 +154,10 @@ def test_provenance_says_which_and_what_they_were(trained, installed):
     folder, _ = trained
     for path in (folder / "runs" / "raw").glob("*/provenance.json"):
         found = json.loads(path.read_text())["plugins"]
-        files = {f"example_plugin.{name}": installed / "example_plugin" / f"{name}.py" for name in
-                 ("halved", "latent_consistency", "redness")}  # fmt: skip
+        files = {
+            f"example_plugin.{name}": installed / "example_plugin" / f"{name}.py"
+            for name in ("halved", "latent_consistency", "redness")
+        }
         if path.parent.name.startswith("reinforce"):
             del files["example_plugin.halved"]
             files["reinforce.py"] = folder / "reinforce.py"
@@ -145,14 +172,19 @@ def test_provenance_says_which_and_what_they_were(trained, installed):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "reinforce", "--reward", "colourfulness"], "reinforce is of the plug-in reinforce.py, with which "
-                                                                 "runs in runs/raw were made; give --plugin reinforce"),
-        (["--method", "ddpo"], "redness is of the plug-in example_plugin.redness, with which runs in runs/raw were "
-                               "made; install example-plugin 0.3"),
+        (
+            ["--method", "reinforce", "--reward", "colourfulness"],
+            "reinforce is of the plug-in reinforce.py, with which runs in runs/raw were made; give --plugin reinforce",
+        ),
+        (
+            ["--method", "ddpo"],
+            "redness is of the plug-in example_plugin.redness, with which runs in runs/raw were "
+            "made; install example-plugin 0.3",
+        ),
         (["--reward", "colourfulness"], "LatentConsistencyModelPipeline is of the plug-in example_plugin.latent"),
         (["--reward", "sparkle"], "unknown reward 'sparkle'"),
     ],
-)  # fmt: skip
+)
 def test_without_the_plugin(trained, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(trained[0])
     assert main(["train", "--out", "runs", *TINY, *arguments, "--resume"]) == 2
@@ -175,17 +207,27 @@ def test_tables_without_the_plugin_are_made(trained, monkeypatch, capsys, tmp_pa
     [
         ("class Broken(:\n", "can't be read (SyntaxError: "),
         ("x = 1\n", "has no class with a plain name"),
-        ("from sdpo_bench.methods.ddpo import DDPO\nclass A(DDPO):\n    name = 'ddpo'\n",
-         "gives the method ddpo, which the package has already"),
+        (
+            "from sdpo_bench.methods.ddpo import DDPO\nclass A(DDPO):\n    name = 'ddpo'\n",
+            "gives the method ddpo, which the package has already",
+        ),
         ("from sdpo_bench.methods.ddpo import DDPO\nclass A(DDPO):\n    name, title = 'a', 'b'\n", "has no class"),
-        ("from sdpo_bench.methods.ddpo import DDPO as D\nclass A(D):\n    name = 'a'\n    title = 'SDPO'\n",
-         "gives the title SDPO, which the package has already"),
-        ("from sdpo_bench.rewards.base import Reward\nclass A(Reward):\n    name = 'a'\nclass B(A):\n    name = 'a'\n",
-         "gives the reward a, which it has already"),
-        ("import diffusers\nfrom sdpo_bench.policies import StableDiffusionPolicy\nclass A(StableDiffusionPolicy):\n"
-         "    pipeline_class = diffusers.FluxPipeline\n", "gives the policy FluxPipeline, which the package has"),
+        (
+            "from sdpo_bench.methods.ddpo import DDPO as D\nclass A(D):\n    name = 'a'\n    title = 'SDPO'\n",
+            "gives the title SDPO, which the package has already",
+        ),
+        (
+            "from sdpo_bench.rewards.base import Reward\nclass A(Reward):\n    name = 'a'\nclass B(A):\n"
+            "    name = 'a'\n",
+            "gives the reward a, which it has already",
+        ),
+        (
+            "import diffusers\nfrom sdpo_bench.policies import StableDiffusionPolicy\nclass A(StableDiffusionPolicy):\n"
+            "    pipeline_class = diffusers.FluxPipeline\n",
+            "gives the policy FluxPipeline, which the package has",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_text_that_is_no_good(given, tmp_path, text, words):
     """It has no part in tables, and whoever needs its classes is told."""
     (tmp_path / "mine.py").write_text(text)

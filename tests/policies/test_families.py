@@ -53,11 +53,22 @@ def root(tmp_path_factory):
 def config(root):
     def of(name, **changes):
         own = {
-            "model": str(write_model(root, name)), "resolution": SIZES.get(name), "reward": "colourfulness",
-            "eval_rewards": (), "prompts": str(root / "seen"), "unseen_prompts": str(root / "unseen"), "epochs": 2,
-            "pairs": 4, "pairs_per_update": 2, "eval_start": False, "eval_noises": 1, "learning_rate": 3e-3, "steps": 3,
-            "eval_steps": (1, 2, 4, 8, 16, 50), "device": "cpu",
-        }  # fmt: skip
+            "model": str(write_model(root, name)),
+            "resolution": SIZES.get(name),
+            "reward": "colourfulness",
+            "eval_rewards": (),
+            "prompts": str(root / "seen"),
+            "unseen_prompts": str(root / "unseen"),
+            "epochs": 2,
+            "pairs": 4,
+            "pairs_per_update": 2,
+            "eval_start": False,
+            "eval_noises": 1,
+            "learning_rate": 3e-3,
+            "steps": 3,
+            "eval_steps": (1, 2, 4, 8, 16, 50),
+            "device": "cpu",
+        }
         return RunConfig(**own | changes)
 
     return of
@@ -171,13 +182,25 @@ def test_full_finetuning_saves_a_pipeline(config, tmp_path, name):
     assert torch.equal(our_pictures(again, 2)[0], after)
 
 
-@pytest.mark.parametrize("changes", [
-    {"guidance": 3.0}, {"sampler": "euler_ancestral", "train_last_step": False},
-    {"sampler": "lcm", "train_last_step": False}, {"sampler": "tcd", "train_last_step": False},
-    {"sampler": "flow_cps", "train_last_step": False}, {"sampler": "dance_sde"},
-    {"gradient_checkpointing": True}, {"offload_trajectories": True}, {"vae_slicing": True}, {"channels_last": True},
-    {"rows": 2}, {"resolution": 12}, {"guidance": 2.0, "rows": 3},
-], ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()))  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance": 3.0},
+        {"sampler": "euler_ancestral", "train_last_step": False},
+        {"sampler": "lcm", "train_last_step": False},
+        {"sampler": "tcd", "train_last_step": False},
+        {"sampler": "flow_cps", "train_last_step": False},
+        {"sampler": "dance_sde"},
+        {"gradient_checkpointing": True},
+        {"offload_trajectories": True},
+        {"vae_slicing": True},
+        {"channels_last": True},
+        {"rows": 2},
+        {"resolution": 12},
+        {"guidance": 2.0, "rows": 3},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
 @pytest.mark.parametrize("name", ["sd", "sd3"])
 def test_options_train_on_policy(config, name, changes):
     """With every option the unchanged policy's log-ratio is 0; those that only save memory change no result."""
@@ -265,13 +288,16 @@ def test_sana_sprint_trains(config, tmp_path, pipelines_noise):
     assert (after - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("name", "changes", "message"), [
-    ("sana-sprint", {"sampler": "ddim"}, "--sampler ddim is not one for a SanaSprintPipeline; expected scm"),
-    ("sana-sprint", {"resolution": 33}, "--resolution is 33; expected a multiple of 2"),
-    ("flux-2-klein-distilled", {"guidance": 2.0}, "--guidance is 2, but this model is distilled to need none"),
-    ("flux-2-klein", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
-    ("z-image", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("sana-sprint", {"sampler": "ddim"}, "--sampler ddim is not one for a SanaSprintPipeline; expected scm"),
+        ("sana-sprint", {"resolution": 33}, "--resolution is 33; expected a multiple of 2"),
+        ("flux-2-klein-distilled", {"guidance": 2.0}, "--guidance is 2, but this model is distilled to need none"),
+        ("flux-2-klein", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
+        ("z-image", {"resolution": 18}, "--resolution is 18; expected a multiple of 4"),
+    ],
+)
 def test_what_newer_families_refuse(config, name, changes, message):
     """Also before any weights are read, for `doctor`."""
     for refuse in (load_policy, measure):
@@ -295,9 +321,14 @@ def test_rows_count_both_branches(config):
     assert policy.passes == (4, 0)
 
 
-@pytest.mark.parametrize(("sampler", "kind"), [
-    ("euler_ancestral", EulerAncestralDiscreteScheduler), ("lcm", LCMScheduler), ("tcd", TCDScheduler),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        ("euler_ancestral", EulerAncestralDiscreteScheduler),
+        ("lcm", LCMScheduler),
+        ("tcd", TCDScheduler),
+    ],
+)
 def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
     """A loop with diffusers' scheduler, its noise replaced by ours."""
     policy = load_policy(config("sd", sampler=sampler))
@@ -321,10 +352,18 @@ def test_other_samplers_are_the_schedulers(config, monkeypatch, sampler, kind):
         assert (policy.schedule(4, eta=1.0).input_scale < 1).all()
 
 
-@pytest.mark.parametrize(("name", "sampler"), [
-    ("sd", "ddim"), ("sd", "euler_ancestral"), ("sd", "lcm"), ("sd", "tcd"), ("sd3", "flow_sde"), ("sd3", "flow_cps"),
-    ("sd3", "dance_sde"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("sd", "ddim"),
+        ("sd", "euler_ancestral"),
+        ("sd", "lcm"),
+        ("sd", "tcd"),
+        ("sd3", "flow_sde"),
+        ("sd3", "flow_cps"),
+        ("sd3", "dance_sde"),
+    ],
+)
 def test_schedules_are_float32_and_hold_the_levels(config, name, sampler):
     schedule = load_policy(config(name, sampler=sampler)).schedule(4, eta=1.0)
     for field in ("table", "input_scale", "signal_scale", "noise_scale"):
@@ -374,11 +413,16 @@ def test_pack_and_unpack_are_inverse():
     assert pack(x).shape == (2, 6, 12)
 
 
-@pytest.mark.parametrize(("name", "limits"), [
-    ("sd", {"tokenizer": 16}), ("sdxl", {"tokenizer": 16, "tokenizer_2": 16}),
-    ("sd3", {"tokenizer": 16, "tokenizer_2": 16, "tokenizer_3": 256}), ("flux", {"tokenizer": 16, "tokenizer_2": 256}),
-    ("flux-dev", {"tokenizer": 16, "tokenizer_2": 512}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("sd", {"tokenizer": 16}),
+        ("sdxl", {"tokenizer": 16, "tokenizer_2": 16}),
+        ("sd3", {"tokenizer": 16, "tokenizer_2": 16, "tokenizer_3": 256}),
+        ("flux", {"tokenizer": 16, "tokenizer_2": 256}),
+        ("flux-dev", {"tokenizer": 16, "tokenizer_2": 512}),
+    ],
+)
 def test_prompts_beyond_a_text_encoders_length_are_counted(config, name, limits):
     """The limits are those at which the conditions stop to change, letter by letter."""
     policy = load_policy(config(name))
@@ -523,11 +567,17 @@ def test_adapters_that_do_not_fit_are_named(config, tmp_path):
             load_policy(config("sd", adapter=str(adapter)))
 
 
-@pytest.mark.parametrize(("spec", "expected"), [
-    ("owner/name", ("owner/name", {"revision": None})),
-    ("owner/name@abc", ("owner/name", {"revision": "abc"})),
-    ("owner/name/sub/file.safetensors@abc", ("owner/name", {"revision": "abc", "weight_name": "sub/file.safetensors"})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("owner/name", ("owner/name", {"revision": None})),
+        ("owner/name@abc", ("owner/name", {"revision": "abc"})),
+        (
+            "owner/name/sub/file.safetensors@abc",
+            ("owner/name", {"revision": "abc", "weight_name": "sub/file.safetensors"}),
+        ),
+    ],
+)
 def test_adapters_on_the_hub(config, monkeypatch, spec, expected):
     asked = []
 
@@ -583,9 +633,15 @@ def test_samplers_and_sizes_that_do_not_fit_are_refused(config):
             config("sd", **change)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [
-    ("sd", "tcd"), ("sd3", "flow_sde"), ("sd3", "flow_cps"), ("sd3", "dance_sde"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("sd", "tcd"),
+        ("sd3", "flow_sde"),
+        ("sd3", "flow_cps"),
+        ("sd3", "dance_sde"),
+    ],
+)
 def test_noise_levels(config, name, sampler):
     """Each sampler has its own default, which is its builder's; one that is given is used instead."""
     builder = getattr(sdpo_kernels.coefficients, sampler)

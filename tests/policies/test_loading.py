@@ -120,19 +120,25 @@ def test_damaged_parts_are_named(copy, tmp_path, monkeypatch, capsys, name, part
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("index", "message"), [
-    ({"_class_name": ["custom", "StableDiffusionPipeline"]}, '_class_name in model_index.json is ["custom", "Stable'),
-    ({"_class_name": None}, "_class_name in model_index.json is null; expected one of Flux"),
-    ({"_class_name": 3}, "_class_name in model_index.json is 3"),
-    ({"_class_name": {}}, "_class_name in model_index.json is {}"),
-    ({}, "_class_name in model_index.json is null"),
-    ([], "is not a JSON object"),
-    ({"_class_name": "StableDiffusionPipeline"}, "names no unet"),
-    ({"unet": "UNet2DConditionModel"}, "names no unet"),
-    ({"vae": [None, None]}, "names no vae"),
-    ({"text_encoder": ["transformers", "NoSuchModel"]}, "names no text_encoder"),
-    ({"scheduler": [1]}, "can't be loaded as a StableDiffusionPipeline"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            {"_class_name": ["custom", "StableDiffusionPipeline"]},
+            '_class_name in model_index.json is ["custom", "Stable',
+        ),
+        ({"_class_name": None}, "_class_name in model_index.json is null; expected one of Flux"),
+        ({"_class_name": 3}, "_class_name in model_index.json is 3"),
+        ({"_class_name": {}}, "_class_name in model_index.json is {}"),
+        ({}, "_class_name in model_index.json is null"),
+        ([], "is not a JSON object"),
+        ({"_class_name": "StableDiffusionPipeline"}, "names no unet"),
+        ({"unet": "UNet2DConditionModel"}, "names no unet"),
+        ({"vae": [None, None]}, "names no vae"),
+        ({"text_encoder": ["transformers", "NoSuchModel"]}, "names no text_encoder"),
+        ({"scheduler": [1]}, "can't be loaded as a StableDiffusionPipeline"),
+    ],
+)
 def test_indices_that_name_no_pipeline(copy, capsys, index, message):
     path = copy("sd") / "model_index.json"
     whole = json.loads(path.read_text())
@@ -270,10 +276,22 @@ def test_a_hub_model_with_the_variant_only_is_asked_for_again(copy, monkeypatch)
 # Names
 
 
-@pytest.mark.parametrize(("name", "local"), [
-    ("stabilityai/sd-turbo", True), ("./foo", True), ("runs/foo/bar", True), ("/no/such", True), ("foo", True),
-    ("~/x/y", True), ("runs/", True), ("a/b/", True), ("../a", True), ("a//b", True), ("runs\\foo", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [
+        ("stabilityai/sd-turbo", True),
+        ("./foo", True),
+        ("runs/foo/bar", True),
+        ("/no/such", True),
+        ("foo", True),
+        ("~/x/y", True),
+        ("runs/", True),
+        ("a/b/", True),
+        ("../a", True),
+        ("a//b", True),
+        ("runs\\foo", True),
+    ],
+)
 def test_only_owner_and_name_are_a_hub_id(tmp_path, monkeypatch, capsys, name, local):
     """A mistyped path is refused at once; nothing is asked of the hub."""
     monkeypatch.chdir(tmp_path)

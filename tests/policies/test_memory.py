@@ -35,8 +35,16 @@ def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("memory")
 
     def of(name, **changes):
-        own = {"model": str(write_model(root, name)), "resolution": SIZES.get(name), "reward": "colourfulness",
-               "eval_rewards": (), "pairs": 4, "pairs_per_update": 2, "pad_rows": 1, "device": "cpu"}  # fmt: skip
+        own = {
+            "model": str(write_model(root, name)),
+            "resolution": SIZES.get(name),
+            "reward": "colourfulness",
+            "eval_rewards": (),
+            "pairs": 4,
+            "pairs_per_update": 2,
+            "pad_rows": 1,
+            "device": "cpu",
+        }
         return RunConfig(**own | changes)
 
     return of
@@ -65,11 +73,23 @@ def test_live_tensors_are_counted_once_and_until_they_die():
         assert w.grad is not None
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("sd", {}), ("flux", {}), ("sd", {"finetune": "full"}), ("sd3", {"guidance": 2.0}), ("sdxl", {"dtype": "float16"}),
-    ("sd3", {"dtype": "float16"}), ("sd", {"gradient_checkpointing": True}), ("flux", {"gradient_checkpointing": True}),
-    ("sd", {"vae_slicing": True}), ("flux-2-klein", {}), ("sana-sprint", {"train_last_step": False}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sd", {}),
+        ("flux", {}),
+        ("sd", {"finetune": "full"}),
+        ("sd3", {"guidance": 2.0}),
+        ("sdxl", {"dtype": "float16"}),
+        ("sd3", {"dtype": "float16"}),
+        ("sd", {"gradient_checkpointing": True}),
+        ("flux", {"gradient_checkpointing": True}),
+        ("sd", {"vae_slicing": True}),
+        ("flux-2-klein", {}),
+        ("sana-sprint", {"train_last_step": False}),
+    ],
+    ids=str,
+)
 def test_counts_are_those_of_real_tensors(config, name, changes):
     c = config(name, **changes)
     costs, policy = measure(c), load_policy(c)
@@ -117,8 +137,13 @@ def test_captions_are_counted_at_their_longest(config):
     def sampling(prompt):
         conditions = policy.encode([prompt])
         with torch.no_grad():
-            return line(lambda n: policy.predict(torch.zeros(n, *policy.latent_shape), torch.zeros(n), tuple(
-                x.expand(n, *x.shape[1:]) for x in conditions)))  # fmt: skip
+            return line(
+                lambda n: policy.predict(
+                    torch.zeros(n, *policy.latent_shape),
+                    torch.zeros(n),
+                    tuple(x.expand(n, *x.shape[1:]) for x in conditions),
+                )
+            )
 
     longest, counted = sampling("a" * 600), measure(c).sampling
     assert sum(counted) == pytest.approx(sum(longest), rel=0.1)
@@ -156,8 +181,9 @@ def test_estimate_by_hand(config):
         "optimiser step": 28,
         "sampling's end": trajectories,
     }
-    compared = config("sd", rows=6, steps=5, method="ddpo", eval_noises=2, eval_splits=("unseen",),
-                      eval_last_rewards=("kid_start",))  # fmt: skip
+    compared = config(
+        "sd", rows=6, steps=5, method="ddpo", eval_noises=2, eval_splits=("unseen",), eval_last_rewards=("kid_start",)
+    )
     assert estimate(COSTS, compared).passing["decoding, 6 at a time"] == 390 + 3 * 8 * 48
     assert found.peak == 1000 + 500 + 84 + 360 + 2 * trajectories
     host = estimate(COSTS, config("sd", rows=6, steps=5, offload_trajectories=True))

@@ -443,7 +443,7 @@ def test_only_finished_runs_count(tmp_path):
     pending = make_config("DDPO")
     write_run(tmp_path, pending, finished=False)
     (tmp_path / "raw" / "killed-at-once").mkdir()
-    assert [run.label for run in load_profile(tmp_path)] == ["SDPO", "start"]
+    assert [run.label for run in load_profile(tmp_path)] == ["SDPO", "pretrained"]
     assert {config["run_id"] for config in unfinished_runs(tmp_path)} == {pending["run_id"], "killed-at-once"}
 
 

@@ -99,8 +99,10 @@ def test_a_run_learns_from_it(serve, pages_handler, tiny_model, tmp_path):
     train(config, folder)
     record = load_run(folder)
     assert record.provenance["rewards"]["http@mine"] == {
-        "revision": "brightness 1", "scale": "0..1", "weights_sha256": {},
-    }  # fmt: skip
+        "revision": "brightness 1",
+        "scale": "0..1",
+        "weights_sha256": {},
+    }
     assert {row["reward"] for row in record.eval} == {"http@mine", "http@mine+jpeg_compressibility"}
     assert url not in (folder / "provenance.json").read_text() + (folder / "config.json").read_text()
 

@@ -1,4 +1,4 @@
-"""The kernel distance from the untrained model's pictures: its formula, its expectation, and what makes it rise."""
+"""The kernel distance from the pretrained model's pictures: its formula, its expectation, and what makes it rise."""
 
 import itertools
 
@@ -108,7 +108,7 @@ def test_it_rises_with_collapse(reward, embedded):
 
 
 def test_what_it_cannot_be_measured_with(reward):
-    with pytest.raises(UserError, match=r"^kid_start has no pictures of the untrained model; give them with its"):
+    with pytest.raises(UserError, match=r"^kid_start has no pictures of the pretrained model; give them with its"):
         reward(noise(1, 2), ["cat"] * 2)
     one = (
         "^kid_start compares the pictures of a prompt with each other, and there is 1; give at least 2 to --eval-noises"
@@ -125,7 +125,7 @@ def test_what_it_cannot_be_measured_with(reward):
     RunConfig(eval_last_rewards=("kid_start",), eval_interim_noises=1)
 
 
-def test_a_sum_hands_the_untrained_models_pictures_on(reward):
+def test_a_sum_hands_the_pretrained_models_pictures_on(reward):
     x, y = noise(1, 2), noise(3, 4)
     both = load_reward("0.5*colourfulness+2*kid_start")
     assert both.needs_start

@@ -22,9 +22,17 @@ def as_pil(picture):
 # Not: pictures that lose more than twice as many rows as columns, which Pillow 13 takes in the other order.
 @pytest.mark.parametrize(
     ("old", "new"),
-    [((512, 512), (224, 224)), ((32, 32), (224, 224)), ((225, 224), (225, 224)), ((300, 400), (224, 298)),
-     ((64, 48), (298, 224)), ((7, 5), (313, 224)), ((1, 1), (224, 224)), ((1024, 1024), (224, 224))],
-)  # fmt: skip
+    [
+        ((512, 512), (224, 224)),
+        ((32, 32), (224, 224)),
+        ((225, 224), (225, 224)),
+        ((300, 400), (224, 298)),
+        ((64, 48), (298, 224)),
+        ((7, 5), (313, 224)),
+        ((1, 1), (224, 224)),
+        ((1024, 1024), (224, 224)),
+    ],
+)
 def test_the_same_bytes_as_pillow(old, new):
     noise = pictures(*old)
     expected = [np.asarray(as_pil(p).resize(new[::-1], Image.Resampling.BICUBIC)) for p in noise]

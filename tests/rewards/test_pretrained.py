@@ -421,9 +421,10 @@ def test_gradients(rewards, images, name):
         assert torch.allclose(gradient_of(reward, large).double(), found, rtol=1e-4, atol=1e-5 * found.abs().max())
     value = reward(large, PROMPTS).double()
     factor = {
-        "clipscore": 2.5 * (value > 0), "imagereward": torch.tensor(1 / 1.0333394966054072),
+        "clipscore": 2.5 * (value > 0),
+        "imagereward": torch.tensor(1 / 1.0333394966054072),
         "pickscore": torch.tensor(1.5).exp(),
-    }.get(name, torch.ones(4)).reshape(-1, 1, 1, 1)  # fmt: skip
+    }.get(name, torch.ones(4)).reshape(-1, 1, 1, 1)
     published = gradient_of(load_reward(f"{name}:published"), large).double()
     assert torch.allclose(published, factor * found, rtol=1e-4, atol=1e-5 * found.abs().max())
     half = gradient_of(load_reward(name, dtype=torch.float16), large).double()

@@ -75,7 +75,7 @@ def test_colourfulness():
 
 
 def test_what_is_only_measured():
-    """Nothing else takes a prompt's pictures together, and one of these compares them with the untrained model's."""
+    """Nothing else takes a prompt's pictures together, and one of these compares them with the pretrained model's."""
     assert [name for name, reward in REWARDS.items() if not reward.optimisable] == MEASURED
     assert [name for name, reward in REWARDS.items() if reward.needs_start] == ["kid_start"]
 

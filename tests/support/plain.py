@@ -208,9 +208,18 @@ def head(width: int) -> nn.Module:
     """The five linear layers of Aesthetic and ImageReward."""
     widths = (width, 1024, 128, 64, 16, 1)
     linear = [nn.Linear(a, b) for a, b in pairwise(widths)]
-    return module(layers=nn.Sequential(
-        linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1), linear[3], linear[4],
-    ))  # fmt: skip
+    return module(
+        layers=nn.Sequential(
+            linear[0],
+            nn.Dropout(0.2),
+            linear[1],
+            nn.Dropout(0.2),
+            linear[2],
+            nn.Dropout(0.1),
+            linear[3],
+            linear[4],
+        )
+    )
 
 
 class ImageReward(nn.Module):

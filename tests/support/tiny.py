@@ -54,10 +54,16 @@ def clip(folder: Path, projection: bool) -> tuple[CLIPTokenizer, torch.nn.Module
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    )
     return tokenizer, kind(config)
 
 
@@ -69,54 +75,96 @@ def t5() -> tuple[T5TokenizerFast, torch.nn.Module]:
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     fast = T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=512, **special)
     config = T5Config(
-        vocab_size=len(pieces), d_model=2 * WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0,
+        vocab_size=len(pieces),
+        d_model=2 * WIDTH,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=0,
         eos_token_id=1,
-    )  # fmt: skip
+    )
     return fast, T5EncoderModel(config)
 
 
 def autoencoder(**options) -> AutoencoderKL:
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 16), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8,
-        sample_size=16, **options,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        sample_size=16,
+        **options,
+    )
 
 
 def write_sdxl(folder: Path, *, zeros: bool = True) -> None:
     """`zeros`: whether the null prompt is zeros, as for SDXL, or the encoded empty text."""
     (tokenizer, text), (tokenizer_2, text_2) = (clip(folder / f"t{i}", bool(i)) for i in (0, 1))
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=2 * WIDTH, attention_head_dim=2, norm_num_groups=8, use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=8,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=WIDTH + 6 * 8,
-    )  # fmt: skip
+    )
     scheduler = EulerDiscreteScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing", steps_offset=1
     )
     StableDiffusionXLPipeline(
-        vae=autoencoder(scaling_factor=0.13025), text_encoder=text, text_encoder_2=text_2, tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2, unet=unet, scheduler=scheduler, force_zeros_for_empty_prompt=zeros,
+        vae=autoencoder(scaling_factor=0.13025),
+        text_encoder=text,
+        text_encoder_2=text_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def write_sd3(folder: Path, **scheduler) -> None:
     (tokenizer, text), (tokenizer_2, text_2) = (clip(folder / f"t{i}", True) for i in (0, 1))
     tokenizer_3, text_3 = t5()
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=2 * WIDTH, caption_projection_dim=16,
-        pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8, qk_norm="rms_norm",
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
     StableDiffusion3Pipeline(
         vae=autoencoder(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=text, text_encoder_2=text_2, text_encoder_3=text_3, tokenizer=tokenizer, tokenizer_2=tokenizer_2,
-        tokenizer_3=tokenizer_3, transformer=transformer,
+        text_encoder=text,
+        text_encoder_2=text_2,
+        text_encoder_3=text_3,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        tokenizer_3=tokenizer_3,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | scheduler),
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def write_flux(folder: Path, *, guidance: bool = False, **scheduler) -> None:
@@ -124,9 +172,17 @@ def write_flux(folder: Path, *, guidance: bool = False, **scheduler) -> None:
     tokenizer, text = clip(folder / "t0", False)
     tokenizer_2, text_2 = t5()
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=2 * WIDTH, pooled_projection_dim=WIDTH, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance,
+    )
     FluxPipeline(
         vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=text,
@@ -144,73 +200,135 @@ def letters() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=1))
     tokenizer.pre_tokenizer = Metaspace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", model_max_length=4096, padding_side="right",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=4096,
+        padding_side="right",
         chat_template="<user>{{ messages[0].content }}<think>{% if not enable_thinking %}<>{% endif %}",
-    )  # fmt: skip
+    )
 
 
 def qwen3(kind: type, tokenizer: PreTrainedTokenizerFast, layers: int) -> torch.nn.Module:
     return kind(
         Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=layers,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=None,
-            eos_token_id=None, tie_word_embeddings=True, initializer_range=0.5,
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=True,
+            initializer_range=0.5,
         )
-    )  # fmt: skip
+    )
 
 
 def write_z_image(folder: Path) -> None:
     tokenizer = letters()
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH,
-        axes_dims=[4, 6, 6], axes_lens=[1024, 16, 16],
-    )  # fmt: skip
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 16, 16],
+    )
     for name, weight in transformer.named_parameters():  # they are made as zeros
         if name.endswith("pad_token"):
             torch.nn.init.normal_(weight)
     ZImagePipeline(
         vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=qwen3(Qwen3Model, tokenizer, 2), tokenizer=tokenizer, transformer=transformer,
+        text_encoder=qwen3(Qwen3Model, tokenizer, 2),
+        tokenizer=tokenizer,
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def write_flux_2_klein(folder: Path, *, distilled: bool = False) -> None:
     tokenizer = letters()
     transformer = Flux2Transformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=3 * WIDTH, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), mlp_ratio=2.0,
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        mlp_ratio=2.0,
         guidance_embeds=False,
-    )  # fmt: skip
+    )
     vae = AutoencoderKLFlux2(
-        block_out_channels=(16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
     torch.nn.init.normal_(vae.bn.running_mean)
     torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2)
     Flux2KleinPipeline(
-        vae=vae, text_encoder=qwen3(Qwen3ForCausalLM, tokenizer, 27), tokenizer=tokenizer, transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), is_distilled=distilled,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=vae,
+        text_encoder=qwen3(Qwen3ForCausalLM, tokenizer, 27),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=distilled,
+    ).save_pretrained(folder)
 
 
 def write_sana_sprint(folder: Path) -> None:
     """Its pictures are of 32 pixels, the pipeline's least; latents 4 x 16 x 16."""
     tokenizer = letters()
     text = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     transformer = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
-        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WIDTH,
-        sample_size=16, guidance_embeds=True, qk_norm="rms_norm_across_heads",
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=16,
+        guidance_embeds=True,
+        qk_norm="rms_norm_across_heads",
+    )
     vae = AutoencoderDC(
-        latent_channels=4, attention_head_dim=8, encoder_block_out_channels=(16, 16),
-        decoder_block_out_channels=(16, 16), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), scaling_factor=0.41407,
-    )  # fmt: skip
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.41407,
+    )
     SanaSprintPipeline(
         vae=vae, text_encoder=Gemma2Model(text), tokenizer=tokenizer, transformer=transformer, scheduler=SCMScheduler()
     ).save_pretrained(folder)

@@ -20,9 +20,18 @@ def trajectory(pairs, steps, seed=0):
     empty = torch.empty(0)
     seeds = torch.zeros(pairs, 2, dtype=torch.int64)
     return Trajectory(
-        [f"p{i}" for i in range(pairs)], (), empty, empty, empty, empty, clean, torch.zeros(pairs, 2, steps), seeds,
-        empty, empty,
-    )  # fmt: skip
+        [f"p{i}" for i in range(pairs)],
+        (),
+        empty,
+        empty,
+        empty,
+        empty,
+        clean,
+        torch.zeros(pairs, 2, steps),
+        seeds,
+        empty,
+        empty,
+    )
 
 
 class Reward:

@@ -210,7 +210,7 @@ def same(folder: Path, other: Path) -> None:
     for row, row2 in zip(rows, rows2, strict=True):
         assert row.keys() == row2.keys()
         assert all(value == pytest.approx(row2[key], rel=2e-3, abs=1e-5) for key, value in row.items())
-    assert evaluations[0]["values"] == evaluations2[0]["values"], "of the untrained model"
+    assert evaluations[0]["values"] == evaluations2[0]["values"], "of the pretrained model"
     for row, row2 in zip(evaluations, evaluations2, strict=True):
         assert (row["epoch"], row["reward"], row["steps"]) == (row2["epoch"], row2["reward"], row2["steps"])
         for split, prompts in row["values"].items():
@@ -434,12 +434,35 @@ def test_the_real_command(config, tmp_path):
     """Two processes as a user starts them: one report, one set of records, the values of one process."""
     given = dataclasses.replace(config, epochs=1)
     # On a machine without GPUs too --multi_gpu makes accelerate start the processes by torchrun.
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    launch = [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     command = [sys.executable, "-m", *launch, "-m", "sdpo_bench", "train", "--device", "cpu"]
-    for name in ("prompts", "unseen_prompts", "model", "reward", "eval_rewards", "steps", "epochs", "pairs",
-                 "pairs_per_update", "eval_every", "eval_steps", "eval_noises", "eval_last_rewards",
-                 "checkpoint_every"):  # fmt: skip
+    for name in (
+        "prompts",
+        "unseen_prompts",
+        "model",
+        "reward",
+        "eval_rewards",
+        "steps",
+        "epochs",
+        "pairs",
+        "pairs_per_update",
+        "eval_every",
+        "eval_steps",
+        "eval_noises",
+        "eval_last_rewards",
+        "checkpoint_every",
+    ):
         value = getattr(given, name)
         command += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path)}

@@ -35,9 +35,18 @@ from sdpo_bench.training.loop import train
 
 TABLE = Path(__file__).parents[1] / "data" / "epoch_weights.json"
 COMMON = {
-    "reward": "alignment", "eval_rewards": (), "eval_steps": (2,), "eval_noises": 1, "eval_splits": ("tuning",),
-    "eval_start": False, "steps": 3, "epochs": 1, "pairs": 8, "pairs_per_update": 4, "device": "cpu",
-}  # fmt: skip
+    "reward": "alignment",
+    "eval_rewards": (),
+    "eval_steps": (2,),
+    "eval_noises": 1,
+    "eval_splits": ("tuning",),
+    "eval_start": False,
+    "steps": 3,
+    "epochs": 1,
+    "pairs": 8,
+    "pairs_per_update": 4,
+    "device": "cpu",
+}
 GROUPS = {name: {"group_size": 4} for name, method in METHODS.items() if method.group_size > 2}  # smaller: faster
 # A LoRA of one method of each kind, and all weights of every method.
 LORAS = (

@@ -48,9 +48,18 @@ def config(tiny_model, tmp_path_factory):
     prompts = tmp_path_factory.mktemp("prompts") / "seen"
     prompts.write_text("cat\ndog\nhorse\ncow\nant\n")
     return RunConfig(
-        prompts=str(prompts), model=str(tiny_model), reward="jpeg_compressibility", eval_rewards=("colourfulness",),
-        eval_steps=(2,), eval_noises=3, steps=3, pairs=2, pairs_per_update=2, epochs=1, device="cpu",
-    )  # fmt: skip
+        prompts=str(prompts),
+        model=str(tiny_model),
+        reward="jpeg_compressibility",
+        eval_rewards=("colourfulness",),
+        eval_steps=(2,),
+        eval_noises=3,
+        steps=3,
+        pairs=2,
+        pairs_per_update=2,
+        epochs=1,
+        device="cpu",
+    )
 
 
 # Pictures that are not finite
@@ -241,11 +250,18 @@ def test_a_failure_after_changed_pictures_is_not_tried_again():
 
 def settings():
     return (
-        torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
-        torch.get_float32_matmul_precision(), torch.get_rng_state().tolist(),
-    )  # fmt: skip
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.get_float32_matmul_precision(),
+        torch.get_rng_state().tolist(),
+    )
 
 
 def meddle(images=None, prompts=()):
@@ -388,7 +404,7 @@ def test_a_prompt_that_stands_twice_is_evaluated_once(config, tmp_path):
     assert found[0] == found[1]
 
 
-# The untrained model's pictures
+# The pretrained model's pictures
 
 
 def changed(policy):
@@ -401,7 +417,7 @@ def changed(policy):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_a_model_is_compared_with_its_own_start(config, finetune):
-    """By pictures of the same prompts, noises and steps; an untrained model to exactly 0."""
+    """By pictures of the same prompts, noises and steps; a pretrained model to exactly 0."""
     c = dataclasses.replace(config, finetune=finetune, eval_steps=(1, 2), rows=16)
     policy, rewards = load_policy(c), load_rewards(["kid_start", "colourfulness"])
     before = evaluate(policy, c, rewards)
@@ -411,8 +427,11 @@ def test_a_model_is_compared_with_its_own_start(config, finetune):
     changed(policy)
     after = evaluate(policy, c, rewards)
     assert [(row["reward"], row["steps"]) for row in after] == [
-        ("kid_start", 1), ("colourfulness", 1), ("kid_start", 2), ("colourfulness", 2),
-    ]  # fmt: skip
+        ("kid_start", 1),
+        ("colourfulness", 1),
+        ("kid_start", 2),
+        ("colourfulness", 2),
+    ]
     for row in after:
         images = pictures(policy, prompts, [0, 1, 2], row["steps"], c)
         assert not torch.equal(images, start[row["steps"]])
@@ -441,7 +460,7 @@ def test_saved_weights_are_compared_with_the_model_they_are_loaded_into(config, 
 
 
 def test_a_text_encoders_lora_is_no_part_of_the_comparison(config, tmp_path):
-    """Evaluated as it is, but not beside the untrained model, whose prompts it would change too."""
+    """Evaluated as it is, but not beside the pretrained model, whose prompts it would change too."""
     policy = load_policy(config)
     text = policy.pipeline.text_encoder
     assert not policy.text_is_adapted

@@ -158,8 +158,17 @@ class Constant(Reward):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_constant_reward_leaves_the_weights_as_they_were(config, name, steps):
     """From the whole batch's statistics in the first epoch to the prompts' own in the later ones."""
-    config = dataclasses.replace(config, method=name, label="", finetune="full", steps=steps, learning_rate=1e-4,
-                                 prompts=None, unseen_prompts=None, prompt_stats_min_count=2)  # fmt: skip
+    config = dataclasses.replace(
+        config,
+        method=name,
+        label="",
+        finetune="full",
+        steps=steps,
+        learning_rate=1e-4,
+        prompts=None,
+        unseen_prompts=None,
+        prompt_stats_min_count=2,
+    )
     trainer = Trainer(config, load_policy(config), Constant())
     before = weights(trainer.policy)
     for epoch in (1, 2):
@@ -798,7 +807,7 @@ def test_start_run(config, tmp_path):
     folder = folder_of(tmp_path, c)
     train(c, folder)
     record = load_run(folder)
-    assert record.label == "start"
+    assert record.label == "pretrained"
     assert record.config["method"] == {"name": "start"}
     assert {row["epoch"] for row in record.eval} == {0}
     assert (folder / "grid_before.png").exists()

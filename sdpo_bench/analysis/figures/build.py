@@ -12,7 +12,7 @@ from functools import partial
 import matplotlib
 from PIL import Image
 
-from sdpo_bench.analysis.comparisons import START, Group, collector_paused
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, collector_paused
 from sdpo_bench.analysis.figures.curves import (
     band_words,
     highest_words,
@@ -40,7 +40,7 @@ PUBLISHED = "published"  # name of the figure of the paper's curves
 
 def drawings(groups: list[Group]) -> list[Drawing]:
     """All figures of a profile, in the order of the report; none of them drawn yet."""
-    style = styles({START} | {label for group in groups for label in group.labels})
+    style = styles({PRETRAINED} | {label for group in groups for label in group.labels})
     ours = [_curves(group, "samples", REWARD, style) for group in groups]
     found = [
         *ours[:1],
@@ -112,7 +112,7 @@ def _hacking(group: Group, style: Style) -> Drawing | None:
     return Drawing(
         f"hacking{group.suffix}",
         "Reward hacking: rewards that were not trained, and diversity",
-        f"Change from the start, mean over sampling steps; small: a run, large: a method's mean. Below the "
+        f"Change from the pretrained model, mean over sampling steps; small: a run, large: a method's mean. Below the "
         f"horizontal line it fell while {group.reward} was trained.",
         hacking_alt(group),
         partial(hacking, group, style),
@@ -164,7 +164,7 @@ class Picture:
 
 def pictures(group: Group) -> list[Picture]:
     """The pictures of each method's lowest seed before and after training, the same prompts and noise everywhere; one
-    before training that serves all, the start's, once."""
+    before training that serves all, the pretrained model's, once."""
     found: list[Picture] = []
     before: set[bytes] = set()
     for label in methods_drawn(group):

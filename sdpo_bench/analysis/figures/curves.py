@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from sdpo_bench.analysis.comparisons import START, Group
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group
 from sdpo_bench.analysis.figures.style import (
     COUNTS,
     WIDTH,
@@ -34,7 +34,7 @@ def methods_drawn(group: Group) -> list[str]:
 
 def band_words(group: Group, word: str) -> str:
     """The meaning of a line and its band, in words."""
-    labels = [run.label for run in group.runs if run.label in group.methods and run.label != START]
+    labels = [run.label for run in group.runs if run.label in group.methods and run.label != PRETRAINED]
     counts = {labels.count(label) for label in labels}
     parts = [f"{word}: lowest to highest run"] if any(1 < n < MIN_RUNS for n in counts) else []
     if any(n >= MIN_RUNS for n in counts):
@@ -126,9 +126,9 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
         for point in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
             evaluated.setdefault(point.epoch, []).append(point)
     points = []
-    start = group.curve_ends(START, split, steps)
+    start = group.curve_ends(PRETRAINED, split, steps)
     if start and evaluated and 0 not in evaluated:
-        # Before its first update every run is the start.
+        # Before its first update every run is the pretrained model.
         points.append((0.0, *(next(iter(start.values())),) * 3))
     for _, found in sorted(evaluated.items()):
         band = band_of({point.seed: point.value for point in found})
@@ -154,10 +154,10 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
     title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
     figure, axes = draw_panels(title, legend_handles(labels, style), len(steps), columns)
     for axis, k in zip(axes, steps, strict=True):
-        for value in group.curve_ends(START, split, k).values():
-            axis.axhline(value, **{**style[START], "linewidth": 1.2})
+        for value in group.curve_ends(PRETRAINED, split, k).values():
+            axis.axhline(value, **{**style[PRETRAINED], "linewidth": 1.2})
         for label in labels:
-            if label != START:
+            if label != PRETRAINED:
                 _curve(axis, group, label, k, counter, split, style[label])
     titles = [f"{k} steps, start and end" if group.ends_only(k) else at_steps([k]) for k in steps]
     _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
@@ -197,7 +197,7 @@ def reward_by_steps(group: Group, style: Style) -> Figure:
     for axis, split in zip(axes, splits, strict=True):
         for index, label in enumerate(labels):
             cells = {k: values for k in steps if (values := group.cell(label, group.reward, split, k))}
-            shift = 1.0 if label == START else 1.025 ** (index - len(labels) / 2)  # so that intervals stay apart
+            shift = 1.0 if label == PRETRAINED else 1.025 ** (index - len(labels) / 2)  # so that intervals stay apart
             bands = np.array([band_of(values) for values in cells.values()]).reshape(-1, 3)
             x = np.array(list(cells)) * shift
             axis.plot(x, bands[:, 0], **style[label])
@@ -227,7 +227,7 @@ def steps_alt(group: Group) -> str:
     start = [
         f"{next(iter(cell.values())):.3f} at {at_steps([k])}"
         for k in (steps[0], steps[-1])
-        if (cell := group.cell(START, group.reward, split, k))
+        if (cell := group.cell(PRETRAINED, group.reward, split, k))
     ]
     before = f" Before training: {joined(start)}." if start else ""
     return (

@@ -7,19 +7,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sdpo_bench.analysis.comparisons import START, Group, Values
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.figures.curves import draw_panels, methods_drawn
 from sdpo_bench.analysis.figures.style import Style
 from sdpo_bench.analysis.tables.base import joined
 
 
 def changes(group: Group, label: str, reward: str) -> Values:
-    """By seed, how much `reward` has changed from the start at the run's end: mean over the numbers of sampling steps
-    that both evaluated, on the shown prompts. Empty without a start."""
+    """By seed, how much `reward` has changed from the pretrained model at the run's end: mean over the numbers of
+    sampling steps that both evaluated, on the shown prompts. Empty without that model's run."""
     split = group.shown_split
     found: dict[int, list[float]] = {}
     for steps in group.steps_of(reward):
-        start = group.cell(START, reward, split, steps)
+        start = group.cell(PRETRAINED, reward, split, steps)
         for seed, value in group.cell(label, reward, split, steps).items() if start else ():
             found.setdefault(seed, []).append(value - next(iter(start.values())))
     return {seed: float(np.mean(values)) for seed, values in found.items()}
@@ -30,14 +30,14 @@ def other_quantities(group: Group) -> list[str]:
     return [
         reward
         for reward in sorted(set(group.values["reward"]) - {group.reward})
-        if any(changes(group, label, reward) for label in methods_drawn(group) if label != START)
+        if any(changes(group, label, reward) for label in methods_drawn(group) if label != PRETRAINED)
     ]
 
 
 def hacking(group: Group, style: Style) -> Figure:
     """Change of each reward that was not trained (and of diversity) against that of the trained one: a small point a
     run, a large one the mean of a method."""
-    others, labels = other_quantities(group), [label for label in methods_drawn(group) if label != START]
+    others, labels = other_quantities(group), [label for label in methods_drawn(group) if label != PRETRAINED]
     columns = min(3, len(others))
     handles = [Line2D([], [], label=label, **style[label] | {"linestyle": ""}) for label in labels]
     figure, axes = draw_panels(
@@ -65,7 +65,7 @@ def hacking(group: Group, style: Style) -> Figure:
 
 
 def hacking_alt(group: Group) -> str:
-    labels = [label for label in methods_drawn(group) if label != START]
+    labels = [label for label in methods_drawn(group) if label != PRETRAINED]
     trained = {label: changes(group, label, group.reward) for label in labels}
     texts = []
     for other in other_quantities(group):
@@ -78,5 +78,5 @@ def hacking_alt(group: Group) -> str:
         texts.append(f"{other} in {sum(value < 0 for value in raised)} of {len(raised)}")
     return (
         f"Changes of what was not trained against that of {group.reward}, K = {group.steps}. Of the runs that "
-        f"raised {group.reward} these end below the start: {joined(texts)}."
+        f"raised {group.reward} these end below the pretrained model: {joined(texts)}."
     )

@@ -16,11 +16,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sdpo_bench.analysis.comparisons import START, Values, label_key
+from sdpo_bench.analysis.comparisons import PRETRAINED, Values, label_key
 from sdpo_bench.analysis.tables.base import MIN_RUNS, joined, summary
 from sdpo_bench.catalogue import METHODS
 
-KNOWN = {START: ("#7f7f7f", "")} | {entry.title: (entry.colour, entry.marker) for entry in METHODS if entry.colour}
+KNOWN = {PRETRAINED: ("#7f7f7f", "")} | {entry.title: (entry.colour, entry.marker) for entry in METHODS if entry.colour}
 """Label: (colour, marker)."""
 
 
@@ -92,7 +92,7 @@ def styles(labels: Iterable[str]) -> Style:
         number = others.index(label) if label in others else index
         colour = KNOWN[method][0] if method in KNOWN else SPARE[number % len(SPARE)]
         marker = KNOWN[label][1] if label in KNOWN else MARKERS[number % len(MARKERS)]
-        line = "--" if label == START else ":" if label not in KNOWN and method in KNOWN else "-"
+        line = "--" if label == PRETRAINED else ":" if label not in KNOWN and method in KNOWN else "-"
         result[label] = {"color": colour, "marker": marker, "linestyle": line}
     return result
 
@@ -109,9 +109,7 @@ def band_of(values: Values) -> tuple[float, float, float]:
 
 
 def legend_handles(labels: Iterable[str], style: Style) -> list[Line2D]:
-    return [
-        Line2D([], [], label=label + (" (untrained)" if label == START else ""), **style[label]) for label in labels
-    ]
+    return [Line2D([], [], label=label, **style[label]) for label in labels]
 
 
 def figure_columns(panels: int) -> int:

@@ -34,8 +34,8 @@ RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where 
 
 
 ABOUT = {
-    "kid_start": "kid_start is the distance of the pictures from the untrained model's, 0 at the start: it rises with "
-    "every change, wanted or not, also where pictures become blurred or alike.",
+    "kid_start": "kid_start is the distance of the pictures from the pretrained model's, 0 before training: it "
+    "rises with every change, wanted or not, also where pictures become blurred or alike.",
     "vendi": "vendi counts a prompt's different pictures, by pixels: where it falls, they became alike.",
     "vendi_heldout": "vendi_heldout counts a prompt's different pictures, by the held-out scorer's embeddings: where "
     "it falls, they became alike.",

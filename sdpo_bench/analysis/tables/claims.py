@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, Values, shown_split
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values, shown_split
 from sdpo_bench.analysis.paper import METHODS, final_values, load_curves, samples_to_reach, shows
 from sdpo_bench.analysis.statistics import Interval, paired_difference, stratified_bootstrap
 from sdpo_bench.analysis.tables.base import (
@@ -190,12 +190,12 @@ def beside_table(group: Group) -> Table:
     curves = load_curves()
     final, split, steps = final_values(curves).set_index(["steps", "method"]), group.shown_split, _steps(curves)
     rows, long = [], []
-    for label in dict.fromkeys((START, *METHODS, *group.labels)):
+    for label in dict.fromkeys((PRETRAINED, *METHODS, *group.labels)):
         ours = {k: group.cell(label, group.reward, split, k) for k in steps}
-        method, column = (SDPO, "start") if label == START else (label, "final")
+        method, column = (SDPO, "pretrained") if label == PRETRAINED else (label, "final")
         paper = {k: float(final[column].get((k, method), np.nan)) for k in steps}
         rows.append((label, *(cell_text(ours[k], 2) for k in steps)))
-        if label in (START, *METHODS):
+        if label in (PRETRAINED, *METHODS):
             rows.append((f"{label}, paper", *(f"{paper[k]:.2f}" for k in steps)))
         long += [
             {

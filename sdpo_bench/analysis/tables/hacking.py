@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, Values
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.tables.base import (
     ABOUT,
     MIN_RUNS,
@@ -24,15 +24,15 @@ from sdpo_bench.analysis.tables.base import (
 from sdpo_bench.analysis.tables.means import MEANS, clearly, mean_text, summarised
 
 NOTE = (
-    f"Changes from the start: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
+    f"Changes from the pretrained model: {MEANS}. Fell: what was not trained on and has an interval below 0 where the "
     "trained reward's is above 0; a held-out scorer that falls there says that the reward was hacked, "
     "diversity that pictures of a prompt became alike."
 )
 
 
 class Case(NamedTuple):
-    """A label at a number of sampling steps: changes from the start of each reward, by seed; whether the trained reward
-    rose by an interval above 0, and which of the others then fell by one below 0."""
+    """A label at a number of sampling steps: changes of each reward from the pretrained model, by seed; whether the
+    trained reward rose by an interval above 0, and which of the others then fell by one below 0."""
 
     label: str
     steps: int
@@ -46,7 +46,7 @@ def measure(group: Group, label: str, steps: int, rewards: Iterable[str]) -> Cas
     split = group.shown_split
     changes = {}
     for name in rewards:
-        before = group.cell(START, name, split, steps)
+        before = group.cell(PRETRAINED, name, split, steps)
         after = group.cell(label, name, split, steps) if before else {}
         changes[name] = {seed: value - next(iter(before.values())) for seed, value in after.items()}
     rose = clearly(changes[group.reward]) > 0
@@ -55,15 +55,15 @@ def measure(group: Group, label: str, steps: int, rewards: Iterable[str]) -> Cas
 
 
 def hacking_table(group: Group) -> Table | None:
-    """Change from the start, in the trained reward and in all that was not trained on, of methods, then ablations; None
-    without start or others. The answer counts methods."""
+    """Change from the pretrained model, in the trained reward and in all that was not trained on, of methods, then
+    ablations; None without the pretrained model or others. The answer counts methods."""
     split = group.shown_split
     others = sorted(set(group.values["reward"]) - {group.reward})
-    trained = [label for label in group.labels if label != START]
+    trained = [label for label in group.labels if label != PRETRAINED]
     rewards = [
         name
         for name in (group.reward, *others)
-        if any(group.cell(START, name, split, k) for k in group.steps_evaluated)
+        if any(group.cell(PRETRAINED, name, split, k) for k in group.steps_evaluated)
     ]
     if group.reward not in rewards or len(rewards) < 2 or not trained:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import (
-    START,
+    PRETRAINED,
     Group,
     Values,
 )
@@ -46,12 +46,12 @@ class Pair(NamedTuple):
     other: str
 
     def cells(self, split: str, steps: int) -> tuple[Values, Values]:
-        """Values of the trained reward, by seed. The start has no seed of its own: it stands against every run."""
+        """Values of the trained reward, by seed. The pretrained model has no seed: it stands against every run."""
         x = self.group.cell(self.label, self.group.reward, split, steps)
         y = self.other_group.cell(self.other, self.other_group.reward, split, steps)
-        if x and y and START in (self.label, self.other):
-            x = dict.fromkeys(y, next(iter(x.values()))) if self.label == START else x
-            y = dict.fromkeys(x, next(iter(y.values()))) if self.other == START else y
+        if x and y and PRETRAINED in (self.label, self.other):
+            x = dict.fromkeys(y, next(iter(x.values()))) if self.label == PRETRAINED else x
+            y = dict.fromkeys(x, next(iter(y.values()))) if self.other == PRETRAINED else y
         return x, y
 
 
@@ -165,14 +165,16 @@ def _frame_rows(pair: Pair, cells: Cells) -> list[dict[str, object]]:
 
 def baseline_label(group: Group) -> str | None:
     """SDPO, or the first trained method where there is none."""
-    labels = [label for label in group.methods if label != START]
+    labels = [label for label in group.methods if label != PRETRAINED]
     return BASELINE if BASELINE in labels else labels[0] if labels else None
 
 
 def difference_table(group: Group) -> Table | None:
     """Each method minus the baseline; None with fewer than two methods."""
     base = baseline_label(group)
-    pairs = [Pair(label, group, label, group, base) for label in group.methods if base and label not in (base, START)]
+    pairs = [
+        Pair(label, group, label, group, base) for label in group.methods if base and label not in (base, PRETRAINED)
+    ]
     if not pairs:
         return None
     table = paired_table(

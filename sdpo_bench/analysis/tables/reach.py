@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import START, Group, Values
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.tables.base import (
     BASELINE,
     DASH,
@@ -40,7 +40,7 @@ HEADER = (
 NOTE = (
     f"Spent when a run's curve, straight between its evaluations, first reaches the last value of the {TARGET} "
     f"run of the same seed: {MEANS}. Where only some runs reach it, their values alone, by seed. Seconds: "
-    "sampling, rewards and training as recorded, evaluations left out. 0: the start is there already."
+    "sampling, rewards and training as recorded, evaluations left out. 0: the pretrained model is there already."
 )
 
 
@@ -48,15 +48,15 @@ NEVER = "never"  # a cell of a label none of whose runs reaches the target
 
 
 def _curve(group: Group, run_id: str, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the start's on; seconds are those
-    of sampling, reward and training up to there."""
+    """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the pretrained model's on; seconds
+    are those of sampling, reward and training up to there."""
     points = group.points(run_id, group.reward, split, steps)
     values = np.array([point.value for point in points], float)
     costs = np.array(
         [[*(getattr(point, name) for name in COUNTERS), group.seconds(run_id, point.epoch)] for point in points],
         float,
     ).reshape(-1, len(COSTS))
-    start = group.curve_ends(START, split, steps)
+    start = group.curve_ends(PRETRAINED, split, steps)
     if points and points[0].epoch > 0 and start:
         values = np.concatenate([[next(iter(start.values()))], values])
         costs = np.concatenate([np.zeros((1, len(COSTS))), costs])
@@ -89,7 +89,7 @@ def reach_table(group: Group) -> Table | None:
     """Spending of each method or ablation to reach the final reward of the DDPO run of the same seed; None without
     DDPO."""
     split = group.shown_split
-    trained = [label for label in group.labels if label != START]
+    trained = [label for label in group.labels if label != PRETRAINED]
     if TARGET not in trained or len(trained) < 2:
         return None
     blocks: list[Block] = []

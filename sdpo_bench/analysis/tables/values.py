@@ -117,7 +117,7 @@ def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
     note = (
         f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
         "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
-        f"the start's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
+        f"the pretrained model's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
     )
     title = f"{group.reward} at equal reward queries, {group.title}"
     return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, Subject.EQUAL_QUERIES, used)
