@@ -240,10 +240,10 @@ PAPER: Options = {
 }
 
 
-def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
+def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int = PAPER_EPOCHS) -> list[RunConfig]:
     """All seeds of the paper's four methods, then the other methods."""
     first = [name for name in methods if name in PAPER_METHODS]
-    settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE}
+    settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE, "epochs": epochs}
     return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
         run(name, seed, probe_every=PAPER_EPOCHS // 4 * (name == "sdpo"), **settings)
         for names in (first, [name for name in methods if name not in first])
@@ -277,6 +277,11 @@ def paper_pilot(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]
 def paper_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The paper's comparison: its number of samples and one learning rate for all methods, at K = 20."""
     return _paper(methods, seeds, 20)
+
+
+def paper_k20_quarter(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20`, at a quarter of its length; also with as many optimiser steps for all."""
+    return _paper(methods, seeds, 20, PAPER_EPOCHS // 4)
 
 
 def paper_k20_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -361,15 +366,10 @@ TUNING_SEEDS = (100,)  # never reported
 COMPARED = ("sdpo", "ddpo", "rebel", *RECENT, *GROUPS, "ddpo_dense")  # with the newer methods
 
 
-PAPER_REST = (
-    "ddpo_critic",
-    "prdp",
-    "sdpo_causal",
-    "ddpo_dense",
-    "ddpo_per_step",
-    "rebel_per_step",
-    "sdpo_per_trajectory",
-)
+PER_STEP = ("ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")  # as many optimiser steps as SDPO, or as DDPO
+
+
+PAPER_REST = ("ddpo_critic", "prdp", "sdpo_causal", "ddpo_dense", *PER_STEP)
 
 
 SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
@@ -392,6 +392,7 @@ PROFILES = {
     "paper_pilot": Profile(paper_pilot, ("sdpo",), TUNING_SEEDS),
     "paper_k20": Profile(paper_k20, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
     "paper_k4": Profile(paper_k4, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k20_quarter": Profile(paper_k20_quarter, (*PAPER_METHODS, *PER_STEP), (0, 1, 2, 3, 4)),
     "paper_k20_rates": Profile(paper_k20_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
     "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
     "paper_why_k4": Profile(

@@ -12,7 +12,8 @@ PROTOCOLS = {
 PROFILES = {
     **dict.fromkeys(("smoke", "quick", "first_look", "full", "recent", "recent_colourfulness"), "tuned"),
     **dict.fromkeys(
-        ("paper_k20", "paper_k4", "paper_k20_rates", "paper_k4_rates", "paper_why_k4", "sd_turbo"), "shared"
+        ("paper_k20", "paper_k4", "paper_k20_quarter", "paper_k20_rates", "paper_k4_rates", "paper_why_k4", "sd_turbo"),
+        "shared",
     ),
     **dict.fromkeys(("sweep", "sweep_k8", "sweep_k20", "sweep_k50", "sweep_jpeg", "sweep_jpeg_k20"), "sweep"),
     **dict.fromkeys(("recent_sweep", "paper_pilot"), "sweep"),
