@@ -22,7 +22,7 @@ from sdpo_bench.records.files import RecordError, slug
 from sdpo_bench.records.frames import MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
-from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile
+from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile, shown_label
 
 ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
 
@@ -356,7 +356,7 @@ def _missing(key: Key, runs: Sequence[RunRecord], unfinished: Iterable[dict[str,
     if device != _main_device(runs):
         return ()
     known = (config for config in unfinished if "label" in config)
-    return tuple(sorted({str(c["label"]) for c in known if [c["model"], c["reward"], c["steps"]] == rest}))
+    return tuple(sorted({shown_label(c) for c in known if [c["model"], c["reward"], c["steps"]] == rest}))
 
 
 def _group(profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], missing: tuple[str, ...]) -> Group:

@@ -49,7 +49,7 @@ def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any
                 e,
                 (
                     c["run_id"],
-                    c["label"],
+                    run.label,
                     c["method"]["name"],
                     c["model"],
                     c["reward"],

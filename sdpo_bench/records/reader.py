@@ -12,7 +12,14 @@ from pathlib import Path
 
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.packed import index, is_packed, packed_ids, read_packed, with_values
-from sdpo_bench.records.run_folder import PRETRAINED, RunRecord, evaluation_means, load_run, row_digests
+from sdpo_bench.records.run_folder import (
+    PRETRAINED,
+    RunRecord,
+    evaluation_means,
+    load_run,
+    row_digests,
+    shown_label,
+)
 
 __all__ = [
     "PRETRAINED",
@@ -26,6 +33,7 @@ __all__ = [
     "row_digests",
     "run_folders",
     "run_ids",
+    "shown_label",
 ]
 
 

@@ -25,6 +25,12 @@ from sdpo_bench.records.identity import read_config
 PRETRAINED = "pretrained"  # the label, in tables, of the model before any finetuning
 
 
+def shown_label(config: Mapping[str, Any]) -> str:
+    """A run's label as tables show it: config.json calls the pretrained model "start"."""
+    label = str(config["label"])
+    return PRETRAINED if label == "start" else label
+
+
 def evaluation_key(row: Mapping[str, Any]) -> tuple[int, str, int]:
     return row["epoch"], row["reward"], row["steps"]
 
@@ -49,9 +55,7 @@ class RunRecord:
 
     @property
     def label(self) -> str:
-        """As tables show it: config.json calls the model before any finetuning "start"."""
-        label = str(self.config["label"])
-        return PRETRAINED if label == "start" else label
+        return shown_label(self.config)
 
     @property
     def device(self) -> str:
