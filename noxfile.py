@@ -17,7 +17,8 @@ ENVIRONMENT = ROOT / ".nox" / f"project-{sys.version_info.major}.{sys.version_in
 PYTHON = str(ENVIRONMENT / "bin" / "python")
 TRITON = sys.platform == "linux"
 
-WHOLE_SUITE = ("-n", "2", "--dist", "loadfile", "--durations=30")  # the log names the slowest tests
+# Files in the order of tests/conftest.py, the slowest first; the log names the slowest tests.
+WHOLE_SUITE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=30")
 
 
 def install(session: nox.Session, extra: str = "") -> None:

@@ -24,6 +24,23 @@ KERNELS = {
 _chosen = KERNELS.get(os.environ.get("SDPO_KERNELS_TESTS", ""), set())
 collect_ignore = [f"kernels/{name}" for name in sorted(set.union(*KERNELS.values()) - _chosen)]
 
+# Begun first, so that at the end of the whole suite no process waits for the other.
+LONGEST = (
+    "test_gpu_campaign.py",
+    "test_reproduce.py",
+    "test_sd_turbo.py",
+    "test_trainer.py",
+    "test_distributed.py",
+    "test_training_step_benchmark.py",
+    "test_launchers.py",
+    "test_reliability.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
 
 def write_tokenizer(folder: Path, length: int = 16) -> None:
     """A CLIP tokenizer without merges: characters, and characters that end a word. Loaded from its folder, since

@@ -111,8 +111,8 @@ def test_two_models(results, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: start, SDPO, DDPO, REBEL"),
-        (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: start, SDPO, DDPO, REBEL"),
+        (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: pretrained, SDPO, DDPO, REBEL"),
+        (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: pretrained, SDPO, DDPO, REBEL"),
         (["SDPO", "REBEL"], r"no seed in common: SDPO minus REBEL \(trained on alignment with K = 4"),
         (["SDPO", "DDPO", "--profile", "fulll"], "fulll has no records; --profile is one of: full"),
         (["SDPO", "DDPO", "--results", "nowhere"], "say with --results where the profiles are"),

@@ -317,7 +317,7 @@ def small(monkeypatch, prompts: Path, *rewards: str, **changes: object) -> None:
     settings = {"learning_rate": 1e-4, "pairs_per_update": 2, "epochs": 1}
     monkeypatch.setattr(profiles, "SD_TURBO_REWARDS", dict.fromkeys(rewards, settings))
     prompts.write_text("cat\ndog\n")
-    tiny = {"pairs": 2, "prompts": str(prompts), "eval_every": 1, "eval_noises": 1, "rows": 64}
+    tiny = {"pairs": 2, "prompts": str(prompts), "eval_every": 1, "eval_noises": 1, "rows": 64, "pad_rows": 2}
     monkeypatch.setattr(profiles, "SD_TURBO", profiles.SD_TURBO | tiny | changes)
 
 
