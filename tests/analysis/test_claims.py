@@ -144,8 +144,8 @@ def test_tables_say_where_each_number_is_from(profile, group):
     assert f"| SDPO needs fewer samples than D3PO | {DASH} | not measured: paper 6.00x |" in text
     beside = markdown_tables(profile)["paper_aesthetic_k50"]
     assert "| SDPO, paper | 7.20 | 7.89 | 8.04 | 8.15 | 8.20 | 8.14 |" in beside
-    assert "| start, paper | 6.09 |" in beside
-    assert "| start | 6.00 (n=1) |" in beside
+    assert "| pretrained, paper | 6.09 |" in beside
+    assert "| pretrained | 6.00 (n=1) |" in beside
     assert f"| D3PO | {DASH} |" in beside
     frame = csv_rows(profile, "paper_aesthetic", 50).set_index(["label", "steps"])
     assert frame.loc[("DDPO", 8), "n"] == 6

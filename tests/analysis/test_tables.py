@@ -355,8 +355,8 @@ def test_order_and_what_establishes_it(profile):
     assert order[-1][0] == "pretrained"
     assert dict(order)["REBEL"] is False  # two runs establish nothing
     text = markdown_tables(profile)["order"]
-    assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ start |" in text
-    assert "| alignment | 20 | seen | 4 | DDPO ~ SDPO ~ start |" in text
+    assert "| alignment | 4 | seen | 4 | DDPO > SDPO ~ REBEL ~ pretrained |" in text
+    assert "| alignment | 20 | seen | 4 | DDPO ~ SDPO ~ pretrained |" in text
 
 
 def test_another_reward_has_its_table(profile):
