@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL.Image import Image
 
 from sdpo_bench.analysis import compare as comparison
 from sdpo_bench.analysis.changes import change_frame, training_changes
@@ -21,7 +22,7 @@ from sdpo_bench.experiments.progress import EpochDisplay
 from sdpo_bench.interruption import watched
 from sdpo_bench.records.frames import eval_frame, mean_frame, training_frame
 from sdpo_bench.records.lookup import find_run
-from sdpo_bench.records.pictures import grid_file
+from sdpo_bench.records.pictures import WHEN, picture
 from sdpo_bench.records.provenance import repository
 from sdpo_bench.records.reader import RunRecord, load_profile, load_run
 from sdpo_bench.terminal import quiet_libraries
@@ -45,6 +46,11 @@ class Run:
     def folder(self) -> Path:
         return self.record.folder
 
+    @cached_property
+    def _valued(self) -> RunRecord:
+        """The record with every value. Those of `Results` have means, which take a fraction of the memory."""
+        return load_run(self.folder) if any("means" in row for row in self.record.eval) else self.record
+
     @property
     def config(self) -> dict[str, Any]:
         """Every setting, as config.json has it."""
@@ -58,7 +64,7 @@ class Run:
     @cached_property
     def values(self) -> pd.DataFrame:
         """Every evaluated value, one row each."""
-        return eval_frame([self.record])
+        return eval_frame([self._valued])
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -69,13 +75,14 @@ class Run:
     def changes(self) -> pd.DataFrame:
         """What training changed: `first` and `second` are the means before and after, `low` and `high` the ends of the
         difference's 95 % interval over prompts. Empty where the run was not evaluated before training."""
-        return change_frame(training_changes(self.record))
+        return change_frame(training_changes(self._valued))
 
-    @property
-    def pictures(self) -> dict[str, Path]:
-        """Grids of pictures "before" and "after" training: a row for each number of steps, a column for each prompt."""
-        found = {when: grid_file(self.record, when) for when in ("before", "after")}
-        return {when: path for when, path in found.items() if path is not None}
+    @cached_property
+    def pictures(self) -> dict[str, Image]:
+        """Grids of pictures "before" and "after" training, as PIL images: a row for each number of steps, a column for
+        each prompt. Empty where none are kept: packed records have those of each method's run with the lowest seed."""
+        found = {when: picture(self.record, when) for when in WHEN}
+        return {when: image for when, image in found.items() if image is not None}
 
     @property
     def weights(self) -> Path | None:
