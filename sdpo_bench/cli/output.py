@@ -15,7 +15,7 @@ from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.records.lookup import recorded_plugins
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TakesPlugins:
     """A command whose names may be those of plug-ins. The command line gives them to sdpo_bench/plugins before this
     command is imported."""

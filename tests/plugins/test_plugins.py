@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_tiny_model
+from support.synthetic_records import seal
 
 from sdpo_bench import plugins
 from sdpo_bench.cli.main import main
@@ -22,6 +23,7 @@ from sdpo_bench.records.lookup import recorded_plugins
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).parent / "example_plugin"
 PAGE = (ROOT / "docs" / "adding.md").read_text()
+ENDS = re.search(r"`sdpo_bench/dense_rewards/ends.py`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)[1]
 REINFORCE = re.search(r"`sdpo_bench/methods/reinforce.py`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)[1]
 TINY = [
     "--eval-rewards",
@@ -200,6 +202,25 @@ def test_tables_without_the_plugin_are_made(trained, monkeypatch, capsys, tmp_pa
     assert f"note: reinforce in {folder} is of the plug-in reinforce.py; give --plugin reinforce.py for" in said
     assert f"note: halved in {folder} is of the plug-in example_plugin.halved; install example-plugin 0.3" in said
     assert "| Halved" in (folder / "README.md").read_text()
+
+
+def test_compare_needs_the_plugin_of_a_measured_dense_reward_alone(trained, installed, capsys, tmp_path):
+    raw = shutil.copytree(trained[0] / "runs", tmp_path / "runs") / "raw"
+    command = ["compare", *(str(next(raw.glob(f"{name}-*-s0-*"))) for name in ("halved", "reinforce"))]
+    assert main(command) == 0
+    without = capsys.readouterr().out
+    assert without.startswith("Halved minus REINFORCE")
+    assert "redness" in without
+
+    lists = dict.fromkeys(("mae", "bias", "std", "corr", "return_corr", "return_sign"), [0.5] * 3)
+    row = {"epoch": 1, "budget": "ends", "queries_per_sample": 2, **lists}
+    (Path(command[1]) / "dense.jsonl").write_text(json.dumps(row) + "\n")
+    seal(Path(command[1]))
+    assert main(command) == 2
+    assert "'budget' is 'ends', not one of" in capsys.readouterr().err
+    (tmp_path / "ends.py").write_text(ENDS)
+    said = python(tmp_path, "-m", "sdpo_bench", *command, "--plugin", "ends.py", installed=installed)
+    assert said == without
 
 
 @pytest.mark.parametrize(
