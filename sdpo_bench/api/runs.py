@@ -22,6 +22,7 @@ from sdpo_bench.experiments.progress import EpochDisplay
 from sdpo_bench.interruption import watched
 from sdpo_bench.records.frames import eval_frame, mean_frame, training_frame
 from sdpo_bench.records.lookup import find_run
+from sdpo_bench.records.missing_plugins import naming_plugins
 from sdpo_bench.records.pictures import WHEN, picture
 from sdpo_bench.records.provenance import repository
 from sdpo_bench.records.reader import RunRecord, load_profile, load_run
@@ -130,14 +131,20 @@ def evaluate(
     """
     if isinstance(run, Run):
         weights = weights or run.weights
+        if weights is None and run.config["epochs"]:
+            raise UserError(f"{run.folder} holds no weights; give `weights`, or train the run again")
+        made: Path | None = run.folder
         run = checked(run.config, str(run.folder)).values
-    config = _configured(run, {"epochs": 0, "eval_last_steps": (), "eval_last_rewards": (), **settings}).config
-    chosen = tuple(rewards) if rewards is not None else (config.reward, *config.eval_rewards)
-    if not chosen:
-        raise UserError("rewards is empty; expected at least one reward")
-    path = None if weights is None else Path(weights)
+    else:
+        made = Path(weights).absolute().parent if weights else None
+    path = Path(weights) if weights else None
     quiet_libraries()
-    rows = evaluate_model(evaluation_config(config, chosen, path), path)
+    with naming_plugins(made, in_python=True):
+        config = _configured(run, {"epochs": 0, "eval_last_steps": (), "eval_last_rewards": (), **settings}).config
+        chosen = tuple(rewards) if rewards is not None else (config.reward, *config.eval_rewards)
+        if not chosen:
+            raise UserError("rewards is empty; expected at least one reward")
+        rows = evaluate_model(evaluation_config(config, chosen, path), path)
     columns = ["reward", "steps", "split", "prompt", "noise_seed", "value"]
     return pd.DataFrame(
         [

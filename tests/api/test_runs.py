@@ -110,6 +110,8 @@ def test_a_packed_run_has_what_a_run_has():
     assert of_results.values.equals(run.values)
     assert of_results.means["value"].tolist() == pytest.approx(run.means["value"].tolist())
     assert of_results.changes.equals(run.changes)
+    with pytest.raises(UserError, match="holds no weights"):
+        sdpo_bench.evaluate(run)
     with pytest.raises(RecordError, match=r"config\.json"):
         sdpo_bench.load_run(RESULTS / "quick" / "raw" / "none")
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import write_tiny_model
 from support.synthetic_records import seal
 
+import sdpo_bench
 from sdpo_bench import plugins
 from sdpo_bench.cli.main import main
 from sdpo_bench.errors import UserError
@@ -193,6 +194,41 @@ def test_without_the_plugin(trained, monkeypatch, capsys, arguments, words):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        (["redness"], "redness is of the plug-in example_plugin.redness, with which {} was made; install example-"),
+        (
+            ["colourfulness"],
+            "Pipeline is of the plug-in example_plugin.latent_consistency, with which {} was made; install example-",
+        ),
+        (["sparkle"], "unknown reward 'sparkle'"),
+    ],
+)
+def test_weights_of_a_run_without_its_plugin(trained, monkeypatch, capsys, rewards, words):
+    (adapter,) = (trained[0] / "runs/raw").glob("reinforce-*/adapter")
+    monkeypatch.chdir(trained[0])
+    command = ["evaluate", "--model", "model", "--weights", str(adapter.relative_to(trained[0])), "--device", "cpu"]
+    assert main([*command, "--rewards", *rewards]) == 2
+    error = capsys.readouterr().err
+    assert words.format(adapter.parent) in error
+    assert error.count("\n") == 1
+    model = {"model": "model", "reward": "colourfulness"}
+    with pytest.raises(UserError, match=re.escape(words.format(adapter.parent))):
+        sdpo_bench.evaluate(model, weights=adapter, rewards=rewards)
+
+
+def test_a_run_without_its_plugins_is_not_evaluated(trained):
+    """Of its reward, and of its method: Python has no --plugin."""
+    (folder,) = (trained[0] / "runs/raw").glob("reinforce-*")
+    run = sdpo_bench.Run(sdpo_bench.load_run(folder))
+    with pytest.raises(UserError, match=rf"redness is of .* {folder} was made; install example-plugin 0.3$"):
+        sdpo_bench.evaluate(run)
+    words = rf"reinforce is of the plug-in reinforce.py, with which {folder} was made; set SDPO_BENCH_PLUGINS=reinforce"
+    with pytest.raises(UserError, match=words):
+        sdpo_bench.evaluate(run, reward="colourfulness")
 
 
 def test_tables_without_the_plugin_are_made(trained, monkeypatch, capsys, tmp_path):
