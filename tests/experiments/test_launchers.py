@@ -21,7 +21,7 @@ from support.run_files import contents
 from sdpo_bench import interruption, plugins
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import launchers, profiles, remote, runner
+from sdpo_bench.experiments import launchers, pool, profiles, remote, runner
 from sdpo_bench.experiments.runs import Run
 from sdpo_bench.records.reader import finished_runs, load_run
 from sdpo_bench.training.checkpoint import load_checkpoint
@@ -196,6 +196,30 @@ def test_the_part_that_ends_last_makes_the_tables(profile, tmp_path, capsys):
     assert (folder / "README.md").exists()
     assert "3 of 3 runs finished" in capsys.readouterr().out
     assert runner.reproduce("three", results=tmp_path, part="1/2") == 0, "an array's job that is started again"
+
+
+def test_a_part_that_is_stopped_goes_on(profile, tmp_path, monkeypatch, capsys):
+    """With its own runs alone: the others are another part's, which may be at work."""
+    made = []
+
+    def stopped(runs, *_, **__):
+        with pool.termination_interrupts():
+            make_here(runs[:1])
+            signal.raise_signal(signal.SIGTERM)
+
+    def continued(runs, *_, **__):
+        made.extend(run.config.label for run in runs if run.state == "pending")
+        make_here(runs)
+
+    monkeypatch.setattr(runner, "execute", stopped)
+    assert runner.reproduce("three", results=tmp_path, part="1/2") == 143
+    again = f"--profile three --results {tmp_path} --part 1/2 --resume"
+    assert again in capsys.readouterr().err.splitlines()[-1]
+    assert len(finished_runs(tmp_path / "three")) == 1
+    monkeypatch.setattr(runner, "execute", continued)
+    assert runner.reproduce("three", results=tmp_path, part="1/2", resume=True) == 0
+    assert made == ["run 2"], "run 0 is finished, run 1 is the other part's"
+    assert "part 1/2: 2 of the profile's 3 runs are finished" in capsys.readouterr().err
 
 
 class Machines:
