@@ -1,6 +1,14 @@
 """A reproducible benchmark of reinforcement learning on few-step diffusion models.
 
-The public names below are loaded when first used, so that reading records or `--help` does not import PyTorch.
+    train(...)         trains a model with one method on one reward; returns a Run
+    evaluate(...)      evaluates a run's weights, or a model
+    compare(a, b)      the differences of two runs, labels or folders of results
+    load_results(...)  the finished runs of a folder
+    Run                a run's settings, data frames, pictures and weights
+    RunConfig          every setting of a run, with its default
+
+docs/python.md shows how they are used together, and docs/api.md lists the other names. Each is loaded when first used,
+so that `import sdpo_bench` is fast.
 """
 
 from __future__ import annotations

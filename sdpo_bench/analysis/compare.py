@@ -29,7 +29,7 @@ from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import slug
 from sdpo_bench.records.lookup import stored_run
-from sdpo_bench.records.reader import RunRecord, has_records, load_profile, load_run
+from sdpo_bench.records.reader import RunRecord, has_records, load_run
 
 MEASURING = ("eval_noises", "eval_seed", "eta", "guidance", "noise_level", "resolution", "sampler")  # of config.json
 
@@ -117,13 +117,9 @@ def _shared(x: Group, y: Group) -> list[Pair]:
 
 def _one_run(folder: Path) -> RunRecord:
     """A finished run with every value, from its folder or packed. UserError for an unfinished one."""
-    folder = folder.absolute()
-    if (folder / "config.json").exists():
-        run = load_run(folder)
-    else:
-        (run,) = load_profile(folder.parents[1], names=[folder.name])
+    run = load_run(folder.absolute())
     if run.done is None:
-        raise UserError(f"{folder}: the run is not finished; continue it with --resume")
+        raise UserError(f"{run.folder}: the run is not finished; continue it with --resume")
     return run
 
 

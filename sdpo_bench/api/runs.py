@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL.Image import Image
 
 from sdpo_bench.analysis import compare as comparison
 from sdpo_bench.analysis.changes import change_frame, training_changes
@@ -21,7 +22,8 @@ from sdpo_bench.experiments.progress import EpochDisplay
 from sdpo_bench.interruption import watched
 from sdpo_bench.records.frames import eval_frame, mean_frame, training_frame
 from sdpo_bench.records.lookup import find_run
-from sdpo_bench.records.pictures import grid_file
+from sdpo_bench.records.missing_plugins import naming_plugins
+from sdpo_bench.records.pictures import WHEN, picture
 from sdpo_bench.records.provenance import repository
 from sdpo_bench.records.reader import RunRecord, load_profile, load_run
 from sdpo_bench.terminal import quiet_libraries
@@ -33,7 +35,11 @@ Given = RunConfig | Mapping[str, Any] | str | Path | None
 
 
 class Run:
-    """A run in a folder: its settings, its values as data frames, its pictures and its weights."""
+    """A run: its settings, its values as data frames, its pictures and its weights. `Run(load_run(folder))` reads one.
+
+    Values are in the reward's own scale (docs/rewards.md). `steps` are numbers of sampling steps, `split` is "seen" or
+    "unseen" prompts.
+    """
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
@@ -44,6 +50,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.record.folder
+
+    @cached_property
+    def _valued(self) -> RunRecord:
+        """The record with every value. Those of `Results` have means, which take a fraction of the memory."""
+        return load_run(self.folder) if any("means" in row for row in self.record.eval) else self.record
 
     @property
     def config(self) -> dict[str, Any]:
@@ -58,7 +69,7 @@ class Run:
     @cached_property
     def values(self) -> pd.DataFrame:
         """Every evaluated value, one row each."""
-        return eval_frame([self.record])
+        return eval_frame([self._valued])
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -67,15 +78,17 @@ class Run:
 
     @cached_property
     def changes(self) -> pd.DataFrame:
-        """What training changed: `first` and `second` are the means before and after, `low` and `high` the ends of the
-        difference's 95 % interval over prompts. Empty where the run was not evaluated before training."""
-        return change_frame(training_changes(self.record))
+        """What training changed, a row per reward, split and number of steps: `first` and `second` are the means before
+        and after, `low` and `high` the ends of the 95 % interval of their `difference` over `prompts` prompts. Empty
+        where the run was not evaluated before training."""
+        return change_frame(training_changes(self._valued))
 
-    @property
-    def pictures(self) -> dict[str, Path]:
-        """Grids of pictures "before" and "after" training: a row for each number of steps, a column for each prompt."""
-        found = {when: grid_file(self.record, when) for when in ("before", "after")}
-        return {when: path for when, path in found.items() if path is not None}
+    @cached_property
+    def pictures(self) -> dict[str, Image]:
+        """Grids of pictures "before" and "after" training, as PIL images: a row for each number of steps, a column for
+        each prompt. Empty where none are kept: packed records have those of each method's run with the lowest seed."""
+        found = {when: picture(self.record, when) for when in WHEN}
+        return {when: image for when, image in found.items() if image is not None}
 
     @property
     def weights(self) -> Path | None:
@@ -92,12 +105,16 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> Run:
-    """Trains a run into `out`/raw/RUN_ID and returns it. `settings` are `RunConfig`'s fields, and override `config`.
+    """Trains a run into the folder `out`/raw/RUN_ID and returns it.
 
-    A `RunConfig` is taken as it is. What a mapping, a file or `settings` alone leave out takes the model's defaults, as
-    `sdpo-bench train` does. With `resume` a finished run is read, and an unfinished one goes on from its checkpoint.
-    `on_epoch` gets the events of `sdpo_bench.training.loop.train`; by default they are shown on stderr. UserError says
-    what is wrong with the settings.
+    `config` is a complete `RunConfig`; or a mapping of its fields, or a file with them (docs/config.md), or nothing.
+    What these leave out takes the model's defaults, as with `sdpo-bench train`. `settings` are fields too, and override
+    `config`. With `resume` a finished run is read, and an unfinished one goes on from its checkpoint. `on_epoch` gets
+    the events of `sdpo_bench.training.loop.train`; by default they are shown on stderr.
+
+    Errors: `UserError` for bad settings, and where the folder holds a run that can't go on (without `resume`: any run);
+    `RecordError` for unsound records; `RunLocked` while another process trains this run. Ctrl-C saves the state after
+    the last whole epoch and raises KeyboardInterrupt.
     """
     found = _configured(config, settings)
     quiet_libraries()
@@ -116,21 +133,33 @@ def evaluate(
     rewards: tuple[str, ...] | list[str] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Evaluates a run's weights, or a model: a row per reward, number of steps, split, prompt and noise.
+    """Evaluates a run's weights, or a model, on fixed prompts and fixed noise.
 
-    Of a `Run` the settings are its own, and `weights` by default too. Otherwise the settings are as of `train`, and
-    without `weights` the model is evaluated as it is. `rewards`: by default those of the settings.
+    Of a `Run` the settings are its own, and the weights too. Else the settings are as of `train`, and `weights` is a
+    run's folder `adapter` or `model`; without it the model is evaluated as it is. `settings` override others, such as
+    `eval_steps`. `rewards`: by default those of the settings.
+
+    Returns a row for each reward, number of steps, prompt and noise, with the columns reward, steps, split (seen or
+    unseen prompts), prompt, noise_seed and value, in the reward's own scale (docs/rewards.md).
+
+    Errors: `UserError` for bad settings, where there are no weights, and where a plug-in of the run is missing.
     """
     if isinstance(run, Run):
         weights = weights or run.weights
+        if weights is None and run.config["epochs"]:
+            raise UserError(f"{run.folder} holds no weights; give `weights`, or train the run again")
+        made: Path | None = run.folder
         run = checked(run.config, str(run.folder)).values
-    config = _configured(run, {"epochs": 0, "eval_last_steps": (), "eval_last_rewards": (), **settings}).config
-    chosen = tuple(rewards) if rewards is not None else (config.reward, *config.eval_rewards)
-    if not chosen:
-        raise UserError("rewards is empty; expected at least one reward")
-    path = None if weights is None else Path(weights)
+    else:
+        made = Path(weights).absolute().parent if weights else None
+    path = Path(weights) if weights else None
     quiet_libraries()
-    rows = evaluate_model(evaluation_config(config, chosen, path), path)
+    with naming_plugins(made, in_python=True):
+        config = _configured(run, {"epochs": 0, "eval_last_steps": (), "eval_last_rewards": (), **settings}).config
+        chosen = tuple(rewards) if rewards is not None else (config.reward, *config.eval_rewards)
+        if not chosen:
+            raise UserError("rewards is empty; expected at least one reward")
+        rows = evaluate_model(evaluation_config(config, chosen, path), path)
     columns = ["reward", "steps", "split", "prompt", "noise_seed", "value"]
     return pd.DataFrame(
         [
@@ -155,8 +184,20 @@ def evaluation_config(config: RunConfig, rewards: tuple[str, ...], weights: Path
 def compare(
     a: Run | str | Path, b: Run | str | Path, *, profile: str = "full", results: str | Path | None = None
 ) -> pd.DataFrame:
-    """The differences of two runs, of two labels of a profile, or of two folders of results, as `sdpo-bench compare`
-    prints them: a row per pair and number of steps."""
+    """The differences a minus b, in the rewards' own scales, as `sdpo-bench compare` prints them.
+
+    `a` and `b` are two runs (each a `Run`, or its folder, also of a packed run), two labels in the folder `profile` of
+    `results` (by default the committed results), or two folders of results.
+
+    Returns a row for each split and number of sampling steps, with the mean `difference` and the ends `low` and `high`
+    of its 95 % interval. Runs are paired by prompt, in all rewards that both have: `value` and `baseline_value` are
+    their means over `prompts` prompts. Labels are paired by seed, in the reward that they were trained on: `n` is the
+    number of seeds (below five the interval is NaN), `probability` that a run of `a` beats one of `b`, and a row whose
+    `steps` are "mean" is over all of them.
+
+    Errors: `UserError` for what is not there, not finished, or was not evaluated alike; `RecordError` for unsound
+    records.
+    """
     folder = Path(results) if results else (repository() or Path()) / "results"
     first, second = (str(side.folder if isinstance(side, Run) else side) for side in (a, b))
     tables = comparison.compare(first, second, folder / profile.replace("-", "_"))
@@ -197,7 +238,11 @@ class Results:
 
 
 def load_results(folder: str | Path) -> Results:
-    """The finished runs of a folder of results, packed or not. RecordError for unsound records."""
+    """The finished runs of a folder of results, such as results/quick or runs/train, packed or not.
+
+    Errors: `RecordError` for a folder without records, or unsound ones. `values` of packed runs needs pyarrow, else it
+    raises `UserError`.
+    """
     return Results(folder)
 
 

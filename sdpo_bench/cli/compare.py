@@ -8,11 +8,13 @@ from typing import Literal
 
 import tyro
 
+from sdpo_bench import plugins
+from sdpo_bench.cli.output import TakesPlugins
 from sdpo_bench.terminal import echo
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(TakesPlugins):
     """Compare two methods, models or commits: differences of the trained reward paired by seed, with 95 % intervals,
     and the probability that a run of the first beats a run of the second. Of two runs all rewards are compared, paired
     by prompt. Reads only records.
@@ -43,6 +45,7 @@ class Compare:
         from sdpo_bench.analysis.compare import compare, rendered
         from sdpo_bench.records.provenance import repository
 
+        plugins.check()
         results = self.results or (repository() or Path()) / "results"
         echo(rendered(compare(self.a, self.b, results / self.profile.replace("-", "_")), self.format))
         return 0

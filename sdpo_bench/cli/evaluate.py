@@ -46,13 +46,15 @@ class Evaluate(TakesPlugins):
             raise UserError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
         from sdpo_bench.api.runs import evaluation_config
         from sdpo_bench.records.files import write_atomic
+        from sdpo_bench.records.missing_plugins import naming_plugins
         from sdpo_bench.training.evaluation import evaluate_model
 
         quiet_libraries()
         given = flat(self)
         del given["plugin"]
         weights, rewards, out, rank, alpha = map(given.pop, ("weights", "rewards", "out", "lora_rank", "lora_alpha"))
-        rows = evaluate_model(evaluation_config(RunConfig(**given), rewards, weights), weights, rank, alpha)
+        with naming_plugins(weights.absolute().parent if weights else None):
+            rows = evaluate_model(evaluation_config(RunConfig(**given), rewards, weights), weights, rank, alpha)
         echo(evaluation_table(rows))
         if out is not None:
             write_atomic(out, (json.dumps(rows, indent=1) + "\n").encode())

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdpo_bench.cli.output import TakesPlugins, naming_plugins
+from sdpo_bench.cli.output import TakesPlugins
+from sdpo_bench.records.missing_plugins import naming_plugins
 
 
 @dataclass(frozen=True)

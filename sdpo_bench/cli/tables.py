@@ -10,8 +10,9 @@ from pathlib import Path
 import tyro
 
 from sdpo_bench import plugins
-from sdpo_bench.cli.output import TakesPlugins, missing_plugins, remedy
+from sdpo_bench.cli.output import TakesPlugins
 from sdpo_bench.errors import UserError
+from sdpo_bench.records.missing_plugins import missing_plugins, remedy
 from sdpo_bench.terminal import echo
 
 

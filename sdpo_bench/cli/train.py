@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, arg
 
 from sdpo_bench.catalogue import DENSE_REWARDS, SAMPLERS
-from sdpo_bench.cli.output import TakesPlugins, evaluation_table, naming_plugins
+from sdpo_bench.cli.output import TakesPlugins, evaluation_table
 from sdpo_bench.cli.parsing import parse
 from sdpo_bench.config import (
     ModelConfig,
@@ -31,6 +31,7 @@ from sdpo_bench.config import (
 )
 from sdpo_bench.errors import UserError
 from sdpo_bench.interruption import Interrupted, exit_code, watched
+from sdpo_bench.records.missing_plugins import naming_plugins
 from sdpo_bench.terminal import echo, quiet_libraries
 
 

@@ -40,7 +40,7 @@ class Engine(Protocol):
         ...
 
     def kill(self, job: Any) -> None:
-        """Ends a job that was cancelled, at once."""
+        """Ends a job at once. Mostly it was cancelled before."""
         ...
 
 
@@ -114,7 +114,7 @@ class Slurm:
     def cancel(self, job: Any) -> None:
         job.cancel(check=False)
 
-    kill = cancel  # a second signal ends a worker at once
+    kill = cancel  # a second signal ends a worker at once; one that gets its first now has SLURM's KillWait
 
 
 class Ray:

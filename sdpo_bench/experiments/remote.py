@@ -167,11 +167,12 @@ class RemoteRuns:
         """Ends all jobs. Those at work first save their states; after another signal, or STOPPING seconds, they end at
         once."""
         at_work = [task for task in self.tasks if task.began is not None]
-        self.progress.say(f"\nending the jobs, {len(at_work)} of which are at work; a second signal ends all at once")
-        for task in self.tasks:
-            self.engine.cancel(task.handle)
-        end = time.monotonic() + STOPPING
-        try:
+        words = f"ending the jobs, {len(at_work)} of which are at work; a second signal ends all at once"
+        try:  # the second signal may come while the jobs are still being told: of many jobs that takes a while
+            self.progress.say(f"\n{words}")
+            for task in self.tasks:
+                self.engine.cancel(task.handle)
+            end = time.monotonic() + STOPPING
             while at_work and time.monotonic() < end:
                 at_work = [task for task in at_work if not self.engine.ended(task.handle)]
                 time.sleep(0.2)

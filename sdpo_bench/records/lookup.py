@@ -95,27 +95,33 @@ def _recorded_epochs(stored: Stored) -> int:
 def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
     """Digests of the model and the adapter with which a run was begun; empty if it is new, or of a version that
     recorded none."""
-    path = folder / "provenance.json"
-    if path.exists():
-        provenance = read_object(path)
-    elif (stored := stored_run(folder)) is not None and stored.packed:
-        provenance = index(folder.parents[1])[folder.name].provenance
-    else:
-        return {}
-    found = provenance.get("weights", {})
+    found = _provenance(folder).get("weights", {})
     if not isinstance(found, dict) or not all(isinstance(part, dict) for part in found.values()):
-        raise bad_record(path, "'weights' is not an object of objects")
+        raise bad_record(folder / "provenance.json", "'weights' is not an object of objects")
     return found
 
 
-def recorded_plugins(raw: Path) -> dict[str, dict[str, Any]]:
-    """The plug-ins with which runs in `raw`, or packed beside it, were made, by their sources: what provenance.json has
-    of each (plugins/__init__.py, `Plugin.record`)."""
-    found = {path: read_object(path) for path in sorted(raw.glob("*/provenance.json"))}
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Of a run in a folder or packed; empty if there is none."""
+    path = folder / "provenance.json"
+    if path.exists():
+        return read_object(path)
+    stored = stored_run(folder)
+    return index(folder.parents[1])[folder.name].provenance if stored is not None and stored.packed else {}
+
+
+def recorded_plugins(place: Path) -> dict[str, dict[str, Any]]:
+    """The plug-ins with which the run in the folder `place` was made, or the runs of a folder `raw`, packed ones among
+    them. By their sources: what provenance.json has of each (plugins/__init__.py, `Plugin.record`)."""
+    if place.name == "raw":
+        found = {path: read_object(path) for path in sorted(place.glob("*/provenance.json"))}
+        provenances = [run.provenance for run in index(place.parent).values()]
+    else:
+        found, provenances = {place / "provenance.json": _provenance(place)}, []
     for path, provenance in found.items():
-        check_provenance(provenance, path)
-    provenances = [*found.values(), *(run.provenance for run in index(raw.parent).values())]
-    return {source: record for p in provenances for source, record in p.get("plugins", {}).items()}
+        if provenance:
+            check_provenance(provenance, path)
+    return {source: record for p in (*found.values(), *provenances) for source, record in p.get("plugins", {}).items()}
 
 
 Folders = Mapping[str, Sequence[str]]

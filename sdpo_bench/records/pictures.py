@@ -19,38 +19,46 @@ def entry_name(run_id: str, when: str) -> str:
     return f"{run_id}_{when}.webp"
 
 
-def webp(path: Path) -> bytes:
-    """Converts an image file to WebP; a WebP file stays unchanged. RecordError if it is not an image."""
-    content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if image.format == "WEBP":
-                return content
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
-            return buffer.getvalue()
-    except Exception as error:  # of damaged pictures Pillow raises much more than OSError
-        raise RecordError(f"{path}: not a picture ({error}); {RERUN}") from error
-
-
-def grid_file(run: RunRecord, when: str) -> Path | None:
-    """The file of a run's grid `when` ("before" or "after" training) in its folder; None if there is none."""
-    paths = (run.folder / f"grid_{when}.{kind}" for kind in ("png", "webp"))
-    return next((path for path in paths if path.exists()), None)
-
-
-def grid(run: RunRecord, when: str) -> bytes | None:
-    """A run's grid as WebP, from its folder or packed; None if there is none."""
+def stored(run: RunRecord, when: str) -> tuple[bytes, Path] | None:
+    """A run's grid as it is stored, and the file that it is in: an image in its folder, or a zip of packed ones. None
+    if there is none."""
     if when in run.pictures:
         path = run.folder.parents[1] / run.pictures[when]
         try:
             with zipfile.ZipFile(path) as archive:
-                return archive.read(entry_name(run.run_id, when))
+                return archive.read(entry_name(run.run_id, when)), path
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path}: not the pictures of {run.run_id} ({error}); {RERUN}") from error
-    file = grid_file(run, when)
-    return None if file is None else webp(file)
+    paths = (run.folder / f"grid_{when}.{kind}" for kind in ("png", "webp"))
+    return next(((path.read_bytes(), path) for path in paths if path.exists()), None)
+
+
+def opened(content: bytes, path: Path) -> Image.Image:
+    """The image with this content, of this file. RecordError if it is not an image."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
+    except Exception as error:  # of damaged pictures Pillow raises much more than OSError
+        raise RecordError(f"{path}: not a picture ({error}); {RERUN}") from error
+
+
+def picture(run: RunRecord, when: str) -> Image.Image | None:
+    """A run's grid, from its folder or packed; None if there is none."""
+    found = stored(run, when)
+    return None if found is None else opened(*found)
+
+
+def grid(run: RunRecord, when: str) -> bytes | None:
+    """A run's grid as WebP, from its folder or packed; None if there is none."""
+    if (found := stored(run, when)) is None:
+        return None
+    image = opened(*found)
+    if image.format == "WEBP":
+        return found[0]
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", quality=80, method=6)
+    return buffer.getvalue()
 
 
 def zipped(entries: dict[str, bytes]) -> bytes:

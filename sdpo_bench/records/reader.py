@@ -12,14 +12,8 @@ from pathlib import Path
 
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.packed import index, is_packed, packed_ids, read_packed, with_values
-from sdpo_bench.records.run_folder import (
-    PRETRAINED,
-    RunRecord,
-    evaluation_means,
-    load_run,
-    row_digests,
-    shown_label,
-)
+from sdpo_bench.records.run_folder import PRETRAINED, RunRecord, evaluation_means, row_digests, shown_label
+from sdpo_bench.records.run_folder import load_run as load_folder
 
 __all__ = [
     "PRETRAINED",
@@ -84,6 +78,20 @@ def finished_runs(profile: Path) -> list[str]:
     """Ids of the finished runs, sorted; empty for a missing folder. The contents of folders are not read."""
     found = {path.name for path in _raw_folders(profile, ()) if (path / "done.json").exists()}
     return sorted(found | {name for name in packed_ids(profile) if not _has_folder(profile, name)})
+
+
+def load_run(folder: str | os.PathLike[str]) -> RunRecord:
+    """The run of a folder `<profile>/raw/<run id>`, finished or not, or the packed run of that id, with every value.
+
+    Errors: `RecordError` for anything that is not a sound record; of an unfinished run a torn last line is left out.
+    `UserError` without pyarrow, for a packed run.
+    """
+    path = Path(folder).absolute()
+    packed = path.parent.name == "raw" and not (path / "config.json").exists()
+    if packed and path.name in packed_ids(path.parents[1]):
+        (run,) = load_profile(path.parents[1], names=[path.name])
+        return run
+    return load_folder(folder)
 
 
 def load_profile(

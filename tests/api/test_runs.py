@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import TINY
+from PIL import Image
 
 import sdpo_bench
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
+from sdpo_bench.records.files import RecordError
 
 RESULTS = Path(__file__).parents[2] / "results"
 SETTINGS = TINY | {"epochs": 1, "eval_rewards": (), "eval_steps": (2,), "eval_noises": 2}
@@ -32,10 +36,11 @@ def test_what_a_run_has(trained):
     assert trained.changes["difference"].tolist() == pytest.approx(
         (trained.changes["second"] - trained.changes["first"]).tolist()
     )
-    assert {name: path.name for name, path in trained.pictures.items()} == {
-        "before": "grid_before.png",
-        "after": "grid_after.png",
-    }
+    assert [*trained.pictures] == ["before", "after"]
+    for when, picture in trained.pictures.items():
+        assert picture.size == (8 * 16, 1 * 16), "prompts and numbers of steps, of 16 pixels"
+        with Image.open(trained.folder / f"grid_{when}.png") as file:
+            assert picture.tobytes() == file.tobytes(), "without loss"
     assert trained.weights == trained.folder / "adapter"
     assert repr(trained) == f"Run({str(trained.folder)!r})"
 
@@ -87,8 +92,28 @@ def test_load_results():
     assert results.runs["device"].str.startswith("cpu: ").all()
     assert {"run_id", "learning_rate", "method.name"} <= {*results.runs.columns}
     assert len(results.training) == results.runs["epochs"].sum()
-    (row,) = results.means.query("label == 'start' and reward == 'alignment' and steps == 4 and split == 'seen'").value
+    pretrained = results.means.query("label == 'pretrained' and reward == 'alignment' and split == 'seen'")
+    (row,) = pretrained.query("steps == 4").value
     assert f"{row:.3f}" == "0.698", "README's"
+
+
+def test_a_packed_run_has_what_a_run_has():
+    """Its pictures, and every value, though the records of `Results` have means."""
+    records = {run.run_id: run for run in sdpo_bench.load_results(RESULTS / "quick").records}
+    name = next(name for name in records if name.startswith("sdpo-alignment-k4-s0"))
+    of_results, run = sdpo_bench.Run(records[name]), sdpo_bench.Run(sdpo_bench.load_run(records[name].folder))
+    with zipfile.ZipFile(RESULTS / "quick" / "pictures" / "part-1.zip") as kept:
+        found = {when: kept.read(f"{name}_{when}.webp") for when in run.pictures}
+    assert [*found] == ["after"], "the pictures before training are the start's"
+    with Image.open(io.BytesIO(found["after"])) as image:
+        assert {one.pictures["after"].tobytes() for one in (run, of_results)} == {image.tobytes()}
+    assert of_results.values.equals(run.values)
+    assert of_results.means["value"].tolist() == pytest.approx(run.means["value"].tolist())
+    assert of_results.changes.equals(run.changes)
+    with pytest.raises(UserError, match="holds no weights"):
+        sdpo_bench.evaluate(run)
+    with pytest.raises(RecordError, match=r"config\.json"):
+        sdpo_bench.load_run(RESULTS / "quick" / "raw" / "none")
 
 
 def test_compare():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,11 @@ from conftest import TINY
 from support import launching
 from support.run_files import contents
 
-from sdpo_bench import plugins
+from sdpo_bench import interruption, plugins
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
-from sdpo_bench.experiments import launchers, profiles, runner
+from sdpo_bench.experiments import launchers, pool, profiles, remote, runner
+from sdpo_bench.experiments.runs import Run
 from sdpo_bench.records.reader import finished_runs, load_run
 from sdpo_bench.training.checkpoint import load_checkpoint
 from sdpo_bench.training.loop import train
@@ -193,6 +196,147 @@ def test_the_part_that_ends_last_makes_the_tables(profile, tmp_path, capsys):
     assert (folder / "README.md").exists()
     assert "3 of 3 runs finished" in capsys.readouterr().out
     assert runner.reproduce("three", results=tmp_path, part="1/2") == 0, "an array's job that is started again"
+
+
+def test_a_part_that_is_stopped_goes_on(profile, tmp_path, monkeypatch, capsys):
+    """With its own runs alone: the others are another part's, which may be at work."""
+    made = []
+
+    def stopped(runs, *_, **__):
+        with pool.termination_interrupts():
+            make_here(runs[:1])
+            signal.raise_signal(signal.SIGTERM)
+
+    def continued(runs, *_, **__):
+        made.extend(run.config.label for run in runs if run.state == "pending")
+        make_here(runs)
+
+    monkeypatch.setattr(runner, "execute", stopped)
+    assert runner.reproduce("three", results=tmp_path, part="1/2") == 143
+    again = f"--profile three --results {tmp_path} --part 1/2 --resume"
+    assert again in capsys.readouterr().err.splitlines()[-1]
+    assert len(finished_runs(tmp_path / "three")) == 1
+    monkeypatch.setattr(runner, "execute", continued)
+    assert runner.reproduce("three", results=tmp_path, part="1/2", resume=True) == 0
+    assert made == ["run 2"], "run 0 is finished, run 1 is the other part's"
+    assert "part 1/2: 2 of the profile's 3 runs are finished" in capsys.readouterr().err
+
+
+class Machines:
+    """An engine without machines. `endings`: by a run's label, what becomes of its jobs, one after another: the epoch
+    after which a job begins, None where it stays in the queue, and how it ends. "done" and "lost" end by themselves,
+    "saves" some time after it was cancelled, "hangs" when it is killed. `signals`: by a function, a label and a number,
+    the signal that comes in that call."""
+
+    def __init__(self, endings, signals=()):
+        self.endings, self.signals = {label: [*jobs] for label, jobs in endings.items()}, dict(signals)
+        self.calls, self.patience, self.killed = collections.Counter(), [], set()
+
+    def count(self, function, label):
+        self.calls[function, label] += 1
+        if number := self.signals.get((function, label, self.calls[function, label])):
+            signal.raise_signal(number)
+
+    def submit(self, jobs):
+        return [self.start(job, *self.endings[job["config"]["label"]].pop(0)) for job in jobs]
+
+    def start(self, job, epoch, ending):
+        self.patience.append(job["patience"])
+        if epoch is not None:
+            event = {"kind": "progress", "phase": "begin", "epoch": epoch, "recorded": epoch, "epochs": 9}
+            Path(job["reports"]).write_text(json.dumps(event) + "\n")
+        if ending == "done":
+            Path(job["folder"]).mkdir(parents=True)
+            (Path(job["folder"]) / "done.json").write_text('{"seconds_per_epoch": {}}')
+        return job["config"]["label"], ending
+
+    def ended(self, job):
+        label, ending = job
+        self.count("ended", label)
+        saved = ending == "saves" and self.calls["cancel", label] and self.calls["ended", label] > 4
+        return ending in ("done", "lost") or saved or label in self.killed
+
+    def ending(self, job):
+        if job[1] == "lost":
+            raise launchers.Died("node 7 failed")
+        return {"kind": "done"}
+
+    def cancel(self, job):
+        self.count("cancel", job[0])
+
+    def kill(self, job):
+        self.killed.add(job[0])
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Makes runs by such an engine, one for each label: the runs by label, and the exit code if a signal came."""
+    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
+
+    def make(machines):
+        monkeypatch.setattr(launchers, "start", lambda *_: machines)
+        configs = [RunConfig(model="none", label=label, **TINY | {"epochs": 9}) for label in machines.endings]
+        runs = {config.label: Run(config, tmp_path / "raw" / config.label, 60.0) for config in configs}
+        try:
+            runner.execute_elsewhere([*runs.values()], len(runs), tmp_path, "slurm", {})
+        except KeyboardInterrupt as stop:
+            return runs, interruption.exit_code(stop)
+        return runs, None
+
+    return make
+
+
+FIRST = {("ended", "working", 2): signal.SIGTERM}
+
+
+def test_the_first_signal_waits_for_the_runs_at_work(elsewhere, capsys):
+    machines = Machines({"working": [(2, "saves")], "queued": [(None, "hangs")]}, FIRST)
+    runs, code = elsewhere(machines)
+    assert code == 143
+    assert machines.calls["cancel", "working"] == machines.calls["cancel", "queued"] == 1
+    assert machines.killed == {"queued"}, "the other one has ended by itself"
+    assert {run.state for run in runs.values()} == {"pending"}
+    assert "ending the jobs, 1 of which are at work; a second signal ends all at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [
+        ({("ended", "working", 4): signal.SIGINT}, 130),
+        ({("cancel", "working", 1): signal.SIGINT}, 130),  # before the other job was told to end
+        ({}, 143),
+    ],
+    ids=["while it waits", "at once", "none"],
+)
+def test_a_second_signal_ends_all_jobs(elsewhere, monkeypatch, second, code):
+    """Or STOPPING seconds do."""
+    monkeypatch.setattr(remote, "STOPPING", 0.3 if code == 143 else 60.0)
+    machines = Machines({"working": [(2, "hangs")], "queued": [(None, "hangs")]}, FIRST | second)
+    assert elsewhere(machines)[1] == code
+    assert machines.killed == {"working", "queued"}
+
+
+def test_a_run_that_is_lost_too_often_fails_and_the_others_go_on(elsewhere, tmp_path, capsys):
+    """One that gets further between its losses is not given up."""
+    endings = {
+        "unlucky": [(2, "lost")] * 3,
+        "never begun": [(None, "lost")] * 3,
+        "slow": [(0, "lost"), (0, "lost"), (3, "lost"), (3, "lost"), (5, "lost"), (9, "done")],
+        "good": [(0, "done")],
+    }
+    machines = Machines(endings)
+    runs, _ = elsewhere(machines)
+    states = {"unlucky": "failed", "never begun": "failed", "slow": "done", "good": "done"}
+    assert {label: run.state for label, run in runs.items()} == states
+    assert not any(machines.endings.values()), "as often as was to be tried"
+    assert machines.patience == [0.0] * 4 + [remote.PATIENCE] * 9
+    assert not list(tmp_path.rglob("*.jsonl"))
+    assert runner.report_unfinished(tmp_path, [*runs.values()], "AGAIN") == 1
+    said = capsys.readouterr().err
+    assert said.count("slow: node 7 failed; another worker takes it up") == 5
+    assert "failed: unlucky: node 7 failed, 3 times in a row at epoch 2" in said
+    assert "failed: never begun: node 7 failed, 3 times in a row at epoch 0" in said
+    assert "error: 2 of 4 runs failed; try them again with: AGAIN" in said
 
 
 @pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])

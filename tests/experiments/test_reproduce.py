@@ -210,10 +210,10 @@ sys.path.insert(0, {tests!r})
 from experiments.test_reproduce import configs
 from sdpo_bench.experiments import profiles, runner
 if __name__ == "__main__":
-    runs = configs(Path({model!r}), 1, epochs=400, eval_every=400)
+    runs = configs(Path({model!r}), 2, epochs=400, eval_every=400)
     profiles.PROFILES["slow"] = profiles.Profile(lambda methods, seeds: runs, ("sdpo",), (0,))
     runner.PACKAGE = Path({package!r})
-    sys.exit(runner.reproduce("slow"))
+    sys.exit(runner.reproduce("slow", part="2/2"))
 """
 
 
@@ -234,7 +234,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at the worker through /proc")
 def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
-    """Ctrl-C ends them in order and says how to go on."""
+    """Ctrl-C ends them in order and says how to go on, with the same part of the runs."""
     package = tmp_path / "package"
     (package / "assets" / "embedded_model").mkdir(parents=True)
     (package / "assets" / "embedded_model" / "model_index.json").touch()
@@ -250,16 +250,19 @@ def test_an_interruption_stops_the_workers(tiny_model, tmp_path):
     )
     raw = tmp_path / "runs" / "slow" / "raw"
     wait_for(lambda: any(raw.glob("*/checkpoint.pt")) or process.poll() is not None)
-    (lock,) = raw.glob("*/.lock")
+    (lock,) = raw.glob("*-s1-*/.lock")
     worker = int(lock.read_text().split()[0])
     assert alive(worker)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "nothing is lost. Continue with: nox -s reproduce -- --profile slow --resume" in errors
+    assert "nothing is lost. Continue with: nox -s reproduce -- --profile slow --part 2/2 --resume" in errors
     assert "Traceback" not in errors
     assert not alive(worker)
     assert not any(raw.glob("*/done.json"))
+    assert [*raw.iterdir()] == [lock.parent], "seed 0 is the other part's"
+    rows = (lock.parent / "train.jsonl").read_bytes().count(b"\n")
+    assert load_checkpoint(lock.parent / "checkpoint.pt", lock.parent.name)["epoch"] == rows > 0
 
 
 def test_a_worker_that_is_stopped_saves_the_last_whole_epoch(tiny_model, tmp_path):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import write_tiny_model
+from support.synthetic_records import seal
 
+import sdpo_bench
 from sdpo_bench import plugins
 from sdpo_bench.cli.main import main
 from sdpo_bench.errors import UserError
@@ -22,6 +24,7 @@ from sdpo_bench.records.lookup import recorded_plugins
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Path(__file__).parent / "example_plugin"
 PAGE = (ROOT / "docs" / "adding.md").read_text()
+ENDS = re.search(r"`sdpo_bench/dense_rewards/ends.py`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)[1]
 REINFORCE = re.search(r"`sdpo_bench/methods/reinforce.py`:\n\n```python\n(.*?)^```", PAGE, re.M | re.S)[1]
 TINY = [
     "--eval-rewards",
@@ -193,6 +196,41 @@ def test_without_the_plugin(trained, monkeypatch, capsys, arguments, words):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        (["redness"], "redness is of the plug-in example_plugin.redness, with which {} was made; install example-"),
+        (
+            ["colourfulness"],
+            "Pipeline is of the plug-in example_plugin.latent_consistency, with which {} was made; install example-",
+        ),
+        (["sparkle"], "unknown reward 'sparkle'"),
+    ],
+)
+def test_weights_of_a_run_without_its_plugin(trained, monkeypatch, capsys, rewards, words):
+    (adapter,) = (trained[0] / "runs/raw").glob("reinforce-*/adapter")
+    monkeypatch.chdir(trained[0])
+    command = ["evaluate", "--model", "model", "--weights", str(adapter.relative_to(trained[0])), "--device", "cpu"]
+    assert main([*command, "--rewards", *rewards]) == 2
+    error = capsys.readouterr().err
+    assert words.format(adapter.parent) in error
+    assert error.count("\n") == 1
+    model = {"model": "model", "reward": "colourfulness"}
+    with pytest.raises(UserError, match=re.escape(words.format(adapter.parent))):
+        sdpo_bench.evaluate(model, weights=adapter, rewards=rewards)
+
+
+def test_a_run_without_its_plugins_is_not_evaluated(trained):
+    """Of its reward, and of its method: Python has no --plugin."""
+    (folder,) = (trained[0] / "runs/raw").glob("reinforce-*")
+    run = sdpo_bench.Run(sdpo_bench.load_run(folder))
+    with pytest.raises(UserError, match=rf"redness is of .* {folder} was made; install example-plugin 0.3$"):
+        sdpo_bench.evaluate(run)
+    words = rf"reinforce is of the plug-in reinforce.py, with which {folder} was made; set SDPO_BENCH_PLUGINS=reinforce"
+    with pytest.raises(UserError, match=words):
+        sdpo_bench.evaluate(run, reward="colourfulness")
+
+
 def test_tables_without_the_plugin_are_made(trained, monkeypatch, capsys, tmp_path):
     folder = shutil.copytree(trained[0] / "runs", tmp_path / "runs")
     assert main(["tables", str(folder)]) == 0
@@ -200,6 +238,25 @@ def test_tables_without_the_plugin_are_made(trained, monkeypatch, capsys, tmp_pa
     assert f"note: reinforce in {folder} is of the plug-in reinforce.py; give --plugin reinforce.py for" in said
     assert f"note: halved in {folder} is of the plug-in example_plugin.halved; install example-plugin 0.3" in said
     assert "| Halved" in (folder / "README.md").read_text()
+
+
+def test_compare_needs_the_plugin_of_a_measured_dense_reward_alone(trained, installed, capsys, tmp_path):
+    raw = shutil.copytree(trained[0] / "runs", tmp_path / "runs") / "raw"
+    command = ["compare", *(str(next(raw.glob(f"{name}-*-s0-*"))) for name in ("halved", "reinforce"))]
+    assert main(command) == 0
+    without = capsys.readouterr().out
+    assert without.startswith("Halved minus REINFORCE")
+    assert "redness" in without
+
+    lists = dict.fromkeys(("mae", "bias", "std", "corr", "return_corr", "return_sign"), [0.5] * 3)
+    row = {"epoch": 1, "budget": "ends", "queries_per_sample": 2, **lists}
+    (Path(command[1]) / "dense.jsonl").write_text(json.dumps(row) + "\n")
+    seal(Path(command[1]))
+    assert main(command) == 2
+    assert "'budget' is 'ends', not one of" in capsys.readouterr().err
+    (tmp_path / "ends.py").write_text(ENDS)
+    said = python(tmp_path, "-m", "sdpo_bench", *command, "--plugin", "ends.py", installed=installed)
+    assert said == without
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from support import processes
 
-from sdpo_bench import distributed
+from sdpo_bench import distributed, interruption
 from sdpo_bench.config import RunConfig
 from sdpo_bench.distributed import SINGLE_PROCESS, OtherFailed, ProcessGroup
 from sdpo_bench.errors import UserError
@@ -406,6 +406,39 @@ def test_a_sharded_run_goes_on(config, tmp_path):
     assert type(plain.unet) is UNet2DConditionModel
     train(config, again, resume=True)
     same(whole, again)
+
+
+def signalled_shards(ranks: ProcessGroup, config: RunConfig, folder: Path, notes: Path) -> None:
+    """A signal comes to the last process in the first update of epoch 1; what each process says then."""
+    original, calls = Trainer.update, itertools.count()
+
+    def signalled(*arguments: Any) -> Any:
+        if ranks.rank == ranks.size - 1 and next(calls) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    Trainer.update, ranks.sharded = signalled, True
+    try:
+        with interruption.watched(launched=True):
+            train(config, folder, ranks=ranks)
+    except interruption.Interrupted as stop:
+        (notes / str(ranks.rank)).write_text(f"{interruption.exit_code(stop)} {stop.said}")
+
+
+def test_a_signal_stops_a_sharded_run_with_its_state_saved(config, tmp_path):
+    """All processes stop after the same epoch, whose state has all their shards: the run goes on to the same end."""
+    few = {"eval_rewards": (), "eval_last_rewards": (), "eval_steps": (1,), "eval_noises": 1, "steps": 2}
+    more = {"checkpoint_every": 0, "eval_every": 9, "finetune": "full", "learning_rate": 1e-5}
+    config = dataclasses.replace(config, **few, **more)
+    name = run_id(config.to_json())
+    whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
+    assert processes.run(2, signalled_shards, config, parts, tmp_path) == [0, 0]
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"143 the state after epoch 1 is saved"}
+    state = load_checkpoint(parts / "checkpoint.pt", name)
+    assert state["epoch"] == 1
+    assert processes.run(2, sharded_run, config, parts) == [0, 0]
+    train(config, whole)
+    same(whole, parts)
 
 
 @pytest.mark.parametrize(
