@@ -47,9 +47,10 @@ COMMON: Options = {
 
 
 # The paper's setting, of the authors' repository (results/paper/settings.csv): per reward the learning rate, the pairs
-# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows.
+# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows:
+# 29,184 samples.
 SD_TURBO_REWARDS: dict[str, Options] = {
-    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 115},
+    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 114},
     "imagereward": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
     "hpsv2": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
     "pickscore": {"learning_rate": 6e-5, "pairs_per_update": 64, "epochs": 200},
@@ -65,7 +66,7 @@ SD_TURBO: Options = {
     "prompts": "animals",  # the paper trains on all 45 and shows its rewards on them
     "eval_splits": ("seen",),
     "eval_steps": (1, 2, 4, 8, 16, 50),
-    "eval_every": 5,  # a point every 1,280 samples, for a tenth more computing
+    "eval_every": 5,  # a point every 1,280 samples and one at the end, for a tenth more computing
     "eval_start": False,
     "dtype": "float16",  # of all but the trained weights [official]
     "rows": 8,  # 0.7 GiB of activations a latent
