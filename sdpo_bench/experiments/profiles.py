@@ -17,7 +17,6 @@ from sdpo_bench.experiments.learning_rates import SWEEP, learning_rate
 from sdpo_bench.experiments.variants import (
     ABLATIONS,
     GROUPS,
-    METHOD_NAMES,
     PAPER_METHODS,
     RECENT,
     STUDIED,
@@ -401,7 +400,7 @@ PROFILES = {
         (*PAPER_METHODS, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step", *WHY, "prdp", "ddpo_critic"),
         (0, 1, 2, 3, 4),
     ),
-    "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
+    "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision")),
 }
 
 

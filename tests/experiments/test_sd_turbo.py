@@ -40,8 +40,8 @@ ROOT = Path(__file__).parents[2]
 def test_runs_are_the_papers():
     configs = build("sd-turbo")
     trained = [config for config in configs if config.epochs]
-    assert len(trained) == len(configs) - 1 == 4 * 6
-    assert {config.method for config in trained} == set(variants.METHOD_NAMES)
+    assert len(trained) == len(configs) - 1 == 4 * 7
+    assert {config.method for config in trained} == set(variants.STUDIED)
     assert {c.seed for c in trained} == {0}
     assert {c.model for c in configs} == {"stabilityai/sd-turbo"}
     assert {c.eval_steps for c in configs} == {(1, 2, 4, 8, 16, 50)}
@@ -77,6 +77,21 @@ def test_narrowing_makes_some_of_the_same_runs():
         build("sd-turbo", rewards=["jpeg"])
     with pytest.raises(UserError, match="profile quick does not take --model, --rewards; these do: sd-turbo"):
         build("quick", rewards=["aesthetic"], model="x")
+
+
+def test_newer_methods_may_be_named(monkeypatch):
+    """With as many samples an epoch and an update; a method that needs the reward's gradient, where there is one."""
+    newer = [*variants.RECENT, *variants.GROUPS]
+    configs = build("sd-turbo", newer)[1:]
+    assert {c.label for c in configs} == {variants.VARIANTS[name].label for name in newer}
+    assert len(configs) == 4 * len(newer)
+    for config in configs:
+        own = profiles.SD_TURBO_REWARDS[config.reward]
+        assert config.samples_per_group * config.pairs == 256
+        assert config.samples_per_group * config.pairs_per_update == 2 * own["pairs_per_update"]
+    monkeypatch.setitem(profiles.SD_TURBO_REWARDS, "jpeg_compressibility", profiles.SD_TURBO_REWARDS["aesthetic"])
+    with pytest.raises(UserError, match="^--reward jpeg_compressibility: jpeg_compressibility has no gradient, which DR"):
+        build("sd-turbo", ["ddpo", "draft"], rewards=["jpeg_compressibility"])
 
 
 def test_counts_of_arithmetic_are_the_architectures():
@@ -128,6 +143,8 @@ def test_hours_by_hand():
     by_method = {c.method: GPUCost().seconds(c) for c in build("sd-turbo", rewards=["aesthetic"])[1:]}
     # What needs the reference's log-probs, or all before the gradient, costs a pass more for each; SDPO more queries.
     assert by_method["ddpo"] < by_method["sdpo"] == by_method["sdpo_causal"] < by_method["d3po"] == by_method["rebel"]
+    queries = 114 * 128 * (2 * 50 - 1 - 5)  # of DDPO-dense, which scores every step, more than SDPO's
+    assert by_method["ddpo_dense"] - by_method["sdpo"] == pytest.approx(queries * 2.515 / (989 * 0.4))
     assert by_method["prdp"] - by_method["rebel"] == pytest.approx(by_method["rebel"] - by_method["ddpo"])
     for changes in ({"utilisation": 0.0}, {"utilisation": 1.5}, {"peak": 0.0}):
         with pytest.raises(UserError, match=r"--utilisation is|--peak-tflops is"):
@@ -179,8 +196,8 @@ def test_dry_run_and_refusal_without_a_gpu(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     hours = sum(GPUCost().seconds(c) for c in build("sd-turbo", rewards=["aesthetic"])) / 3600
     assert f"\n{hours:.0f} GPU hours; " in out
-    assert out.count("-aesthetic-k50-s0-") == 7
-    assert "7 runs" in out
+    assert out.count("-aesthetic-k50-s0-") == 8
+    assert "8 runs" in out
     assert "with 2 workers (estimated from counted operations at an assumed 40% of 989 TFLOP/s" in out
     with pytest.raises(UserError, match=r"profile sd_turbo needs GPUs, but torch finds no CUDA device.*--dry-run"):
         runner.reproduce("sd-turbo")
@@ -250,7 +267,7 @@ def test_every_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     runs = plan(tmp_path, configs, GPUCost())
     pool.execute(runs, 2, devices=["5", "GPU-8d1e"])
     assert hired == [(1, "5"), (2, "GPU-8d1e"), (2, "GPU-8d1e")]
-    assert sorted(run.state for run in runs) == ["failed", *["locked"] * 6]
+    assert sorted(run.state for run in runs) == ["failed", *["locked"] * 7]
     hired[:] = [None] * 3  # no worker fails
     pool.execute(plan(tmp_path, configs, GPUCost()), 4, devices=["5", "GPU-8d1e"])
     assert hired[3:] == [(1, "5"), (2, "GPU-8d1e"), (3, "5"), (4, "GPU-8d1e")]
