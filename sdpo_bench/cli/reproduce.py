@@ -50,6 +50,9 @@ class Reproduce(TakesPlugins):
     the paper's curves."""
     revision: str | None = None
     """For sd-turbo: a commit of the hub model, instead of the pinned one."""
+    learning_rates: tuple[str, ...] = ()
+    """For sd-turbo, METHOD=RATE: learning rates of methods, instead of the one that all share for a reward, such as
+    ddpo=3e-5 d3po=1e-5. Methods that are not named keep that one."""
     utilisation: float | None = None
     """For sd-turbo's time estimate: the fraction of the GPU's peak that runs reach. Default: measured from finished
     runs if there are any, otherwise 0.4."""
@@ -74,6 +77,6 @@ class Reproduce(TakesPlugins):
 
         given = dataclasses.asdict(self)
         del given["plugin"]
-        several = ("methods", "seeds", "rewards", "launcher_options")
+        several = ("methods", "seeds", "rewards", "learning_rates", "launcher_options")
         with naming_plugins(self.results / self.profile.replace("-", "_") / "raw"):
             return reproduce(**given | {name: given[name] or None for name in several})

@@ -129,6 +129,7 @@ def reproduce(
     rewards: Sequence[str] | None = None,
     model: str | None = None,
     revision: str | None = None,
+    learning_rates: Sequence[str] | None = None,
     utilisation: float | None = None,
     peak_tflops: float | None = None,
     launcher: launchers.Launcher = "local",
@@ -141,7 +142,7 @@ def reproduce(
     profile = profiles.canonical(profile)
     check_launch(workers, launcher, launcher_options)
     mine = share(part)
-    given = {"rewards": rewards, "model": model, "revision": revision}
+    given = {"rewards": rewards, "model": model, "revision": revision, "learning_rates": learning_rates}
     options = {name: value for name, value in given.items() if value}
     place = device or profiles.PROFILES[profile].device
     built = profiles.build(profile, methods, seeds, **options)
@@ -163,7 +164,7 @@ def reproduce(
     # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
     whole = methods is None and seeds is None and not options
     write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
-    place_options = {"launcher": None if local else launcher, "launcher-options": launcher_options, "part": part}
+    place_options = {"launcher": None if local else launcher, "launcher_options": launcher_options, "part": part}
     again = resume_command(profile, results, methods, seeds, workers, device, **options, **place_options)
     announce(profile, folder, runs[mine], count, local)
     begin = time.monotonic()

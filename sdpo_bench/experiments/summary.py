@@ -9,6 +9,7 @@ from pathlib import Path
 from sdpo_bench import plugins
 from sdpo_bench.analysis.comparisons import Results
 from sdpo_bench.analysis.outputs import reference_results, shown
+from sdpo_bench.config import flag
 from sdpo_bench.experiments import cost_model
 from sdpo_bench.experiments.progress import clock, speed
 from sdpo_bench.experiments.runs import Run
@@ -99,7 +100,7 @@ def resume_command(
         "--seeds": seeds or [],
         "--workers": [workers] if workers else [],
         "--device": [device] if device else [],
-    } | {f"--{name}": [value] if isinstance(value, str) else value for name, value in options.items()}
+    } | {flag(name): [value] if isinstance(value, str) else value for name, value in options.items()}
     arguments = [str(part) for name, values in given.items() if values for part in (name, *values)]
     for name in plugins.given():
         arguments += ["--plugin", shown(Path(name)) if plugins.is_file(name) else name]

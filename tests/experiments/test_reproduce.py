@@ -335,7 +335,7 @@ def test_resume_command():
     command = summary.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
     assert command.endswith("--workers 3 --device cuda --resume")
-    there = {"launcher": "ray", "launcher-options": ["num_cpus=2", "address=a:1"], "part": None}
+    there = {"launcher": "ray", "launcher_options": ["num_cpus=2", "address=a:1"], "part": None}
     command = summary.resume_command("quick", Path("runs"), None, None, None, None, **there)
     assert command.endswith("-- --launcher ray --launcher-options num_cpus=2 address=a:1 --resume")
 

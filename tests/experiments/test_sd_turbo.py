@@ -17,6 +17,7 @@ from conftest import write_tiny_model, write_tokenizer
 from support.table_files import markdown_tables
 
 from sdpo_bench.analysis import paper
+from sdpo_bench.cli.main import main
 from sdpo_bench.cli.tables import check_tables
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
@@ -79,6 +80,30 @@ def test_narrowing_makes_some_of_the_same_runs():
         build("quick", rewards=["aesthetic"], model="x")
 
 
+def test_rates_of_methods(tmp_path, monkeypatch, capsys):
+    methods, own = ["sdpo", "ddpo", "ddpo_dense"], {"DDPO": 3e-5, "DDPO-dense": 1e-4}
+    plain = build("sd-turbo", methods)
+    given = build("sd-turbo", methods, learning_rates=["ddpo=3e-5", "ddpo-dense=1e-4"])
+    for config, before in zip(given, plain, strict=True):
+        rate = own.get(config.label, profiles.SD_TURBO_REWARDS[config.reward]["learning_rate"])
+        assert config == replace(before, learning_rate=rate)
+    for text, words in {
+        "dpo=1e-4": "unknown method in --learning-rates 'dpo'; choose one of: ",
+        "rebel=1e-4": "rebel is not run; add it to --methods, or leave it out here",
+        "ddpo=1e-5": "ddpo has a rate already",
+        **dict.fromkeys(("sdpo=0", "sdpo=-1e-4", "sdpo=nan", "sdpo=inf", "sdpo=fast", "sdpo"), "expected METHOD=RATE"),
+    }.items():
+        with pytest.raises(UserError, match=words):
+            build("sd-turbo", methods, learning_rates=["ddpo=3e-5", text])
+    with pytest.raises(UserError, match="profile quick does not take --learning-rates; these do: sd-turbo"):
+        build("quick", learning_rates=["ddpo=1e-4"])
+    monkeypatch.chdir(tmp_path)
+    command = ["reproduce", "--profile", "sd-turbo", "--methods", "ddpo", "--learning-rates", "ddpo=3e-5", "--dry-run"]
+    assert main(command) == 0
+    (folder,) = {run.folder.name for run in plan(tmp_path, [given[2]], GPUCost())}
+    assert folder in capsys.readouterr().out
+
+
 def test_newer_methods_may_be_named(monkeypatch):
     """With as many samples an epoch and an update; a method that needs the reward's gradient, where there is one."""
     newer = [*variants.RECENT, *variants.GROUPS]
@@ -90,7 +115,7 @@ def test_newer_methods_may_be_named(monkeypatch):
         assert config.samples_per_group * config.pairs == 256
         assert config.samples_per_group * config.pairs_per_update == 2 * own["pairs_per_update"]
     monkeypatch.setitem(profiles.SD_TURBO_REWARDS, "jpeg_compressibility", profiles.SD_TURBO_REWARDS["aesthetic"])
-    with pytest.raises(UserError, match="^--reward jpeg_compressibility: jpeg_compressibility has no gradient, which DR"):
+    with pytest.raises(UserError, match=r"^--reward jpeg_compressibility: .* has no gradient, which DRaFT learns from"):
         build("sd-turbo", ["ddpo", "draft"], rewards=["jpeg_compressibility"])
 
 
@@ -131,7 +156,8 @@ def test_counts_of_arithmetic_are_the_architectures():
 
 
 def test_hours_by_hand():
-    """SDPO on Aesthetic: 128 pairs, K = 50, 114 epochs; 23 evaluations (the 23rd after the last epoch) of 45 prompts with 4 noises, at 81 steps."""
+    """SDPO on Aesthetic: 128 pairs, K = 50, 114 epochs; 23 evaluations (the last at the end) of 45 prompts with 4
+    noises, at 81 steps."""
     config = build("sd-turbo", ["sdpo"], rewards=["aesthetic"])[1]
     sample, train = 114 * 128 * 99 * 0.804, 114 * 128 * 99 * (0.804 + 0.973)
     decode = 114 * 128 * 5 * 2.515
@@ -381,6 +407,7 @@ def test_the_whole_path(tmp_path, sd_turbo_folder, aesthetic_weights, monkeypatc
     page = (folder / "report.html").read_text()
     assert "Published, SD-Turbo, Aesthetic Score" in page  # the paper's curves, on axes of their own
     assert "| reward aesthetic | " in readme
+    assert "Protocol: shared (all methods have one learning rate" in readme
     assert check_tables([folder]) == 0
     assert "all files are what their records give" in capsys.readouterr().out
 
