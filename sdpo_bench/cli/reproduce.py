@@ -41,6 +41,9 @@ class Reproduce(TakesPlugins):
     """The number of runs at the same time, each on one thread or one GPU. Default: one per physical core or per GPU.
     Several runs of the embedded model may share a GPU. With slurm or ray: runs that are submitted at a time, by default
     1000."""
+    processes_per_run: int = 1
+    """The number of processes that share each run, on a GPU each or a thread each: the same run, sooner
+    (docs/scale.md). Default for --workers: as many runs at a time as there are GPUs, or cores, for."""
     device: Literal["cpu", "cuda"] | None = None
     """The device of the runs; default: cpu, for sd-turbo cuda. Results of different devices never share a table."""
     rewards: tuple[str, ...] = ()
