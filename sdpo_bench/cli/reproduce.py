@@ -20,6 +20,7 @@ class Reproduce(TakesPlugins):
       sdpo-bench reproduce --resume                           # continue after an interruption
       sdpo-bench reproduce --methods sdpo ddpo --seeds 0 1 2  # fewer methods, more seeds
       sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --workers 4  # the paper's setting, on 4 GPUs
+      sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --processes-per-run 4  # each run on 4 GPUs
       sdpo-bench reproduce --profile full --launcher slurm --launcher-options timeout_min=120  # a cluster
     """
 

@@ -112,6 +112,19 @@ def test_rates_of_methods(tmp_path, monkeypatch, capsys):
     assert folder in capsys.readouterr().out
 
 
+def test_numbers_of_the_page():
+    """Its first command is the one for the paper's figure, and what it says of its cost is the estimate's."""
+    page = (ROOT / "docs" / "sd_turbo.md").read_text()
+    words = next(line for line in page.splitlines() if line.startswith("nox ")).split()
+    methods, seeds = (words[words.index(flag) + 1 :][:count] for flag, count in (("--methods", 4), ("--seeds", 5)))
+    runs = build("sd-turbo", methods, map(int, seeds), rewards=["aesthetic"])
+    assert {config.label for config in runs[1:]} == {*paper.METHODS}
+    assert f"These are {len(runs) - 1} runs" in page
+    assert f": {sum(map(GPUCost().seconds, runs)) / 3600:.0f} GPU hours by the estimate" in page
+    sdpo, dense = map(GPUCost().seconds, build("sd-turbo", ["sdpo", "ddpo_dense"], rewards=["aesthetic"])[1:])
+    assert f"takes {dense / sdpo:.1f}\ntimes SDPO's" in page or f"takes {dense / sdpo:.1f} times SDPO's" in page
+
+
 def test_newer_methods_may_be_named(monkeypatch):
     """With as many samples an epoch and an update; a method that needs the reward's gradient, where there is one."""
     newer = [*variants.RECENT, *variants.GROUPS]
