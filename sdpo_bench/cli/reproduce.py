@@ -21,6 +21,7 @@ class Reproduce(TakesPlugins):
       sdpo-bench reproduce --resume                           # continue after an interruption
       sdpo-bench reproduce --methods sdpo ddpo --seeds 0 1 2  # fewer methods, more seeds
       sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --workers 4  # the paper's setting, on 4 GPUs
+      sdpo-bench reproduce --profile sd-turbo --rewards aesthetic --processes-per-run 4  # each run on 4 GPUs
       sdpo-bench reproduce --profile full --launcher slurm --launcher-options timeout_min=120  # a cluster
     """
 
@@ -42,6 +43,9 @@ class Reproduce(TakesPlugins):
     """The number of runs at the same time, each on one thread or one GPU. Default: one per physical core or per GPU.
     Several runs of the embedded model may share a GPU. With slurm or ray: runs that are submitted at a time, by default
     1000."""
+    processes_per_run: int = 1
+    """The number of processes that share each run, on a GPU each or a thread each: the same run, sooner
+    (docs/scale.md). Default for --workers: as many runs at a time as there are GPUs, or cores, for."""
     device: Literal["cpu", "cuda"] | None = None
     """The device of the runs; default: cpu, for sd-turbo cuda. Results of different devices never share a table."""
     rewards: tuple[str, ...] = ()
@@ -51,6 +55,9 @@ class Reproduce(TakesPlugins):
     the paper's curves."""
     revision: str | None = None
     """For sd-turbo: a commit of the hub model, instead of the pinned one."""
+    learning_rates: tuple[str, ...] = ()
+    """For sd-turbo, METHOD=RATE: learning rates of methods, instead of the one that all share for a reward, such as
+    ddpo=3e-5 d3po=1e-5. Methods that are not named keep that one."""
     utilisation: float | None = None
     """For sd-turbo's time estimate: the fraction of the GPU's peak that runs reach. Default: measured from finished
     runs if there are any, otherwise 0.4."""
@@ -75,6 +82,6 @@ class Reproduce(TakesPlugins):
 
         given = dataclasses.asdict(self)
         del given["plugin"]
-        several = ("methods", "seeds", "rewards", "launcher_options")
+        several = ("methods", "seeds", "rewards", "learning_rates", "launcher_options")
         with naming_plugins(self.results / self.profile.replace("-", "_") / "raw"):
             return reproduce(**given | {name: given[name] or None for name in several})

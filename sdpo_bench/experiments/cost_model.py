@@ -33,10 +33,10 @@ class Cost:
     startup: float = 3.0  # of a run
     source: str = "constants of one core of a 2025 server CPU (no committed records to learn from)"
 
-    def seconds(self, config: RunConfig) -> float:
-        """Expected duration of a run of the embedded model."""
+    def seconds(self, config: RunConfig, processes: int = 1) -> float:
+        """Expected duration of a run, if several processes are so many times as fast as one."""
         units = work(config)
-        return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items())
+        return self.startup + sum(getattr(self, kind) * amount for kind, amount in units.items()) / processes
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class GPUCost:
             f"--peak-tflops change that, finished runs replace it by their seconds"
         )
 
-    def seconds(self, config: RunConfig) -> float:
-        """Expected duration of a run."""
+    def seconds(self, config: RunConfig, processes: int = 1) -> float:
+        """Expected duration of a run, if several processes, each on a GPU, are so many times as fast as one."""
         rows, images = passes(config), sum(sampled_images(config))
         train = rows["train"] * (self.forward + self.backward)
         evaluate = images * (sum(config.eval_steps) * self.forward + len(config.eval_steps) * self.decode)
         decode = work(config)["reward"] * self.decode
         tflop = (rows["sample"] + rows["log_prob"]) * self.forward + train + decode + evaluate
-        return self.startup + tflop / (self.peak * self.utilisation)
+        return self.startup + tflop / (self.peak * self.utilisation * processes)
 
 
 def passes(config: RunConfig) -> dict[str, int]:
@@ -199,6 +199,7 @@ def calibrate(
             try:
                 done, settings, provenance = read()
                 spent, config, found = done["seconds"], config_from_json(settings), provenance["device"]
+                processes = provenance.get("processes", 1)
                 amounts = work(config)
             except (OSError, ValueError, KeyError, TypeError, UserError):
                 continue
@@ -206,7 +207,7 @@ def calibrate(
                 continue
             runs += 1
             for kind, amount in amounts.items():
-                seconds[kind] += spent.get(kind, 0.0)
+                seconds[kind] += spent.get(kind, 0.0) * processes
                 units[kind] += amount
     known = {kind: seconds[kind] / units[kind] for kind in seconds if units[kind] and seconds[kind]}
     if len(known) < len(seconds):

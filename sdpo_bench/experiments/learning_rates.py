@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from sdpo_bench.errors import UserError
+from sdpo_bench.errors import UserError, choose
 from sdpo_bench.experiments.variants import VARIANTS
 from sdpo_bench.methods import METHODS
 
@@ -79,3 +80,29 @@ def learning_rate(name: str, steps: int, reward: str = "alignment") -> float:
             f"and put the best into the method's file, as learning_rates = {{{steps}: RATE}}"
         )
     return rates[min(rates, key=lambda k: (abs(math.log(k / steps)), k))]
+
+
+def given_rates(texts: Sequence[str], methods: Sequence[str]) -> dict[str, float]:
+    """The learning rates of --learning-rates, METHOD=RATE, by method. UserError for one that is not a positive number,
+    or whose method is not among the `methods` that are run, or has one already."""
+    rates: dict[str, float] = {}
+    for text in texts:
+        given, _, value = text.partition("=")
+        name = choose("method in --learning-rates", given.replace("-", "_"), VARIANTS)
+        try:
+            rate = float(value)
+        except ValueError:
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise UserError(
+                f"--learning-rates {text}: expected METHOD=RATE with a number > 0, for example {given}=3e-5"
+            )
+        if name in rates:
+            raise UserError(f"--learning-rates {text}: {given} has a rate already; give each method once")
+        if name not in methods:
+            raise UserError(
+                f"--learning-rates {text}: {given} is not run; add it to --methods, or leave it out here "
+                f"(run are: {', '.join(methods)})"
+            )
+        rates[name] = rate
+    return rates

@@ -13,7 +13,7 @@ from sdpo_bench import interruption
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.progress import Progress
 from sdpo_bench.experiments.runs import Run
-from sdpo_bench.experiments.workers import Worker, exit_words
+from sdpo_bench.experiments.workers import Worker
 
 POLL_SECONDS = 1.0  # between looks at the clock while no worker reports: the progress line counts the time
 
@@ -41,23 +41,31 @@ def refuse_full_disk(event: Mapping[str, Any]) -> None:
         raise UserError(f"the disk is full ({event['message']}): free space and continue with --resume")
 
 
-def execute(runs: list[Run], workers: int, progress: Progress | None = None, devices: Sequence[str] = ()) -> None:
-    """Makes the pending runs, in order, with workers on the GPUs that `devices` names, in turn. A failed run does not
-    affect the others; a full disk stops all.
+def execute(
+    runs: list[Run],
+    workers: int,
+    progress: Progress | None = None,
+    devices: Sequence[str] = (),
+    processes: int = 1,
+) -> None:
+    """Makes the pending runs, in order. Each worker has the GPUs that one of `devices` names, in turn, and so many
+    `processes` that share its runs. A failed run does not affect the others; a full disk stops all.
 
     Raises KeyboardInterrupt, after the workers have ended.
     """
-    WorkerPool(runs, workers, progress or Progress(runs, workers), devices).make_runs()
+    WorkerPool(runs, workers, progress or Progress(runs, workers), devices, processes).make_runs()
 
 
 class WorkerPool:
     """At most `size` workers, each of which makes waiting runs one after another."""
 
-    def __init__(self, runs: Sequence[Run], size: int, progress: Progress, devices: Sequence[str] = ()) -> None:
+    def __init__(
+        self, runs: Sequence[Run], size: int, progress: Progress, devices: Sequence[str], processes: int
+    ) -> None:
         self.waiting = [run for run in runs if run.state == "pending"]
         self.size = min(size, len(self.waiting))
         self.progress = progress
-        self.devices = devices
+        self.devices, self.processes = devices, processes
         self.events: queue.SimpleQueue[tuple[Worker, dict[str, Any]]] = queue.SimpleQueue()
         self.workers: list[Worker] = []
 
@@ -72,14 +80,14 @@ class WorkerPool:
                     self._await_event()
         finally:
             for worker in self.workers:  # all at once, for each may have an epoch's state to save
-                worker.process.terminate()
+                worker.terminate()
             for worker in self.workers:
                 worker.stop()
             self.progress.close()
 
     def _start_worker(self, number: int) -> None:
-        device = self.devices[(number - 1) % len(self.devices)] if self.devices else None
-        self.workers.append(Worker(number, self.events, device))
+        gpus = self.devices[(number - 1) % len(self.devices)] if self.devices else None
+        self.workers.append(Worker(number, self.events, gpus, self.processes))
 
     def _await_event(self) -> None:
         try:
@@ -97,7 +105,7 @@ class WorkerPool:
             self.progress.follow(worker.run, event)
             self.progress.update(worker, event["reward_mean"])
         elif kind == "ended":
-            self._replace(worker, event["code"])
+            self._replace(worker, event)
         else:
             if kind == "failed":
                 self._settle(worker, "failed", event["message"], event["details"] or "")
@@ -106,13 +114,13 @@ class WorkerPool:
                 self._settle(worker, kind)
             self._give_next_run(worker)
 
-    def _replace(self, worker: Worker, code: int) -> None:
+    def _replace(self, worker: Worker, event: dict[str, Any]) -> None:
         """Handles the end of a worker that was not told to stop."""
         self.workers.remove(worker)
-        died = f"the worker process ended with {exit_words(code)}"
         if worker.run is None:  # dead before its first run: so would the next be
-            raise UserError(f"{died} before its first run: {''.join(worker.errors[-3:]).strip()}")
-        self._settle(worker, "failed", died, "".join(worker.errors))
+            raise UserError(f"{event['message']} before its first run: {''.join(worker.errors[-3:]).strip()}")
+        self._settle(worker, "failed", event["message"], event["details"])
+        refuse_full_disk(event)
         if self.waiting:
             self._start_worker(worker.number)
 

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdpo_bench.config import RunConfig
+from sdpo_bench.config import RunConfig, flag
 from sdpo_bench.errors import UserError, choose
-from sdpo_bench.experiments.learning_rates import SWEEP, learning_rate
+from sdpo_bench.experiments.learning_rates import SWEEP, given_rates, learning_rate
 from sdpo_bench.experiments.variants import (
     ABLATIONS,
     GROUPS,
-    METHOD_NAMES,
     PAPER_METHODS,
     RECENT,
     STUDIED,
@@ -47,9 +46,10 @@ COMMON: Options = {
 
 
 # The paper's setting, of the authors' repository (results/paper/settings.csv): per reward the learning rate, the pairs
-# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows.
+# of an optimiser step (batch x accumulation x 4 GPUs) and the epochs, of Aesthetic as many as their figure shows:
+# 29,184 samples.
 SD_TURBO_REWARDS: dict[str, Options] = {
-    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 115},
+    "aesthetic": {"learning_rate": 1e-4, "pairs_per_update": 64, "epochs": 114},
     "imagereward": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
     "hpsv2": {"learning_rate": 5e-5, "pairs_per_update": 128, "epochs": 200},
     "pickscore": {"learning_rate": 6e-5, "pairs_per_update": 64, "epochs": 200},
@@ -65,7 +65,7 @@ SD_TURBO: Options = {
     "prompts": "animals",  # the paper trains on all 45 and shows its rewards on them
     "eval_splits": ("seen",),
     "eval_steps": (1, 2, 4, 8, 16, 50),
-    "eval_every": 5,  # a point every 1,280 samples, for a tenth more computing
+    "eval_every": 5,  # a point every 1,280 samples and one at the end, for a tenth more computing
     "eval_start": False,
     "dtype": "float16",  # of all but the trained weights [official]
     "rows": 8,  # 0.7 GiB of activations a latent
@@ -316,10 +316,13 @@ def sd_turbo(
     rewards: Sequence[str] = (),
     model: str | None = None,
     revision: str | None = None,
+    learning_rates: Sequence[str] = (),
     **changes: Any,
 ) -> list[RunConfig]:
     """The paper's setting, on GPUs: SD-Turbo, K = 50, four published rewards, evaluated at 1 to 50 steps. Every run is
-    evaluated on all four rewards, so that a choice of rewards gives some of the same runs."""
+    evaluated on all four rewards, so that a choice of rewards gives some of the same runs. `learning_rates`: of methods
+    that shall not have the reward's, as METHOD=RATE."""
+    own_rates = {name: {"learning_rate": rate} for name, rate in given_rates(learning_rates, methods).items()}
     names = [choose("reward of this profile", name, SD_TURBO_REWARDS) for name in rewards or SD_TURBO_REWARDS]
     settings = SD_TURBO | {"eval_rewards": tuple(SD_TURBO_REWARDS)}
     if model is not None or revision is not None:
@@ -333,7 +336,10 @@ def sd_turbo(
             label=VARIANTS[name].label,
             seed=seed,
             reward=reward,
-            **in_groups(VARIANTS[name].method, SD_TURBO_REWARDS[reward] | settings | VARIANTS[name].changes),
+            **in_groups(
+                VARIANTS[name].method,
+                SD_TURBO_REWARDS[reward] | settings | own_rates.get(name, {}) | VARIANTS[name].changes,
+            ),
         )
         for seed in seeds
         for reward in names
@@ -400,7 +406,7 @@ PROFILES = {
         (*PAPER_METHODS, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step", *WHY, "prdp", "ddpo_critic"),
         (0, 1, 2, 3, 4),
     ),
-    "sd_turbo": Profile(sd_turbo, METHOD_NAMES, (0,), "cuda", ("rewards", "model", "revision")),
+    "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision", "learning_rates")),
 }
 
 
@@ -416,7 +422,7 @@ def build(
         if not values or len(set(values)) < len(values):
             raise UserError(f"{what} {' '.join(map(str, values))}: expected at least one, without repeats")
     if foreign := sorted(options.keys() - set(chosen.options)):
-        flags = ", ".join(f"--{name}" for name in foreign)
+        flags = ", ".join(map(flag, foreign))
         able = ", ".join(name.replace("_", "-") for name, other in PROFILES.items() if {*foreign} <= {*other.options})
         raise UserError(f"profile {canonical(profile)} does not take {flags}; these do: {able}")
     return chosen.build(names, numbers, **options)

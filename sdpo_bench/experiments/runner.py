@@ -21,7 +21,7 @@ from sdpo_bench.experiments.pool import execute
 from sdpo_bench.experiments.progress import Progress, clock
 from sdpo_bench.experiments.remote import RemoteRuns
 from sdpo_bench.experiments.runs import Run, plan
-from sdpo_bench.experiments.summary import RESULTS, finished, list_runs, resume_command, summarise
+from sdpo_bench.experiments.summary import RESULTS, finished, list_runs, resume_command, summarise, workers_text
 from sdpo_bench.experiments.workers import gpus, physical_cores
 from sdpo_bench.records.lookup import fewer_epochs, list_folders, nearest_run, recorded_weights, stored_run
 from sdpo_bench.records.plan import write_plan
@@ -125,10 +125,12 @@ def reproduce(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     workers: int | None = None,
+    processes_per_run: int = 1,
     device: Literal["cpu", "cuda"] | None = None,
     rewards: Sequence[str] | None = None,
     model: str | None = None,
     revision: str | None = None,
+    learning_rates: Sequence[str] | None = None,
     utilisation: float | None = None,
     peak_tflops: float | None = None,
     launcher: launchers.Launcher = "local",
@@ -139,37 +141,45 @@ def reproduce(
 ) -> int:
     """Runs a profile into `results/<profile>` and prints the results. Returns the exit code."""
     profile = profiles.canonical(profile)
-    check_launch(workers, launcher, launcher_options)
+    check_launch(workers, processes_per_run, launcher, launcher_options)
     mine = share(part)
-    given = {"rewards": rewards, "model": model, "revision": revision}
+    given = {"rewards": rewards, "model": model, "revision": revision, "learning_rates": learning_rates}
     options = {name: value for name, value in given.items() if value}
     place = device or profiles.PROFILES[profile].device
     built = profiles.build(profile, methods, seeds, **options)
     configs = [dataclasses.replace(config, device=place) for config in built]
     folder = results / profile
     cost = estimate_costs(folder, configs[0], {"utilisation": utilisation, "peak": peak_tflops})
-    runs = plan(folder, configs, cost)
+    check_processes(configs, processes_per_run)
+    runs = plan(folder, configs, cost, processes_per_run)
     local = launcher == "local"
     devices = gpus() if place == "cuda" and local else []
+    groups = groups_of(devices, processes_per_run)
     # By default a GPU is one worker's: of a large model processes that share it only take turns.
-    here = physical_cores() if place == "cpu" else max(len(devices), 1)
+    here = max(physical_cores() // processes_per_run if place == "cpu" else len(groups), 1)
     count = min(workers or (here if local else launchers.MOST_SUBMITTED), len(runs[mine]))
     if dry_run:
-        echo(list_runs(runs[mine], count, cost.source, gpu=place == "cuda" and configs[0].model != EMBEDDED))
+        counted = place == "cuda" and configs[0].model != EMBEDDED
+        echo(list_runs(runs[mine], count, cost.source, counted, processes_per_run))
         return 0
     if place == "cuda" and local:
-        check_devices(profile, configs, count, devices, asked_for=device is not None)
+        check_devices(profile, configs, count, devices, processes_per_run, asked_for=device is not None)
     check_inputs(folder, runs, resume or part is not None)
     # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
     whole = methods is None and seeds is None and not options
     write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
-    place_options = {"launcher": None if local else launcher, "launcher-options": launcher_options, "part": part}
+    place_options = {
+        "processes_per_run": str(processes_per_run) if processes_per_run > 1 else None,
+        "launcher": None if local else launcher,
+        "launcher_options": launcher_options,
+        "part": part,
+    }
     again = resume_command(profile, results, methods, seeds, workers, device, **options, **place_options)
-    announce(profile, folder, runs[mine], count, local)
+    announce(profile, folder, runs[mine], count, local, processes_per_run)
     begin = time.monotonic()
     try:
         if local:
-            execute(runs[mine], count, devices=devices)
+            execute(runs[mine], count, devices=groups, processes=processes_per_run)
         else:
             execute_elsewhere(runs[mine], count, folder, launcher, launchers.parse_options(launcher_options or ()))
     except KeyboardInterrupt as stop:
@@ -182,10 +192,17 @@ def reproduce(
     return report_unfinished(folder, runs[mine], again)
 
 
-def check_launch(workers: int | None, launcher: str, options: Sequence[str] | None) -> None:
+def check_launch(workers: int | None, processes: int, launcher: str, options: Sequence[str] | None) -> None:
     """UserError for bad options of where runs are made, before anything is read."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; expected at least 1")
+    if processes < 1:
+        raise UserError(f"--processes-per-run is {processes}; expected at least 1")
+    if processes > 1 and launcher != "local":
+        raise UserError(
+            f"--processes-per-run is for runs on this machine, not for --launcher {launcher}; use a job array with "
+            f"--part, each job with the GPUs of a run (docs/scale.md)"
+        )
     if options and launcher == "local":
         raise UserError("--launcher-options are for --launcher slurm or ray; leave them out")
     launchers.parse_options(options or ())
@@ -224,8 +241,23 @@ def execute_elsewhere(
         shutil.rmtree(files, ignore_errors=True)
 
 
+def check_processes(configs: Sequence[RunConfig], processes: int) -> None:
+    """UserError if the processes of a run cannot have equal shares of its optimiser steps."""
+    for config in configs:
+        if config.epochs and config.pairs_per_update % processes:
+            raise UserError(
+                f"--processes-per-run is {processes}, but an optimiser step of {config.label} on {config.reward} takes "
+                f"{config.pairs_per_update} pairs or groups; expected a number that divides it"
+            )
+
+
+def groups_of(devices: Sequence[str], processes: int) -> list[str]:
+    """The GPUs of each worker, as in CUDA_VISIBLE_DEVICES: one for each process of a run. Those left over stay idle."""
+    return [",".join(group) for group in zip(*[iter(devices)] * processes, strict=False)]
+
+
 def check_devices(
-    profile: str, configs: Sequence[RunConfig], workers: int, devices: Sequence[str], asked_for: bool
+    profile: str, configs: Sequence[RunConfig], workers: int, devices: Sequence[str], processes: int, asked_for: bool
 ) -> None:
     """UserError if a profile cannot run on the GPUs of this machine. `asked_for`: whether --device was given."""
     if not devices:
@@ -234,10 +266,16 @@ def check_devices(
             if asked_for
             else f"profile {profile} needs GPUs, but torch finds no CUDA device here; --dry-run lists its runs"
         )
-    if workers > len(devices) and any(config.model != EMBEDDED for config in configs):
+    if processes > len(devices):
         raise UserError(
-            f"--workers is {workers}; expected at most one for each of the {len(devices)} GPUs here; only runs of the "
-            f"embedded model, which leave a GPU idle between launches, gain by sharing one"
+            f"--processes-per-run is {processes}, each on a GPU of its own; expected at most {len(devices)}, the "
+            f"number of GPUs here"
+        )
+    most = len(devices) // processes
+    if workers > most and any(config.model != EMBEDDED for config in configs):
+        raise UserError(
+            f"--workers is {workers}; expected at most {most}, since each takes {processes} of the {len(devices)} GPUs "
+            f"here; only runs of the embedded model, which leave a GPU idle between launches, gain by sharing one"
         )
 
 
@@ -255,11 +293,11 @@ def check_inputs(folder: Path, runs: Sequence[Run], resume: bool) -> None:
     find_weights({name for c in left for name in (c.reward, *c.eval_rewards, *c.eval_last_rewards)})
 
 
-def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int, local: bool) -> None:
+def announce(profile: str, folder: Path, runs: Sequence[Run], workers: int, local: bool, processes: int) -> None:
     """Prints the number of runs to make, the number of workers, the estimated time and the folder."""
     left = [run for run in runs if run.state == "pending"]
     estimate = sum(run.estimate for run in left) / workers
-    size = f"{workers} worker{'s' * (workers > 1)}" if local else f"at most {workers} submitted at a time"
+    size = workers_text(workers, processes) if local else f"at most {workers} submitted at a time"
     print(
         f"profile {profile}: {len(left)} runs to make"
         + (f", {len(runs) - len(left)} finished before" if len(left) < len(runs) else "")

@@ -33,8 +33,10 @@ class Run:
         return 1.0 if self.state != "pending" else self.epoch / max(self.config.epochs, 1)
 
 
-def plan(folder: Path, configs: Sequence[RunConfig], cost: cost_model.Cost | cost_model.GPUCost) -> list[Run]:
-    """The profile's runs with their folders and estimated seconds."""
+def plan(
+    folder: Path, configs: Sequence[RunConfig], cost: cost_model.Cost | cost_model.GPUCost, processes: int = 1
+) -> list[Run]:
+    """The profile's runs with their folders and estimated seconds, where so many processes share each run."""
     raw = folder / "raw"
     there = list_folders(raw)
-    return [Run(config, find_run(raw, config.to_json(), there), cost.seconds(config)) for config in configs]
+    return [Run(config, find_run(raw, config.to_json(), there), cost.seconds(config, processes)) for config in configs]

@@ -9,6 +9,7 @@ from pathlib import Path
 from sdpo_bench import plugins
 from sdpo_bench.analysis.comparisons import Results
 from sdpo_bench.analysis.outputs import reference_results, shown
+from sdpo_bench.config import flag
 from sdpo_bench.experiments import cost_model
 from sdpo_bench.experiments.progress import clock, speed
 from sdpo_bench.experiments.runs import Run
@@ -25,7 +26,13 @@ def finished(run: Run) -> bool:
     return stored is not None and stored.finished
 
 
-def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False) -> str:
+def workers_text(workers: int, processes: int) -> str:
+    """Such as: 2 workers of 4 processes each."""
+    text = f"{workers} worker{'s' * (workers > 1)}"
+    return text if processes == 1 else f"{text} of {processes} processes{' each' * (workers > 1)}"
+
+
+def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False, processes: int = 1) -> str:
     """The output of --dry-run; with disk space for a profile that needs GPUs."""
     width = max(len(run.name) for run in runs)
     lines = [f"{'run':<{width}}  epochs   estimate  state"]
@@ -34,11 +41,12 @@ def list_runs(runs: Sequence[Run], workers: int, source: str, gpu: bool = False)
         lines.append(f"{run.name:<{width}}  {run.config.epochs:>6}  {clock(run.estimate):>9}  {state}")
     left = sum(run.estimate for run in runs if not finished(run))
     lines.append(
-        f"{len(runs)} runs, about {clock(left / workers)} left with {workers} worker{'s' * (workers > 1)} "
+        f"{len(runs)} runs, about {clock(left / workers)} left with {workers_text(workers, processes)} "
         f"(estimated from {source})"
     )
     if gpu:
-        lines.append(f"{left / 3600:.0f} GPU hours; {space(runs, workers)}; without downloads (docs/sd_turbo.md)")
+        hours = f"{left * processes / 3600:.0f} GPU hours"
+        lines.append(f"{hours}; {space(runs, workers)}; without downloads (docs/sd_turbo.md)")
     return "\n".join(lines)
 
 
@@ -99,7 +107,7 @@ def resume_command(
         "--seeds": seeds or [],
         "--workers": [workers] if workers else [],
         "--device": [device] if device else [],
-    } | {f"--{name}": [value] if isinstance(value, str) else value for name, value in options.items()}
+    } | {flag(name): [value] if isinstance(value, str) else value for name, value in options.items()}
     arguments = [str(part) for name, values in given.items() if values for part in (name, *values)]
     for name in plugins.given():
         arguments += ["--plugin", shown(Path(name)) if plugins.is_file(name) else name]

@@ -49,9 +49,11 @@ def prepare() -> None:
 
 
 def make_run(job: dict[str, Any], report: Callable[..., None]) -> dict[str, Any]:
-    """Makes a run, or continues it from its checkpoint. Returns how it ended: its "kind" is done, locked, failed, or
-    stopped (by a signal)."""
+    """Makes a run, or continues it from its checkpoint; with others that got the same job, if its "processes" are more
+    than one. Returns how it ended: its "kind" is done, locked, failed, other_failed (another process, which says why),
+    or stopped (by a signal)."""
     from sdpo_bench import interruption
+    from sdpo_bench.distributed import SINGLE_PROCESS, OtherFailed, join
     from sdpo_bench.errors import UserError, is_full_disk
     from sdpo_bench.experiments.profiles import config_from_json
     from sdpo_bench.records.files import RecordError, RunLocked
@@ -60,12 +62,16 @@ def make_run(job: dict[str, Any], report: Callable[..., None]) -> dict[str, Any]
     sys.argv = job["argv"]  # provenance records the command that the user gave
     try:
         config = config_from_json(job["config"])
+        ranks = join(config.device) if job["processes"] > 1 else SINGLE_PROCESS
         with interruption.watched():
-            train(config, Path(job["folder"]), resume=True, on_epoch=lambda event: report("progress", **event))
+            folder = Path(job["folder"])
+            train(config, folder, resume=True, on_epoch=lambda event: report("progress", **event), ranks=ranks)
     except interruption.Interrupted as stop:
         return {"kind": "stopped", "code": interruption.exit_code(stop)}
     except RunLocked as error:
         return {"kind": "locked", "message": str(error)}
+    except OtherFailed:
+        return {"kind": "other_failed"}
     except (UserError, RecordError) as error:
         return {"kind": "failed", "message": str(error), "details": "", "full_disk": False}
     except Exception as error:
@@ -116,10 +122,13 @@ def main() -> None:
     prepare()
     report("ready")
     while True:
-        ending = make_run(received.get(), report)
+        job = received.get()
+        ending = make_run(job, report)
         if ending["kind"] == "stopped":
             sys.exit(ending["code"])
         report(**ending)
+        if ending["kind"] == "failed" and job["processes"] > 1:
+            os._exit(1)  # the others may wait for this process for ever; its parent ends them
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sdpo_bench.records.reader import RunRecord
+
 PROTOCOLS = {
     "tuned": "each method has the learning rate that its own sweep chose",
     "shared": "all methods have one learning rate, as in the paper",
@@ -21,12 +25,28 @@ PROFILES = {
 """By profile, which is the name of a results folder too."""
 
 
-def protocol_of(profile: str) -> str:
-    """A profile's protocol; empty for a folder that no profile made, such as one of single runs."""
-    return PROFILES.get(profile, "")
+GIVEN = "methods have learning rates of their own, which were given with --learning-rates"
 
 
-def described(profile: str) -> str:
-    """A profile's protocol with its meaning, such as "shared (all methods have one learning rate)"; empty without."""
-    name = protocol_of(profile)
-    return f"{name} ({PROTOCOLS[name]})" if name else ""
+def protocol_of(profile: str, runs: Iterable[RunRecord] = ()) -> str:
+    """The protocol of a profile and of these runs of it; empty for a folder that no profile made, such as one of single
+    runs."""
+    name = PROFILES.get(profile, "")
+    return "tuned" if name == "shared" and has_own_rates(runs) else name
+
+
+def has_own_rates(runs: Iterable[RunRecord]) -> bool:
+    """Whether the methods of one reward and K have different learning rates. Runs whose label ends in their rate are
+    left out: their profile makes every method at each of several shared rates."""
+    rates: dict[tuple[str, int], set[float]] = {}
+    for run in runs:
+        rate = run.config["learning_rate"]
+        if run.config["epochs"] and not run.label.endswith(f" {rate:g}"):
+            rates.setdefault((run.config["reward"], run.config["steps"]), set()).add(rate)
+    return any(len(found) > 1 for found in rates.values())
+
+
+def described(profile: str, runs: Iterable[RunRecord] = ()) -> str:
+    """That protocol with its meaning, such as "shared (all methods have one learning rate)"; empty without one."""
+    name = protocol_of(profile, runs)
+    return f"{name} ({PROTOCOLS[name] if name == PROFILES[profile] else GIVEN})" if name else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -22,6 +23,7 @@ from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
 from sdpo_bench.analysis.tables.values import main_table
+from sdpo_bench.records import protocols
 from sdpo_bench.rewards import REWARDS
 
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
@@ -139,6 +141,25 @@ def test_protocol_and_length_of_an_order():
     )
     assert "order_rate" not in protocol_table([rated({"SDPO": 1e-4, "DDPO": 1e-4})]).answer
     assert protocol_table([rated({"SDPO": 1e-5, "PRDP": 1e-4})]) is None
+
+
+@pytest.mark.parametrize(
+    ("rates", "name", "meaning"),
+    [
+        ({"SDPO": 1e-4, "DDPO": 1e-4}, "shared", "all methods have one learning rate, as in the paper"),
+        ({"SDPO": 1e-4, "DDPO": 3e-5}, "tuned", "methods have learning rates of their own, which were given with"),
+        # Each of several rates is shared, also where some runs are still to be made.
+        ({"SDPO 0.0001": 1e-4, "DDPO 0.0001": 1e-4, "SDPO 3e-05": 3e-5}, "shared", "all methods have one"),
+    ],
+)
+def test_a_protocol_follows_from_the_records(rates, name, meaning):
+    """Where a profile's methods share a rate unless they are given others."""
+    group = dataclasses.replace(rated(rates), profile="sd_turbo")
+    assert protocols.described("sd_turbo", group.runs).startswith(f"{name} ({meaning}")
+    if "DDPO" in rates:
+        assert f"holds for this protocol ({name}) and length" in protocol_table([group]).answer
+    assert protocols.protocol_of("paper_k4", group.runs) == name
+    assert protocols.protocol_of("full", group.runs) == "tuned"
 
 
 def sweep_of(

@@ -53,7 +53,7 @@ class Killing(Progress):
 
     def update(self, worker=None, reward=None):
         if worker is not None and worker.run is self.victim and self.victim.epoch == 2:
-            os.kill(worker.process.pid, signal.SIGKILL)
+            os.kill(worker.processes[0].pid, signal.SIGKILL)
         super().update(worker, reward)
 
 
@@ -272,9 +272,9 @@ def test_a_worker_that_is_stopped_saves_the_last_whole_epoch(tiny_model, tmp_pat
     worker = Worker(1, queue.SimpleQueue())
     worker.give(run)
     rows = run.folder / "train.jsonl"
-    wait_for(lambda: (rows.exists() and rows.read_bytes().count(b"\n") > 2) or worker.process.poll() is not None)
+    wait_for(lambda: (rows.exists() and rows.read_bytes().count(b"\n") > 2) or worker.processes[0].poll() is not None)
     worker.stop()
-    assert worker.process.returncode == 143
+    assert worker.processes[0].returncode == 143
     epoch = load_checkpoint(run.folder / "checkpoint.pt", run.name)["epoch"]
     assert epoch == rows.read_bytes().count(b"\n") > 2
     events: queue.SimpleQueue = queue.SimpleQueue()
@@ -288,9 +288,9 @@ def test_a_worker_that_is_stopped_saves_the_last_whole_epoch(tiny_model, tmp_pat
 def test_a_worker_ends_with_its_parent():
     """A parent that dies without a word, as by kill -9, closes the pipe: no orphan goes on computing."""
     worker = Worker(1, queue.SimpleQueue())
-    assert worker.process.stdin is not None
-    worker.process.stdin.close()
-    assert worker.process.wait(120) == 1
+    assert worker.processes[0].stdin is not None
+    worker.processes[0].stdin.close()
+    assert worker.processes[0].wait(120) == 1
 
 
 def test_what_is_printed_at_the_end(tmp_path, monkeypatch):
@@ -338,7 +338,7 @@ def test_resume_command():
     command = summary.resume_command("full", Path("/a b"), ["sdpo"], [0, 1], 3, "cuda")
     assert command.startswith("nox -s reproduce -- --profile full --results '/a b' --methods sdpo --seeds 0 1")
     assert command.endswith("--workers 3 --device cuda --resume")
-    there = {"launcher": "ray", "launcher-options": ["num_cpus=2", "address=a:1"], "part": None}
+    there = {"launcher": "ray", "launcher_options": ["num_cpus=2", "address=a:1"], "part": None}
     command = summary.resume_command("quick", Path("runs"), None, None, None, None, **there)
     assert command.endswith("-- --launcher ray --launcher-options num_cpus=2 address=a:1 --resume")
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
 from support import processes
+from support.processes import same
 
 from sdpo_bench import distributed, interruption
 from sdpo_bench.config import RunConfig
@@ -195,30 +195,6 @@ def test_gradients_that_are_not_summed_are_found_out(config, tmp_path):
 
 def run_all(ranks: ProcessGroup, config: RunConfig, folder: Path, resume: bool) -> None:
     train(config, folder, resume=resume, ranks=ranks)
-
-
-def comparable(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, torch.Tensor]]:
-    record = load_run(folder)
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in record.train]
-    weights = folder / "adapter" if record.config["finetune"] == "lora" else folder / "model" / "unet"
-    return rows, record.eval, load_file(next(weights.glob("*.safetensors")))
-
-
-def same(folder: Path, other: Path) -> None:
-    (rows, evaluations, weights), (rows2, evaluations2, weights2) = comparable(folder), comparable(other)
-    assert [row["epoch"] for row in rows] == [1, 2]
-    for row, row2 in zip(rows, rows2, strict=True):
-        assert row.keys() == row2.keys()
-        assert all(value == pytest.approx(row2[key], rel=2e-3, abs=1e-5) for key, value in row.items())
-    assert evaluations[0]["values"] == evaluations2[0]["values"], "of the pretrained model"
-    for row, row2 in zip(evaluations, evaluations2, strict=True):
-        assert (row["epoch"], row["reward"], row["steps"]) == (row2["epoch"], row2["reward"], row2["steps"])
-        for split, prompts in row["values"].items():
-            assert list(prompts) == list(row2["values"][split])
-            for prompt, values in prompts.items():
-                near = 5e-3 if row["reward"] == "jpeg_compressibility" else 1e-4  # JPEG's sizes are whole bytes
-                assert values == pytest.approx(row2["values"][split][prompt], abs=near)
-    assert all((weights[name] - weights2[name]).abs().max() < 1e-6 for name in weights)
 
 
 def broken_second_epoch(ranks: ProcessGroup, config: RunConfig, folder: Path, notes: Path, first: int = 5) -> None:

@@ -84,7 +84,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
         ),
         (("", tuple(map(_protocol_row, found))),),
         pd.DataFrame([row for protocol in found for row in _protocol_frame(protocol)]),
-        _protocol_answer(found),
+        _protocol_answer(found, protocol_of(first.profile, [run for group in groups for run in group.runs])),
         Subject.PROTOCOL,
     )
 
@@ -123,7 +123,7 @@ def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
     ]
 
 
-def _protocol_answer(found: list[Protocol]) -> str:
+def _protocol_answer(found: list[Protocol], protocol: str) -> str:
     """For which learning rates and lengths a statement about the order of the methods holds."""
     own = [protocol.cell for protocol in found if not protocol.one_rate]
     shared = [protocol.cell for protocol in found if protocol.one_rate]
@@ -138,7 +138,6 @@ def _protocol_answer(found: list[Protocol]) -> str:
     if steps:
         shares = _range([count / SDPO_STEPS for count in steps])
         lengths.append(f"{shares} of the {SDPO_STEPS:,} optimiser steps that SDPO takes there")
-    protocol = protocol_of(found[0].group.profile)
     answer = (
         f"What is said about the order of the methods holds for this protocol{f' ({protocol})' if protocol else ''} "
         f"and length: {'; '.join(ways)}; "
