@@ -60,7 +60,7 @@ def test_without_runs_nothing_is_said():
     assert (empty.verdicts, empty.winners) == ((), ())
     alone = ends({"SDPO": 0.8})
     table, *_ = overview([alone], build_tables([alone])).winners
-    assert table.blocks[0][1] == (("alignment, K = 4", "SDPO > start by +0.402"),)
+    assert table.blocks[0][1] == (("alignment, K = 4", "SDPO > pretrained by +0.402"),)
 
 
 @pytest.fixture(scope="module")
