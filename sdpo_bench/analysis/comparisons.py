@@ -364,6 +364,17 @@ def _group(profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], mis
     return Group(profile, *key, suffix, runs, mean_frame(runs, interim=True), missing, full)
 
 
+def without_reward_gradient(group: Group) -> Group | None:
+    """The group without runs that used the reward's own gradient, as DRaFT does; None if there are no such runs."""
+    users = {run.run_id for run in group.runs if run.train and run.train[-1].get("reward_gradients")}
+    if not users:
+        return None
+    kept = (frame if frame is None else frame[~frame["run"].isin(users)] for frame in (group.curves, group.full))
+    curves, full = kept
+    runs = tuple(run for run in group.runs if run.run_id not in users)
+    return replace(group, runs=runs, curves=curves, full=full)
+
+
 def query_budget(group: Group) -> int | None:
     """Smallest final number of reward queries among the trained methods' runs; None without one."""
     final = [

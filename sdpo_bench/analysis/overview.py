@@ -9,7 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group, at_equal_queries, collector_paused, parent
+from sdpo_bench.analysis.comparisons import (
+    Group,
+    at_equal_queries,
+    collector_paused,
+    parent,
+    without_reward_gradient,
+)
 from sdpo_bench.analysis.tables.base import BASELINE, DASH, MIN_RUNS, Subject, Table, decimals_of, step_header
 from sdpo_bench.analysis.tables.claims import CONTRADICTED, SUPPORTED
 from sdpo_bench.analysis.tables.dense import ANCHORED
@@ -19,6 +25,7 @@ from sdpo_bench.analysis.tables.reach import TARGET
 
 HELDOUT = "alignment_heldout"  # the scorer that no run optimises
 SUBJECTS = (Subject.ORDER_PAPER, Subject.ABLATIONS, Subject.DENSE_BUDGETS, Subject.REACH, Subject.HACKING)
+WITHOUT = "without the reward's gradient"
 FEW = f"fewer than {MIN_RUNS} seeds, so nothing is decided"
 
 Row = dict[Any, Any]  # of a table's frame
@@ -41,17 +48,28 @@ def overview(groups: list[Group], tables: list[Table]) -> Overview:
     with collector_paused():
         equal = [other for group in own if (other := at_equal_queries(group))]
     ours, queries = leads(own), leads(equal)
+    # Where some methods use the reward's gradient: who leads among those that can't.
+    ours_without, queries_without = (
+        leads(other for group in groups if (other := without_reward_gradient(group))) for groups in (own, equal)
+    )
     rows = {subject: _rows(tables, subject, first) for subject in SUBJECTS}
     found = (
         ("Best at equal samples", _best(ours, first)),
         ("Best at equal reward queries", _best(queries, first)),
+        (f"Best at equal samples, {WITHOUT}", _best(ours_without, first)),
+        (f"Best at equal reward queries, {WITHOUT}", _best(queries_without, first)),
         ("The paper's order", _paper_order(rows[Subject.ORDER_PAPER], first)),
         ("Ablations", _ablation(rows[Subject.ABLATIONS], first)),
         ("Dense rewards", _dense(rows[Subject.DENSE_BUDGETS])),
         (f"Cost to reach {TARGET}'s reward", _reach(rows[Subject.REACH])),
         ("Reward hacking", _hacking(rows[Subject.HACKING])),
     )
-    matrices = (_winners("winners", "At equal samples", ours), _winners("winners_queries", "At equal queries", queries))
+    matrices = (
+        _winners("winners", "At equal samples", ours),
+        _winners("winners_queries", "At equal queries", queries),
+        _winners("winners_without", f"At equal samples, {WITHOUT}", ours_without),
+        _winners("winners_queries_without", f"At equal queries, {WITHOUT}", queries_without),
+    )
     return Overview(tuple((name, text) for name, text in found if text), tuple(m for m in matrices if m))
 
 

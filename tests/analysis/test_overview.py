@@ -49,6 +49,19 @@ def test_who_is_best_and_by_how_much():
     )
 
 
+def test_methods_with_the_rewards_gradient_are_left_out_once_more():
+    group = ends({"DRaFT": 0.9, "SDPO": 0.6, "DDPO": 0.7})
+    for run in group.runs:
+        if run.label == "DRaFT":
+            run.train[-1]["reward_gradients"] = 64
+    found = verdicts(group)
+    assert found["Best at equal samples"].startswith("DRaFT is highest in 1 of 1 cells")
+    assert found["Best at equal samples, without the reward's gradient"].startswith("DDPO is highest in 1 of 1 cells")
+    tables = {table.name: table for table in overview([group], build_tables([group])).winners}
+    assert tables["winners_without"].blocks[0][1] == (("alignment, K = 4", "DDPO > SDPO by +0.100"),)
+    assert not [name for name in verdicts(ends({"SDPO": 0.6, "DDPO": 0.7})) if "gradient" in name]
+
+
 def test_two_seeds_decide_nothing():
     found = verdicts(ends({"SDPO": 0.8, "DDPO": 0.7}, seeds=2))
     assert FEW in found["Best at equal samples"]

@@ -520,7 +520,10 @@ def test_quantities_that_are_no_rewards_are_explained():
 
 def test_the_order_counts_established_leads():
     table = order_table([ends({"SDPO": 0.6, "DDPO": 0.5}), ends({"SDPO": 0.5, "DDPO": 0.5005}, steps=20)])
-    assert [cells[-1] for cells in table.blocks[0][1]] == [*["SDPO > DDPO > pretrained"] * 2, *["DDPO ~ SDPO > pretrained"] * 2]
+    assert [cells[-1] for cells in table.blocks[0][1]] == [
+        *["SDPO > DDPO > pretrained"] * 2,
+        *["DDPO ~ SDPO > pretrained"] * 2,
+    ]
     assert table.answer == (
         "Highest at equal samples, in how many of 4 cases (a reward, K, split of prompts, number of sampling steps; in "
         "brackets: ahead of the next by an interval above 0): SDPO 2 (2), DDPO 2 (0)."
