@@ -30,6 +30,10 @@ ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None
 Values = dict[int, float]  # seed -> value of that run
 
 
+EQUAL = {"reward_queries": "queries", "model_evaluations": "evaluations"}
+"""Counters that methods spend differently for a sample, and may be made equal in; and their names in tables' names."""
+
+
 LONGEST = 40  # characters of a part of a file's name, of which a table's has four: systems allow 255 bytes
 
 
@@ -369,30 +373,30 @@ def without_reward_gradient(group: Group) -> Group | None:
     users = {run.run_id for run in group.runs if run.train and run.train[-1].get("reward_gradients")}
     if not users:
         return None
-    kept = (frame if frame is None else frame[~frame["run"].isin(users)] for frame in (group.curves, group.full))
-    curves, full = kept
+    curves = group.curves[~group.curves["run"].isin(users)]
+    full = None if group.full is None else group.full[~group.full["run"].isin(users)]
     runs = tuple(run for run in group.runs if run.run_id not in users)
     return replace(group, runs=runs, curves=curves, full=full)
 
 
-def query_budget(group: Group) -> int | None:
-    """Smallest final number of reward queries among the trained methods' runs; None without one."""
+def smallest_total(group: Group, counter: str) -> int | None:
+    """Smallest final value of a counter (`EQUAL`) among the trained methods' runs; None without one."""
     final = [
-        max(row["reward_queries"] for row in run.eval)
+        max(row[counter] for row in run.eval)
         for run in group.runs
         if run.label != PRETRAINED and parent(run.label) is None
     ]
     return min(final) if final else None
 
 
-def at_equal_queries(group: Group) -> Group | None:
-    """The group with every run as it was after `query_budget` reward queries, on a straight line between the
-    evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
+def at_equal(group: Group, counter: str) -> Group | None:
+    """The group with every run as it was when a counter (`EQUAL`) stood at `smallest_total`, on a straight line between
+    the evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
 
     Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
     straight line from start to end is no estimate.
     """
-    budget = query_budget(group)
+    budget = smallest_total(group, counter)
     if not budget:
         return None
     rows, unknown = [], set()
@@ -400,7 +404,7 @@ def at_equal_queries(group: Group) -> Group | None:
         if reward != group.reward:
             continue
         last = points[-1]
-        x, y, samples = ([getattr(point, name) for point in points] for name in ("reward_queries", "value", "samples"))
+        x, y, samples = ([getattr(point, name) for point in points] for name in (counter, "value", "samples"))
         if last.label != PRETRAINED:
             if len(x) == 1 and x[0] > budget:
                 unknown.add(steps)
@@ -409,11 +413,8 @@ def at_equal_queries(group: Group) -> Group | None:
                 x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
             if not x[0] <= budget <= x[-1]:
                 continue
-            last = last._replace(
-                value=float(np.interp(budget, x, y)),
-                samples=round(np.interp(budget, x, samples)),
-                reward_queries=budget,
-            )
+            then: dict[str, Any] = {"value": float(np.interp(budget, x, y)), counter: budget}
+            last = last._replace(samples=round(np.interp(budget, x, samples)), **then)
         rows.append(last)
     rows = [row for row in rows if row.steps not in unknown]
     if not any(row.label != PRETRAINED for row in rows):

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import (
+    EQUAL,
     Group,
-    at_equal_queries,
+    at_equal,
     collector_paused,
     parent,
     without_reward_gradient,
@@ -46,29 +47,23 @@ def overview(groups: list[Group], tables: list[Table]) -> Overview:
     first = groups[0]
     own = [group for group in groups if (group.device, group.model) == (first.device, first.model)]
     with collector_paused():
-        equal = [other for group in own if (other := at_equal_queries(group))]
-    ours, queries = leads(own), leads(equal)
-    # Where some methods use the reward's gradient: who leads among those that can't.
-    ours_without, queries_without = (
-        leads(other for group in groups if (other := without_reward_gradient(group))) for groups in (own, equal)
-    )
+        equal = {counter: [other for group in own if (other := at_equal(group, counter))] for counter in EQUAL}
+    best, matrices = [], []
+    for counter, groups_then in {"samples": own, **equal}.items():
+        what = f"at equal {counter.replace('_', ' ')}"
+        ahead = leads(groups_then)
+        # Where some methods use the reward's gradient: who leads among those that can't.
+        without = leads(other for group in groups_then if (other := without_reward_gradient(group)))
+        best += [(f"Best {what}", _best(ahead, first)), (f"Best {what}, {WITHOUT}", _best(without, first))]
+        matrices.append(_winners(f"winners_{counter}", what, ahead, without))
     rows = {subject: _rows(tables, subject, first) for subject in SUBJECTS}
     found = (
-        ("Best at equal samples", _best(ours, first)),
-        ("Best at equal reward queries", _best(queries, first)),
-        (f"Best at equal samples, {WITHOUT}", _best(ours_without, first)),
-        (f"Best at equal reward queries, {WITHOUT}", _best(queries_without, first)),
+        *best,
         ("The paper's order", _paper_order(rows[Subject.ORDER_PAPER], first)),
         ("Ablations", _ablation(rows[Subject.ABLATIONS], first)),
         ("Dense rewards", _dense(rows[Subject.DENSE_BUDGETS])),
         (f"Cost to reach {TARGET}'s reward", _reach(rows[Subject.REACH])),
         ("Reward hacking", _hacking(rows[Subject.HACKING])),
-    )
-    matrices = (
-        _winners("winners", "At equal samples", ours),
-        _winners("winners_queries", "At equal queries", queries),
-        _winners("winners_without", f"At equal samples, {WITHOUT}", ours_without),
-        _winners("winners_queries_without", f"At equal queries, {WITHOUT}", queries_without),
     )
     return Overview(tuple((name, text) for name, text in found if text), tuple(m for m in matrices if m))
 
@@ -205,20 +200,25 @@ def _hacking(rows: list[Row]) -> str:
     return f"Where the trained reward rose, the held-out scorer fell in {', in '.join(texts)}." if texts else ""
 
 
-def _winners(name: str, title: str, found: list[Lead]) -> Table | None:
-    """Who leads at each number of sampling steps, a row for each reward and K."""
-    groups = list(dict.fromkeys(lead.group for lead in found))
-    if not groups:
+def _winners(name: str, what: str, found: list[Lead], without: list[Lead]) -> Table | None:
+    """Who leads at each number of sampling steps, a row for each reward and K, and one without the reward's gradient
+    where methods use it."""
+    if not found:
         return None
     steps = sorted({lead.steps for lead in found})
-    cells = {(lead.group, lead.steps): _winner_text(lead) for lead in found}
-    rows = tuple((_where(group.reward, group.steps), *(cells.get((group, k), DASH) for k in steps)) for group in groups)
+    rows: dict[str, dict[int, str]] = {}
+    for some, end in ((found, ""), (without, f", {WITHOUT}")):
+        for lead in some:
+            row = rows.setdefault(_where(lead.group.reward, lead.group.steps) + end, {})
+            row[lead.steps] = _winner_text(lead)
+    cells = tuple((where, *(row.get(k, DASH) for k in steps)) for where, row in rows.items())
     note = (
-        f"{groups[0].shown_split.capitalize()} prompts. The method with the highest interquartile mean, and how far it "
-        f"is ahead of the next in the mean over seeds: > by a 95 % interval above 0 (paired by seed, at least "
+        f"{found[0].group.shown_split.capitalize()} prompts. The method with the highest interquartile mean, and how "
+        f"far it is ahead of the next in the mean over seeds: > by a 95 % interval above 0 (paired by seed, at least "
         f"{MIN_RUNS} of them), ~ not established, and then this mean may be below 0."
     )
-    return Table(name, f"{title}: who leads", note, step_header("trained on", steps), (("", rows),), pd.DataFrame())
+    title = f"{what[0].upper()}{what[1:]}: who leads"
+    return Table(name, title, note, step_header("trained on", steps), (("", cells),), pd.DataFrame())
 
 
 def _winner_text(lead: Lead) -> str:

@@ -218,7 +218,7 @@ class Results:
     def runs(self) -> pd.DataFrame:
         """A row per run: every setting, its device and its commit."""
         own = [{"device": run.device, "commit": run.provenance["commit"]} for run in self.records]
-        rows = [run.config | more for run, more in zip(self.records, own, strict=True)]
+        rows = [run.config | {"label": run.label} | more for run, more in zip(self.records, own, strict=True)]
         return pd.json_normalize(rows, max_level=1) if rows else pd.DataFrame()
 
     @cached_property

@@ -69,6 +69,7 @@ SD_TURBO: Options = {
     "eval_start": False,
     "dtype": "float16",  # of all but the trained weights [official]
     "rows": 8,  # 0.7 GiB of activations a latent
+    "checkpoint_every": 1,  # 10 MB; an epoch takes minutes, and processes that share a run can't stop within one
 }
 
 

@@ -146,8 +146,8 @@ class Worker:
             for process in self.processes:
                 process.kill()
         lost = [i for i, code in enumerate(codes) if code is not None and i not in self._answers]
-        failed = [report for _, report in sorted(self._answers.items()) if report["kind"] == "failed"]
-        if failed and not lost:  # else they failed because another one was lost
+        failed = [report for report in self._answers.values() if report["kind"] == "failed"]
+        if failed and not lost:  # else they failed because another one was lost; the first is the cause
             return failed[0] | {"kind": "ended"}
         first = lost[0] if lost else rank
         name = "the worker process" if len(codes) == 1 else f"process {first} of {len(codes)}"

@@ -18,12 +18,19 @@ PLAN_KEYS = tuple(schema.PLANNED)
 
 def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, Any]], whole: bool = False) -> None:
     """Adds runs to the profile's plan.json, so that its tables know what is missing: for each configuration the keys
-    that tables use, a line each, sorted. `whole`: these are all runs, and earlier entries are dropped."""
+    that tables use, a line each, sorted. `whole`: these are all runs, and earlier entries are dropped. Else those are
+    dropped in whose place a run with other settings, such as another learning rate, is planned now."""
     path = Path(folder) / "plan.json"
-    before = [] if whole else _plan(path)
-    rows = {row["run_id"]: row for row in before} | {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
+    rows = {c["run_id"]: {k: c[k] for k in PLAN_KEYS} for c in configs}
+    places = {_place(row) for row in rows.values()}
+    rows |= {row["run_id"]: row for row in ([] if whole else _plan(path)) if _place(row) not in places}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, ("[\n" + ",\n".join(to_json(rows[key]) for key in sorted(rows)) + "\n]\n").encode())
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tables know a run by."""
+    return tuple(row[key] for key in PLAN_KEYS if key != "run_id")
 
 
 def _plan(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from support.study_records import group_of, record
 
-from sdpo_bench.analysis.comparisons import Group, at_equal_queries, query_budget
+from sdpo_bench.analysis.comparisons import Group, at_equal, smallest_total
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import ABOUT, Table
 from sdpo_bench.analysis.tables.build import build_tables
@@ -22,7 +22,7 @@ from sdpo_bench.analysis.tables.orders import order_table, ranking
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
-from sdpo_bench.analysis.tables.values import main_table
+from sdpo_bench.analysis.tables.values import equal_table, main_table
 from sdpo_bench.records import protocols
 from sdpo_bench.rewards import REWARDS
 
@@ -530,15 +530,37 @@ def test_the_order_counts_established_leads():
     )
 
 
+def test_at_equal_model_evaluations():
+    """A method that makes twice as many for a sample is shown as it was after half of its samples."""
+    points = {epoch: {("alignment", 1): 0.4 + epoch / 100} for epoch in (0, 10, 20)}
+    runs = [record(label, seed, points, []) for label in ("SDPO", "DDPO") for seed in range(5)]
+    for run in runs:
+        if run.label == "SDPO":
+            for row in run.eval:
+                row["model_evaluations"] *= 2
+    group = group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+    budget = smallest_total(group, "model_evaluations")
+    assert budget == max(row["model_evaluations"] for row in runs[-1].eval)
+    equal = at_equal(group, "model_evaluations")
+    found = {label: equal.cell(label, "alignment", "seen", 1)[0] for label in ("SDPO", "DDPO")}
+    assert found == pytest.approx({"SDPO": 0.5, "DDPO": 0.6})
+    table = equal_table(group, "model_evaluations", equal)
+    assert f"Every run after {budget:,} model evaluations, the smallest total of a trained run" in table.note
+    order = order_table([equal], "model_evaluations")
+    assert (order.name, order.blocks[0][1][0][-1]) == ("order_evaluations", "DDPO > SDPO > pretrained")
+
+
 def test_nothing_is_left_empty():
     """A profile with one method and no start has its values and costs, and no table without rows."""
     tables = build_tables([group_of([record("SDPO", 0, {10: {("alignment", 1): 0.5}}, [])])])
     assert [table.name for table in tables] == [
         "main_alignment_k4",
         "equal_queries_alignment_k4",
+        "equal_evaluations_alignment_k4",
         "cost_alignment_k4",
         "order",
         "order_queries",
+        "order_evaluations",
     ]
     assert all(isinstance(table.frame, pd.DataFrame) and rows for table in tables for _, rows in table.blocks)
 
@@ -546,5 +568,5 @@ def test_nothing_is_left_empty():
 def test_the_query_budget_is_the_methods():
     """An ablation that asks once a sample does not cut the methods' budget."""
     group = ends({"SDPO": 0.6, "SDPO (terminal)": 0.5})
-    assert query_budget(group) == 3000
-    assert at_equal_queries(group).cell("SDPO", "alignment", "seen", 1) == dict.fromkeys(range(5), 0.6)
+    assert smallest_total(group, "reward_queries") == 3000
+    assert at_equal(group, "reward_queries").cell("SDPO", "alignment", "seen", 1) == dict.fromkeys(range(5), 0.6)

@@ -31,7 +31,7 @@ from support.table_files import csv_rows, markdown_tables
 
 from sdpo_bench.analysis import comparisons
 from sdpo_bench.analysis.compare import compare_with_reference
-from sdpo_bench.analysis.comparisons import load_groups, load_results, query_budget
+from sdpo_bench.analysis.comparisons import load_groups, load_results, smallest_total
 from sdpo_bench.analysis.outputs import write_all
 from sdpo_bench.analysis.outputs import write_profile as write_profile_files
 from sdpo_bench.analysis.tables import base
@@ -40,7 +40,7 @@ from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 from sdpo_bench.analysis.tables.orders import ranking
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.analysis.tables.reach import reach_table
-from sdpo_bench.analysis.tables.values import equal_queries_table
+from sdpo_bench.analysis.tables.values import equal_table
 from sdpo_bench.cli.main import main
 from sdpo_bench.experiments import summary
 from sdpo_bench.records import reader
@@ -199,7 +199,7 @@ def test_runs_under_one_label_may_be_executed_differently(tmp_path):
 def test_equal_queries(profile):
     """SDPO asks three times a sample: it is shown after 1,280 samples, its 20th epoch of 60."""
     group = next(g for g in load_groups(profile) if g.steps == 4)
-    assert query_budget(group) == 3840
+    assert smallest_total(group, "reward_queries") == 3840
     found = rows(markdown_tables(profile)["equal_queries_alignment_k4"])
     assert found["SDPO"][0] == "1,280"
     assert found["DDPO"][0] == "3,840"
@@ -254,14 +254,14 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
             ("DDPO", 0, 10, 16, 0.8),
         ],
     )
-    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
-    equal = comparisons.at_equal_queries(group)
+    monkeypatch.setattr(comparisons, "smallest_total", lambda *_: 640)
+    equal = comparisons.at_equal(group, "reward_queries")
     assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
     assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
     assert equal.cell("pretrained", "alignment", "seen", 1) == {0: 0.4}
     assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
     ends = with_evaluations(group, [("pretrained", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
-    assert comparisons.at_equal_queries(ends) is None
+    assert comparisons.at_equal(ends, "reward_queries") is None
 
 
 def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
@@ -273,11 +273,11 @@ def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
     asked = {0: 3, 1: 2.5, 2: 2}
     trained = group.curves["label"] == "SDPO"
     group.curves.loc[trained, "reward_queries"] = [int(1280 * asked[seed]) for seed in group.curves["seed"][trained]]
-    monkeypatch.setattr(comparisons, "query_budget", lambda _: 640)
+    monkeypatch.setattr(comparisons, "smallest_total", lambda *_: 640)
     group.curves.loc[trained, "epoch"] = 10  # as DDPO's: numbers of steps that only the end has are left out
     begun = group.curves[trained].assign(epoch=0, samples=0, reward_queries=0)
     group = dataclasses.replace(group, curves=pd.concat([group.curves, begun], ignore_index=True))
-    table = equal_queries_table(group, comparisons.at_equal_queries(group))
+    table = equal_table(group, "reward_queries", comparisons.at_equal(group, "reward_queries"))
     shown = {row[0]: row[1] for row in table.blocks[0][1]}
     assert shown == {"pretrained": "0", "SDPO": "213–320", "DDPO": "640"}
 
@@ -489,7 +489,7 @@ def test_curves_take_the_noises_that_all_evaluations_have(tmp_path):
         > 2
         > group.curve_ends(comparisons.PRETRAINED, "seen", 2)[0]
     )
-    equal = comparisons.at_equal_queries(group)
+    equal = comparisons.at_equal(group, "reward_queries")
     assert max(equal.cell(label, "alignment", "seen", 2)[0] for label in ("pretrained", "SDPO", "DDPO")) < 1
     reached = reach_table(group).frame
     ends = reached[(reached["label"] == "DDPO") & (reached["cost"] == "samples")]

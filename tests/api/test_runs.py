@@ -89,6 +89,7 @@ def test_load_results():
     results = sdpo_bench.load_results(RESULTS / "quick")
     assert repr(results).endswith(f"quick', {len(results.runs)} runs)")
     assert set(results.means["label"]) >= {"pretrained", "SDPO", "DDPO"}
+    assert set(results.runs["label"]) == set(results.means["label"])
     assert results.runs["device"].str.startswith("cpu: ").all()
     assert {"run_id", "learning_rate", "method.name"} <= {*results.runs.columns}
     assert len(results.training) == results.runs["epochs"].sum()

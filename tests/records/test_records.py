@@ -447,6 +447,15 @@ def test_only_finished_runs_count(tmp_path):
     assert {config["run_id"] for config in unfinished_runs(tmp_path)} == {pending["run_id"], "killed-at-once"}
 
 
+def test_a_planned_run_gives_way_to_one_with_other_settings(tmp_path):
+    first, other = (make_config("DDPO", learning_rate=rate) for rate in (1e-4, 3e-5))
+    write_plan(tmp_path, [first, make_config("SDPO")])
+    (tmp_path / "raw").mkdir()
+    write_plan(tmp_path, [other])
+    assert {run["run_id"] for run in unfinished_runs(tmp_path)} == {other["run_id"], make_config("SDPO")["run_id"]}
+    assert first["run_id"] != other["run_id"]
+
+
 def test_planned_runs_are_unfinished_until_they_are_made(tmp_path):
     write_profile(tmp_path, seeds=1, labels=("SDPO",))
     made, begun, later = (load_profile(tmp_path)[0].config, make_config("DDPO"), make_config("DDPO", steps=8))

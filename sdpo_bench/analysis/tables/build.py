@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sdpo_bench.analysis.comparisons import (
+    EQUAL,
     Group,
     Results,
-    at_equal_queries,
+    at_equal,
     collector_paused,
     name_part,
     still_missing,
@@ -23,15 +24,17 @@ from sdpo_bench.analysis.tables.pairs import difference_table
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import reach_table
-from sdpo_bench.analysis.tables.values import cost_table, equal_queries_table, main_table
+from sdpo_bench.analysis.tables.values import cost_table, equal_table, main_table
+
+Equal = dict[str, Group | None]  # by counter, a group where all runs have spent as much of it
 
 
-def group_tables(group: Group, equal: Group | None) -> list[Table | None]:
-    """Tables of one trained reward and K; `equal` is the group at equal reward queries."""
+def group_tables(group: Group, equal: Equal) -> list[Table | None]:
+    """Tables of one trained reward and K."""
     others = sorted(set(group.curves["reward"]) - {group.reward})
     return [
         main_table(group),
-        equal_queries_table(group, equal),
+        *(equal_table(group, counter, other) for counter, other in equal.items()),
         *(main_table(group, other) for other in others),
         difference_table(group),
         cost_table(group),
@@ -42,15 +45,16 @@ def group_tables(group: Group, equal: Group | None) -> list[Table | None]:
     ]
 
 
-def device_tables(groups: list[Group], equal: list[Group]) -> list[Table | None]:
-    """Tables over all rewards and K of one device and model; `equal` are the groups at equal reward queries."""
+def device_tables(groups: list[Group], equal: dict[str, list[Group]]) -> list[Table | None]:
+    """Tables over all rewards and K of one device and model; `equal` are the groups at equal counters."""
+    queries = equal["reward_queries"]
     return [
         order_table(groups),
-        order_table(equal, queries=True) if equal else None,
+        *(order_table(others, counter) for counter, others in equal.items() if others),
         protocol_table(groups),
         rate_order_table(groups),
         paper_order_table(groups),
-        paper_order_table(equal, queries=True) if equal else None,
+        paper_order_table(queries, queries=True) if queries else None,
         dense_budgets_table(groups),
         dense_steps_table(groups),
     ]
@@ -60,7 +64,9 @@ def build_tables(groups: list[Group]) -> list[Table]:
     """All tables of a profile, in the order of the report; those that the records have nothing for are left out. Tables
     of a subject share a CSV: those of one trained reward, or those over all rewards."""
     with collector_paused():
-        equal = {group: at_equal_queries(group) for group in groups}
+        equal: dict[Group, Equal] = {
+            group: {counter: at_equal(group, counter) for counter in EQUAL} for group in groups
+        }
         tables = [
             _in_file(table, f"_{name_part(group.reward)}")
             for group in groups
@@ -69,7 +75,8 @@ def build_tables(groups: list[Group]) -> list[Table]:
         ]
         for key in sorted({(group.device, group.model) for group in groups}):
             own = [group for group in groups if (group.device, group.model) == key]
-            over = device_tables(own, [found for group in own if (found := equal[group])])
+            alike = {counter: [found for group in own if (found := equal[group][counter])] for counter in EQUAL}
+            over = device_tables(own, alike)
             tables += [_in_file(table) for table in over if table]
     return tables
 

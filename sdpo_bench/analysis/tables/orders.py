@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group, Values, label_key
+from sdpo_bench.analysis.comparisons import EQUAL, Group, Values, label_key
 from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
@@ -95,9 +95,9 @@ def cells_text(cells: Iterable[tuple[str, int]]) -> str:
     return joined([f"{reward} at K = {joined(ks)}" for reward, ks in found.items()])
 
 
-def order_table(groups: list[Group], queries: bool = False) -> Table:
+def order_table(groups: list[Group], counter: str | None = None) -> Table:
     """Order of the methods at each step count for every training K: does it change with K? Groups of one
-    device; at equal samples, or as `at_equal_queries` gives them."""
+    device; at equal samples, or as `at_equal` gives them for a counter."""
     first = groups[0]
     orders = [
         (group, split, steps, ranking(group, split, steps))
@@ -113,16 +113,17 @@ def order_table(groups: list[Group], queries: bool = False) -> Table:
         for group, split, steps, order in orders
         for rank, (label, sure) in enumerate(order, 1)
     ]
-    how = " at equal reward queries" if queries else " at equal samples"
+    how = f" at equal {counter.replace('_', ' ') if counter else 'samples'}"
+    subject = Subject(f"order_{EQUAL[counter]}") if counter else Subject.ORDER
     return Table(
-        f"order{'_queries' * queries}{file_suffix(first)}",
+        f"{subject.value}{file_suffix(first)}",
         f"Order of the methods{how}, {first.model} on {first.device}",
         NOTE,
         ("reward", "training K", "prompts", "sampling steps", "order"),
         (("", rows),),
         pd.DataFrame(long),
         _answer([order for *_, order in orders], how),
-        Subject.ORDER_QUERIES if queries else Subject.ORDER,
+        subject,
     )
 
 

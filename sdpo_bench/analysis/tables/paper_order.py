@@ -67,7 +67,8 @@ def judge(group: Group, split: str, better: str, worse: str, steps: int) -> Case
 
 def paper_order_table(groups: list[Group], queries: bool = False) -> Table | None:
     """Is each method above the next one in the paper's order, at each K and number of sampling steps? Groups of one
-    device and model; at equal samples, or as `at_equal_queries` gives them. None without two of the methods."""
+    device and model; at equal samples, or as `at_equal` gives them for reward queries. None without two
+    of the methods."""
     first = groups[0]
     steps = sorted({k for group in groups for k in group.steps_evaluated})
     splits = sorted({split for group in groups for split in group.splits})

@@ -1,4 +1,4 @@
-"""The tables of values by method and number of sampling steps, at the end and at equal queries, and of their cost."""
+"""The tables of values by method and number of sampling steps, at the end and at equal cost, and what they cost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import (
+    EQUAL,
     Group,
     name_part,
     parent,
-    query_budget,
+    smallest_total,
     steps_of,
 )
 from sdpo_bench.analysis.tables.base import (
@@ -104,23 +105,24 @@ def main_name(group: Group) -> str:
     return f"main{group.suffix}"
 
 
-def equal_queries_table(group: Group, equal: Group | None) -> Table | None:
-    """Values after the smallest final number of reward queries of a trained run, of `equal`, `at_equal_queries` of the
-    group; None without it."""
+def equal_table(group: Group, counter: str, equal: Group | None) -> Table | None:
+    """Values when a counter stood at the smallest total of a trained run, of `equal`, `at_equal` of the group; None
+    without it."""
     if equal is None:
         return None
-    used = {}
+    used, what = {}, counter.replace("_", " ")
     for label in group.methods:
         samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
         if samples:
             used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
     note = (
-        f"Every run after {query_budget(group):,} reward queries, the smallest total of a trained run; the samples "
+        f"Every run after {smallest_total(group, counter):,} {what}, the smallest total of a trained run; the samples "
         "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
         f"the pretrained model's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
     )
-    title = f"{group.reward} at equal reward queries, {group.title}"
-    return _value_table(equal, f"equal_queries{group.suffix}", title, note, group.reward, Subject.EQUAL_QUERIES, used)
+    title = f"{group.reward} at equal {what}, {group.title}"
+    subject = Subject(f"equal_{EQUAL[counter]}")
+    return _value_table(equal, f"{subject.value}{group.suffix}", title, note, group.reward, subject, used)
 
 
 COST_HEADER = (
