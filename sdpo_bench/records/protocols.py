@@ -8,7 +8,7 @@ from sdpo_bench.records.reader import RunRecord
 
 PROTOCOLS = {
     "tuned": "each method has the learning rate that its own sweep chose",
-    "shared": "all methods have one learning rate, as in the paper",
+    "shared": "all methods have one learning rate",
     "sweep": "every method is run at the same several learning rates, on prompts and a seed that are not reported",
 }
 

@@ -146,7 +146,7 @@ def test_protocol_and_length_of_an_order():
 @pytest.mark.parametrize(
     ("rates", "name", "meaning"),
     [
-        ({"SDPO": 1e-4, "DDPO": 1e-4}, "shared", "all methods have one learning rate, as in the paper"),
+        ({"SDPO": 1e-4, "DDPO": 1e-4}, "shared", "all methods have one learning rate"),
         ({"SDPO": 1e-4, "DDPO": 3e-5}, "tuned", "methods have learning rates of their own, which were given with"),
         # Each of several rates is shared, also where some runs are still to be made.
         ({"SDPO 0.0001": 1e-4, "DDPO 0.0001": 1e-4, "SDPO 3e-05": 3e-5}, "shared", "all methods have one"),
