@@ -207,7 +207,7 @@ def test_html_is_self_contained(profile):
     assert len(set(ids)) == len(ids)
     assert "http" not in re.sub(r">[^<]*<", "><", text), "nothing but texts names an address"
     assert page.tags.count("svg") == len(drawings(load_groups(profile)))
-    assert page.tags.count("table") == len(build_tables(load_groups(profile))) + 1 + 2  # and those of who leads
+    assert page.tags.count("table") == len(build_tables(load_groups(profile))) + 1 + 3  # and those of who leads
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
 
