@@ -30,9 +30,8 @@ class Reproduce(TakesPlugins):
     (learning rates); recent, recent-colourfulness, recent-sweep (the methods of 2024 to 2026 on two rewards, and their
     learning rates); first-look (K = 4 against K = 20); full (all methods, ablations, rewards, K: a night and more);
     paper-k20, paper-k4 (the paper's number of samples, one learning rate for all methods: days), paper-k20-quarter (a
-    quarter of that: hours), paper-k20-rates,
-    paper-k4-rates, paper-pilot (other shared rates), paper-why-k4 (as many optimiser steps for all, and what public
-    code does otherwise); sd-turbo (the paper's setting, on GPUs)."""
+    quarter of that: hours), paper-k20-rates, paper-k4-rates, paper-pilot (other shared rates), paper-why-k4 (as many
+    optimiser steps for all, and what public code does otherwise); sd-turbo (the paper's setting, on GPUs)."""
     results: Path = Path("runs")
     """The folder to write to, with a subfolder for each profile. results/ has the committed results to compare with."""
     methods: tuple[str, ...] = ()

@@ -379,7 +379,7 @@ PER_STEP = ("ddpo_per_step", "rebel_per_step", "sdpo_per_trajectory")  # as many
 PAPER_REST = ("ddpo_critic", "prdp", "sdpo_causal", "ddpo_dense", *PER_STEP)
 
 
-SWEPT = (*STUDIED, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step")
+SWEPT = (*STUDIED, *PER_STEP)
 
 
 PROFILES = {
@@ -404,7 +404,7 @@ PROFILES = {
     "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
     "paper_why_k4": Profile(
         paper_why_k4,
-        (*PAPER_METHODS, "sdpo_per_trajectory", "ddpo_per_step", "rebel_per_step", *WHY, "prdp", "ddpo_critic"),
+        (*PAPER_METHODS, *PER_STEP, *WHY, "prdp", "ddpo_critic"),
         (0, 1, 2, 3, 4),
     ),
     "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision", "learning_rates")),

@@ -404,7 +404,9 @@ def test_processes_of_a_worker_answer_as_one(worker_of):
 
 def known(worker, number):
     """Waits until so many processes have answered."""
+    end = time.monotonic() + 60
     while len(worker._answers) < number:
+        assert time.monotonic() < end, worker._answers
         time.sleep(0.001)
 
 
