@@ -144,10 +144,10 @@ def filled(command: C, values: Mapping[str, Any]) -> C:
 
 @dataclass(frozen=True)
 class RunSettings(Group):
-    """What is trained, on which reward, for how long."""
+    """The method, the model, the reward, and the length of the training."""
 
     method: str = "sdpo"
-    """What is trained: see `sdpo-bench train --help` for the methods."""
+    """The method of training: see `sdpo-bench train --help` for the methods."""
     options: dict[str, float] = field(default_factory=dict)
     """The method's own options, as name value pairs, where they differ from its defaults."""
     reward: str = "alignment"
@@ -191,7 +191,7 @@ class ModelConfig(Group):
     resolution: int | None = positive(None)
     """Height and width of pictures, in pixels; default: the model's own."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the frozen weights; a LoRA is float32 always, latents float16 or float32."""
+    """Type of the frozen weights; a LoRA is float32 always, latents float16 or float32."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class RolloutConfig(Group):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Group):
-    """What is trained, and how its optimiser steps are made."""
+    """The trained weights and the optimiser."""
 
     finetune: Literal["lora", "full"] = "lora"
     """LoRA on the UNet's attention [official], or all of its weights, as the profiles of the embedded model do and
@@ -249,7 +249,7 @@ class OptimizerConfig(Group):
     max_grad_norm: float = positive(1.0)
     """Gradients are clipped to this norm. [official: 1.0]"""
     clip_range: float | None = positive(None)
-    """Of the log-ratio of a step, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official]
+    """Clip range of a step's log-ratio, in means over latent dimensions; default 1e-4 at 16,384 dimensions [official]
     (GRPO-Guard: 4e-6), scaled with one over the square root of the number of dimensions."""
     advantage_clip: float = positive(5.0)
     """[official: 5]"""
@@ -275,7 +275,7 @@ class OptimizerConfig(Group):
     train_window_epochs: int = at_least(1, 25)
     """Epochs after which that window moves on by a step. [MixGRPO: 25]"""
     train_share: float = ranged(1.0, "above 0, to 1", lambda value: 0 < value <= 1)
-    """Of these steps each pair trains a share, drawn anew every epoch. [DanceGRPO, arXiv 2505.07818: 0.6]"""
+    """The share of these steps that each pair trains, drawn anew every epoch. [DanceGRPO, arXiv 2505.07818: 0.6]"""
 
     def check(self) -> None:
         check_part(self, "prompt_stats_min_count", "prompt_stats_buffer")
@@ -283,7 +283,7 @@ class OptimizerConfig(Group):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Group):
-    """What is evaluated: which prompts, noises, and numbers of sampling steps."""
+    """Prompts, noises and numbers of sampling steps of evaluations."""
 
     prompts: str | None = None
     """A file with training prompts, one a line; default: 30 of the 45 animals of DDPO; "animals": all of them, as
@@ -300,7 +300,7 @@ class EvaluationConfig(Group):
 
 @dataclass(frozen=True)
 class TrainingEvaluationConfig(EvaluationConfig):
-    """What is evaluated, and when: which prompts, noises, numbers of sampling steps, and rewards."""
+    """Prompts, noises, numbers of sampling steps and rewards of evaluations, and when they are made."""
 
     eval_rewards: tuple[str, ...] = ("alignment", "alignment_heldout")
     """Rewards that the evaluation reports beside the one that is optimised. `train` also takes auto: alignment and
@@ -312,7 +312,7 @@ class TrainingEvaluationConfig(EvaluationConfig):
     eval_every: int = at_least(1, 10)
     """Epochs between evaluations; the last epoch is always evaluated."""
     eval_interim_noises: int | None = None
-    """Of these noises, evaluations before the last take only so many; default: all."""
+    """Noises for each prompt in evaluations before the last; default: as many as in the last."""
     eval_last_steps: tuple[int, ...] = step_counts(())
     """More numbers of sampling steps, evaluated after the last epoch only: many steps take long."""
     eval_last_rewards: tuple[str, ...] = ()

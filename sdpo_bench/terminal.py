@@ -1,4 +1,4 @@
-"""What is printed on the terminal: texts from records, models or arguments are made safe for it."""
+"""Printing on the terminal: texts from records, models or arguments are made safe for it."""
 
 from __future__ import annotations
 

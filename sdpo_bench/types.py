@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Trajectory:
-    """What sampling leaves behind.
+    """The record of sampling a batch.
 
     prompts: B strings; conditions: what these became for the model, tensors of B rows each; timesteps [K], noisiest
     first, int64 or float32; coefficients float32 [K, 5]; input_scale [K], in the latents' dtype: the model sees that
@@ -136,7 +136,7 @@ class TrajectoryBatch:
 
 @dataclass
 class Counts:
-    """What a run has spent so far.
+    """The counts of what a run has spent so far.
 
     samples: trajectories
     reward_queries: pictures that the reward scored

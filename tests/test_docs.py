@@ -50,6 +50,19 @@ def test_the_api_page_has_every_public_name():
     assert kernels == functions
 
 
+def test_docstrings_begin_with_what_they_describe():
+    """An editor shows the docstring alone, where "Of a step." says nothing."""
+    sources = [*(ROOT / "sdpo_bench").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    assert len(sources) > 100
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        for line in path.read_text().splitlines()
+        if re.match(r'\s*r?"""(Of|What|As) ', line)
+    ]
+    assert not found
+
+
 def test_the_kernels_loop_learns(capsys):
     """docs/kernels.md: it runs as it stands there, and the reward rises in every third of the epochs."""
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "kernels.md").read_text(), re.M | re.S)

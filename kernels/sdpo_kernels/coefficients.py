@@ -339,7 +339,7 @@ def _require_level(level: float, most: float = math.inf) -> None:
 
 
 def _more_noise(level: float) -> str:
-    """What would make sigma > 0, for `_rounded`."""
+    """The end of an error message: what would make sigma > 0. For `_rounded`."""
     return "" if level else "choose a noise level > 0, or "
 
 
@@ -406,7 +406,7 @@ def _flow_steps(
 def _flow_schedule(
     timesteps: Tensor, sigma_t: Tensor, step: tuple[Tensor, Tensor, Tensor], stochastic_steps: int, level: float
 ) -> Schedule:
-    """Of a step's a, b and sigma, float64 [K] each."""
+    """The schedule from each step's a, b and sigma, float64 [K] each."""
     one = torch.ones_like(sigma_t)
     a, b, noise = step
     table = torch.stack([a, b, one, -sigma_t, noise], 1)

@@ -1,4 +1,4 @@
-"""What changed between two evaluations on the same prompts and noises: before and after training, or of two runs."""
+"""Changes between two evaluations on the same prompts and noises: before and after training, or of two runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def evaluation_at(run: RunRecord, epoch: int) -> list[Row]:
 
 
 def training_changes(run: RunRecord) -> list[Change]:
-    """What training changed in a run; empty where it was not evaluated before. The trained reward comes first."""
+    """Changes by training in a run; empty where it was not evaluated before. The trained reward comes first."""
     last = last_evaluation(run)
     before = evaluation_at(run, 0) if last[0]["epoch"] else []
     return sorted(changes(before, last), key=lambda change: change.reward != run.config["reward"])

@@ -1,4 +1,4 @@
-"""What README.md and report.html say of a profile, computed once for both."""
+"""The facts that README.md and report.html state about a profile, computed once for both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 4  # answers to a question; further ones, of single rewards and K, are f
 
 @dataclass(frozen=True)
 class Facts:
-    """What the pages of a profile show, its texts without control characters but not yet escaped."""
+    """The content of a profile's pages. Its texts have no control characters; they are not escaped yet."""
 
     profile: str
     groups: list[Group]

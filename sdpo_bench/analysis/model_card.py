@@ -65,7 +65,7 @@ def _line(text: str) -> str:
 
 
 def _is_on_hub(config: dict[str, Any]) -> bool:
-    """Of a folder config.json has the name alone, so only a hub id has a slash."""
+    """Whether the model is a hub id. config.json has only the name of a folder, so only a hub id has a slash."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", config["model"]) is not None
 
 

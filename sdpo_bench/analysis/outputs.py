@@ -30,8 +30,8 @@ def shown(path: Path) -> str:
 
 
 def sources(folder: Path) -> list[Path]:
-    """What a folder's tables are made from: a profile's records (raw or packed) and plan, or the paper's curves. None
-    for a folder that holds none."""
+    """The files that a folder's tables are made from: a profile's records (raw or packed) and plan, or the paper's
+    curves. Empty for a folder that holds none."""
     found = [path for path in (folder / "raw", folder / MANIFEST, folder / CURVES) if path.exists()]
     if not found and is_packed(folder):  # a manifest that is lost is told by whoever reads it
         found = [folder / MANIFEST]

@@ -58,7 +58,7 @@ def _labels(facts: Facts) -> set[str]:
 
 
 def _combinations(facts: Facts) -> dict[str, list[str]]:
-    """What the page's selectors offer: trained rewards and K, where there are several."""
+    """The choices of the page's selectors: trained rewards and K, where there are several."""
     rewards = dict.fromkeys(group.reward for group in facts.groups)
     steps = sorted({group.steps for group in facts.groups})
     return {"reward": list(rewards), "k": list(map(str, steps))}
@@ -89,7 +89,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _figures(facts: Facts, drawn: dict[str, bytes]) -> list[dict[str, Any]]:
-    """What the page needs of each figure."""
+    """The values that the page's template takes for each figure."""
     return [
         {
             "heading": figure.heading,
@@ -102,7 +102,7 @@ def _figures(facts: Facts, drawn: dict[str, bytes]) -> list[dict[str, Any]]:
 
 
 def _grids(group: Group) -> list[dict[str, Any]]:
-    """What the page needs of each grid of pictures of a group."""
+    """The values that the page's template takes for each grid of a group's pictures."""
     return [
         {
             "title": picture.title,

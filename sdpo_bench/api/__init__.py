@@ -1,2 +1,2 @@
-"""What the command line and Python share: configuration files, settings by model, and `train`, `evaluate`,
-`compare` and `load_results` as functions (docs/python.md)."""
+"""The functions that the command line and Python share: configuration files, settings by model, and `train`,
+`evaluate`, `compare` and `load_results` as functions (docs/python.md)."""

@@ -40,7 +40,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a file says: values of `RunConfig`'s fields, and of a run's config.json the digests of its prompts."""
+    """The contents of a file: values of `RunConfig`'s fields, and of a run's config.json the digests of its prompts."""
 
     source: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -86,14 +86,14 @@ def _hints() -> dict[str, Any]:
 
 
 def nearest(key: object, known: Iterable[str]) -> str:
-    """What to do about an unknown key: the one that was probably meant, or where all are listed."""
+    """A hint for an unknown key: the one that was probably meant, or where all are listed."""
     found = difflib.get_close_matches(str(key).replace("-", "_").lower(), known, n=1)
     return f"; did you mean {found[0]}?" if found else "; `sdpo-bench train --dump-config` shows all"
 
 
 def _split_method(values: dict[str, Any]) -> dict[str, Any]:
-    """Of config.json's method, an object of name and options, leaves the name and returns the options. The start's is
-    no method."""
+    """Replaces config.json's method, an object of name and options, by its name; returns the options. The pretrained
+    model's record has no method."""
     if not isinstance(method := values.get("method"), dict):
         return {}
     options = {key: value for key, value in method.items() if key != "name"}

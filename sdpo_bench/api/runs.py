@@ -78,7 +78,7 @@ class Run:
 
     @cached_property
     def changes(self) -> pd.DataFrame:
-        """What training changed, a row per reward, split and number of steps: `first` and `second` are the means before
+        """Changes by training, a row per reward, split and number of steps: `first` and `second` are the means before
         and after, `low` and `high` the ends of the 95 % interval of their `difference` over `prompts` prompts. Empty
         where the run was not evaluated before training."""
         return change_frame(training_changes(self._valued))

@@ -43,7 +43,7 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 def defaults() -> dict[str, Any]:
-    """What `train` takes where nothing is given, before the model is asked: `RunConfig`'s defaults, but for AUTO."""
+    """`train`'s values if none is given, before it looks at the model: `RunConfig`'s defaults, except AUTO."""
     found = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(RunConfig)}
     return found | {"eval_rewards": (AUTO,)}
 

@@ -57,7 +57,7 @@ def imported(module: str, name: str) -> Any:
 
 
 def given_plugins(arguments: Sequence[str]) -> list[str]:
-    """What `--plugin` names, before the command is parsed."""
+    """The plug-ins that `--plugin` names, found before the command is parsed."""
     following = [value for flag, value in itertools.pairwise(arguments) if flag == "--plugin"]
     return following + [text.partition("=")[2] for text in arguments if text.startswith("--plugin=")]
 

@@ -32,7 +32,7 @@ class Engine(Protocol):
     def ended(self, job: Any) -> bool: ...
 
     def ending(self, job: Any) -> dict[str, Any]:
-        """What an ended job returned. `Died` if its process or machine is lost; `UserError` if it raised."""
+        """The value that an ended job returned. `Died` if its process or machine is lost; `UserError` if it raised."""
         ...
 
     def cancel(self, job: Any) -> None:

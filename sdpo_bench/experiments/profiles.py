@@ -158,7 +158,7 @@ def sweep_jpeg_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConf
 
 
 def recent_sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `sweep`, for the methods of 2024 to 2026."""
+    """The learning-rate sweep of the methods of 2024 to 2026."""
     return _sweep(methods, seeds, 4)
 
 
@@ -168,7 +168,7 @@ def recent(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
 
 
 def recent_colourfulness(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """As `recent`, trained on colourfulness, at the learning rates of alignment."""
+    """The runs of `recent`, trained on colourfulness at the learning rates of alignment."""
     return _recent(methods, seeds, reward="colourfulness")
 
 

@@ -38,7 +38,7 @@ def gpus() -> list[str]:
 
 
 def job(run: Run, processes: int = 1) -> dict[str, Any]:
-    """What a worker needs to know to make a run, whose `processes` share it."""
+    """The message that tells a worker to make a run, which `processes` share."""
     config = run.config.to_json() | {"device": run.config.device}
     # Files by their paths, where config.json has only their names.
     config |= {name: absolute(path) for name in FILES if (path := getattr(run.config, name)) is not None}

@@ -1,4 +1,4 @@
-"""What every method has in common."""
+"""The base class of all methods."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Method:
     dense: ClassVar[bool] = False
     reference: ClassVar[bool] = False
     learns_from: ClassVar[Literal["step", "trajectory", "noised", "reward"]] = "step"
-    """What its loss is a function of: the model's output at stored steps, log-probs of whole trajectories, the output
+    """The input of its loss: the model's output at stored steps, log-probs of whole trajectories, the output
     at finished samples that are noised anew, or the reward alone, through its gradient."""
     pairwise: ClassVar[bool] = True
     """Whether the loss compares the two samples of a pair; other methods take groups of any size."""
@@ -101,7 +101,7 @@ class Method:
 
     @property
     def baseline(self) -> Literal["none", "reward", "critic"]:
-        """What predicts the advantages before a step's action, to be subtracted from them: nothing, the last queried
+        """The predictor of the advantages before a step's action, to be subtracted from them: nothing, the last queried
         reward, or a value of the state that is learned from earlier epochs (training/critic.py)."""
         return "none"
 

@@ -49,7 +49,7 @@ class Plugin:
         return f"plug-in {self.source}" + (f" of {self.distribution}" if self.distribution else "")
 
     def record(self) -> dict[str, Any]:
-        """What provenance.json has of it."""
+        """Its entry in provenance.json."""
         assert self.path is not None
         gives: dict[str, list[str]] = {}
         for each in self.classes:
@@ -198,7 +198,7 @@ def _without_clashes(plugins: Collection[Plugin]) -> tuple[Plugin, ...]:
 
 
 def _names(each: Declared) -> list[str]:
-    """What a class takes, in words: its name, and the title of a method, since tables call it so."""
+    """The names that a class takes, in words: its own, and the title of a method, since tables call it so."""
     titled = each.kind == "methods" and "title" in each.values
     return [str(each), f"title {each.values['title']}"] if titled else [str(each)]
 

@@ -1,4 +1,4 @@
-"""What the families share: the forward pass in chunks, the adapter, the reference, saving and loading."""
+"""All that model families share: the forward pass in chunks, the adapter, the reference, saving and loading."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from sdpo_bench.records.files import share
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # [official]
 CONDITIONS_BYTES = 2**28  # of a device's memory: prompts of SD-Turbo 1,700, of FLUX.1 60
 DECODER_SCALE = 2.0**10
-"""Of gradients within a float16 decoder: small numbers vanish in float16 (below 6e-8), and a reward's gradient by one
-of many pixels is small, more so as a share of a batch's mean."""
+"""Scale of gradients within a float16 decoder: small numbers vanish in float16 (below 6e-8), and a reward's gradient by
+one of many pixels is small, more so as a share of a batch's mean."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS = {"euler_ancestral": "EulerAncestralDiscreteScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 
 Conditions = tuple[Tensor, ...]
-"""What prompts become, a row for each: text embeddings first, then whatever else the family's network takes."""
+"""Encoded prompts, a row for each: text embeddings first, then whatever else the family's network takes."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -140,7 +140,7 @@ class Policy:
         return chosen
 
     def _choose_execution(self, config: RunConfig) -> None:
-        """What changes memory and speed alone, and must be so before the denoiser is copied."""
+        """Sets what changes only memory and speed, before the denoiser is copied."""
         vae = self.pipeline.vae
         if config.vae_slicing:
             vae.enable_slicing()
@@ -186,7 +186,7 @@ class Policy:
 
     @property
     def channels(self) -> int:
-        """Of a latent."""
+        """Number of a latent's channels."""
         return self.denoiser.config.in_channels
 
     @property
@@ -210,7 +210,7 @@ class Policy:
         raise NotImplementedError
 
     def _build_schedule(self, steps: int, eta: float, level: float | None, stochastic: int) -> Schedule:
-        """Of the sampler, with its own kind of noise: `eta` is DDIM's, `level` that of those in NOISE_LEVELS."""
+        """The sampler's schedule with its own kind of noise: DDIM's has `eta`, those in NOISE_LEVELS have `level`."""
         scheduler = self.pipeline.scheduler
         if not hasattr(scheduler, "alphas_cumprod"):
             raise TypeError(f"the scheduler is a {type(scheduler).__name__}; a {self.sampler} step needs one of betas")
@@ -229,7 +229,7 @@ class Policy:
         return scheduler if isinstance(scheduler, kind) else kind.from_config(scheduler.config)
 
     def _build_deterministic(self, steps: int) -> Schedule:
-        """As `_build_schedule`, without noise; UserError where the sampler has no such steps."""
+        """The sampler's schedule without noise; UserError if the sampler has no such steps."""
         if self.sampler != "ddim" and self.sampler not in NOISE_LEVELS:
             able = " or ".join(name for name in self.samplers if name == "ddim" or name in NOISE_LEVELS)
             raise UserError(
@@ -291,7 +291,7 @@ class Policy:
         return int(config.original_inference_steps if self.sampler == "lcm" else config.num_train_timesteps)
 
     def too_long(self, prompts: Iterable[str]) -> str:
-        """What is cut off of prompts that are longer than the text encoders take, in words; "" for none."""
+        """Says which words of too long prompts the text encoders do not see; "" if there are none."""
         prompts, found = list(dict.fromkeys(prompts)), []
         for name, limit in self.token_limits.items():
             tokenizer = getattr(self.pipeline, name)

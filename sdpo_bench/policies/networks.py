@@ -26,7 +26,7 @@ WEIGHTS = {
 }
 """Names of weight files by variant, the preferred one first."""
 OTHER_PARTS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "lm_head.")
-"""Of a whole CLIP or T5, which some published text encoders' files still hold: the text encoder does without."""
+"""Parts of a whole CLIP or T5 in some published text encoders' files. The text encoder does not use them."""
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -13,7 +13,7 @@ from sdpo_bench.policies.base import Conditions, Policy
 
 TEXT_TOKENS = 300  # the pipeline's default
 INSTRUCTION = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
-"""What the pipeline puts before every prompt, for the text encoder alone."""
+"""Text that the pipeline puts before every prompt, for the text encoder only."""
 
 
 class SanaSprintPolicy(Policy):

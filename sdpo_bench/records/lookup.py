@@ -102,7 +102,7 @@ def recorded_weights(folder: Path) -> dict[str, dict[str, str | None]]:
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
-    """Of a run in a folder or packed; empty if there is none."""
+    """Provenance of a run, in a folder or packed; empty if there is none."""
     path = folder / "provenance.json"
     if path.exists():
         return read_object(path)

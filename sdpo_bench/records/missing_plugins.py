@@ -20,7 +20,7 @@ def missing_plugins(place: Path) -> dict[str, dict[str, Any]]:
 
 
 def remedy(source: str, record: dict[str, Any], in_python: bool = False) -> str:
-    """What to do about a plug-in of that record, which is not given."""
+    """The end of an error message: how to give the plug-in of that record."""
     if "distribution" in record:
         return f"install {record['distribution']}"
     if in_python:

@@ -29,7 +29,7 @@ def write_plan(folder: str | os.PathLike[str], configs: Iterable[Mapping[str, An
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tables know a run by."""
+    """The key by which tables know a run."""
     return tuple(row[key] for key in PLAN_KEYS if key != "run_id")
 
 

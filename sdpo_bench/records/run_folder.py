@@ -47,7 +47,7 @@ class RunRecord:
     dense: list[dict[str, Any]]
     done: dict[str, Any] | None
     pictures: dict[str, str] = field(default_factory=dict)
-    """Of a packed run: the files in the profile's folder with its pictures "before" and "after" training."""
+    """A packed run's pictures "before" and "after" training: files in the profile's folder."""
 
     @property
     def run_id(self) -> str:

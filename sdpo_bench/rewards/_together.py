@@ -1,4 +1,4 @@
-"""What is measured of the pictures of a prompt together: beside the rewards, never optimised."""
+"""Measures of all pictures of a prompt together. They are reported beside the rewards and never optimised."""
 
 from __future__ import annotations
 

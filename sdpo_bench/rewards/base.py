@@ -21,8 +21,8 @@ from sdpo_bench.rewards._weights import MissingWeights, Source, build, mlp, mlp_
 __all__ = ["Pretrained", "Reward", "WeightedSum", "score_in_parts", "to_levels", "to_uint8"]
 
 HALF_SCALE = 2.0**10
-"""Of gradients within a float16 network. Unscaled, many of a score's gradients by one of 150,000 pixels are below 6e-5,
-where float16 loses digits: CLIPs of the published depths gave gradients wrong by 1 to 2 %, scaled by 0.3 %."""
+"""Scale of gradients within a float16 network. Unscaled, many of a score's gradients by one of 150,000 pixels are below
+6e-5, where float16 loses digits: CLIPs of the published depths gave gradients wrong by 1 to 2 %, scaled by 0.3 %."""
 
 
 class Reward:
@@ -41,7 +41,7 @@ class Reward:
     """Whether it compares with the pictures of the pretrained model, which an evaluation then samples too."""
 
     needs: ClassVar[str] = ""
-    """What it needs besides the package and weights, in words: a server, a library."""
+    """Needs besides the package and weights, in words: a server, a library."""
 
     @property
     def weights_sha256(self) -> dict[str, str]:
@@ -65,7 +65,7 @@ class Reward:
         raise NotImplementedError
 
     def differentiable_score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """What a call gives, with a gradient by the pictures: here the call's own, for a reward that says that it is
+        """The value of a call, with a gradient by the pictures: here the call's own, for a reward that says that it is
         `differentiable`. UserError for others."""
         if not self.differentiable:
             raise UserError(f"reward {self.name} has no gradient")

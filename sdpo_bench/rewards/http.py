@@ -35,7 +35,7 @@ BUSY = 429
 
 
 class HTTP(Reward):
-    """What the server of a name answers, which also says its revision and scale."""
+    """A reward from a server, which also says its revision and scale."""
 
     name = "http"
     title = "Server"

@@ -47,7 +47,7 @@ class KidStart(TogetherHeldout):
         return super().__call__(torch.stack([images, self.start], 1), prompts)
 
     def measure(self, images: Tensor) -> Tensor:
-        """Of pairs [n, 2, 3, H, W]: the model's picture and the pretrained model's."""
+        """KID of pairs [n, 2, 3, H, W]: the model's picture and the pretrained model's."""
         n = len(images)
         self.check_noises(n, n)
         x, y = (self.points(pictures).double() for pictures in images.unbind(1))

@@ -28,11 +28,11 @@ class Critic:
         self.advantages = torch.empty(0)
         """float32 [N, K]."""
         self.explained: list[float] | None = None
-        """Of the last epoch: for each step, the share of the advantages' mean square that was removed. Without
+        """For each step of the last epoch, the share of the advantages' mean square that was removed. Without
         information it is about one over their number. None if there was no earlier epoch to learn from."""
 
     def control(self, features: Tensor, advantages: Tensor) -> Tensor:
-        """What is left of advantages, float64 [B, G, K], after their prediction from features [B, G, K, F] is
+        """The rest of advantages, float64 [B, G, K], after their prediction from features [B, G, K, F] is
         subtracted (see `residual`); all of them in the first epoch. Learns from them afterwards."""
         left, self.explained = advantages, None
         rows = features.flatten(0, 1)

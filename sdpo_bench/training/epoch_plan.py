@@ -40,7 +40,7 @@ class MicroBatch(NamedTuple):
 
 
 class SampleDraw(NamedTuple):
-    """What samples are made from.
+    """The prompts and seeds that samples are made from.
 
     prompts: one a pair
     initial_seeds: int64 [pairs], of an x_T that the samples of a pair share, or [pairs, G], of each sample's own

@@ -33,8 +33,8 @@ from sdpo_bench.training.evaluation import evaluated_prompts
 
 ADAM = 4 + 4 + 4  # bytes a trained weight: gradient and AdamW's two averages, float32
 SHARE = 0.9
-"""Of a device's memory that a run may take: the rest is for the CUDA context (0.5 GiB), the libraries' workspaces and
-what the allocator's blocks leave unused."""
+"""Share of a device's memory that a run may take: the rest is for the CUDA context (0.5 GiB), the libraries' workspaces
+and what the allocator's blocks leave unused."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Costs:
     reference: int
     """A second copy of the denoiser, where all of its weights are trained."""
     conditions: int
-    """Of a prompt."""
+    """Bytes of an encoded prompt."""
     latent: int
     picture: int
     training: tuple[int, int]

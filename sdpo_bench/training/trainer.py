@@ -38,7 +38,7 @@ from sdpo_bench.types import Counts, DenseRewards, Trajectory
 
 
 class Rollout(NamedTuple):
-    """What this process has sampled, and how it was scored.
+    """Samples of this process, and their scores.
 
     reference_log_prob: [B, 2, S], where the method takes it
     rewards: of this process's pairs
@@ -54,7 +54,7 @@ class Rollout(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What all processes have done in an epoch.
+    """Totals of all processes in an epoch.
 
     updates: UpdateStats of [updates] tensors, on the CPU
     finite: whether all of it, and all weights, are finite

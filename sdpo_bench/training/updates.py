@@ -170,7 +170,7 @@ class Updater:
 
     @torch.no_grad()
     def reference_output(self, predict: Callable[[], Tensor]) -> Tensor | None:
-        """What `predict` gives with the pretrained model, where the method takes it."""
+        """The output of `predict` with the pretrained model, if the method takes it."""
         if not self.method.reference_output:
             return None
         with self.policy.reference():
@@ -178,7 +178,7 @@ class Updater:
 
     @torch.no_grad()
     def old_output(self, predict: Callable[[], Tensor]) -> Tensor | None:
-        """What `predict` gives with the old weights, where the method takes it."""
+        """The output of `predict` with the old weights, if the method takes it."""
         if not self.method.old_output:
             return None
         assert self.old_weights is not None

@@ -40,7 +40,7 @@ ABOUT = {
     "vendi_heldout": "vendi_heldout counts a prompt's different pictures, by the held-out scorer's embeddings: where "
     "it falls, they became alike.",
 }
-"""What is said of quantities that are no rewards, by their names."""
+"""Descriptions of the quantities that are no rewards, by their names."""
 
 
 Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
