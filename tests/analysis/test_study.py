@@ -13,6 +13,7 @@ from scipy import stats
 from support.study_records import group_of, record
 
 from sdpo_bench.analysis.comparisons import Group, at_equal, smallest_total
+from sdpo_bench.analysis.overview import overview
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import ABOUT, Table
 from sdpo_bench.analysis.tables.build import build_tables
@@ -550,6 +551,57 @@ def test_at_equal_model_evaluations():
     assert (order.name, order.blocks[0][1][0][-1]) == ("order_evaluations", "DDPO > SDPO > pretrained")
 
 
+def stepping(steps: dict[str, int], points: dict[int, float]) -> Group:
+    """Five runs of each label with these rewards by epoch, and so many optimiser steps an epoch; 100 samples each."""
+    runs = [record(label, seed, {e: {("alignment", 1): v} for e, v in points.items()}, []) for label, seed in LABELLED]
+    for run in runs:
+        for row in run.eval:
+            row["optimiser_steps"] = steps[run.label] * row["epoch"]
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+
+
+LABELLED = [*itertools.product(("SDPO", "DDPO", "REBEL"), range(5))]
+
+
+def test_at_equal_optimiser_steps():
+    """DDPO and REBEL end with 40 steps after 20 epochs. SDPO has 10 an epoch: it had 40 after 4, two fifths of the way
+    from its first evaluation's 0.5 with 20 steps to its second's 0.6 with 70."""
+    group = stepping({"SDPO": 10, "DDPO": 2, "REBEL": 2}, {2: 0.5, 7: 0.6, 20: 0.7})
+    assert smallest_total(group, "optimiser_steps") == 40
+    equal = group.equal["optimiser_steps"]
+    assert equal.left_out == ()
+    found = {label: equal.cell(label, "alignment", "seen", 1)[0] for label in ("SDPO", "DDPO")}
+    assert found == pytest.approx({"SDPO": 0.54, "DDPO": 0.7})
+    table = order_table([equal], "optimiser_steps")
+    assert table.name == "order_steps"
+    assert table.blocks[1][1] == (("alignment", "4", "", "", "SDPO 400 and 40; DDPO, REBEL 2,000 and 40"),)
+    rows = table.frame.set_index("label")
+    assert rows.loc["SDPO", ["samples", "optimiser_steps", "rank"]].tolist() == [400, 40, 3]
+    paper = paper_order_table([equal], "optimiser_steps")
+    assert paper.name == "order_paper_steps"
+    assert row(paper, "SDPO above DDPO, seen prompts", "alignment, K = 4")[0].startswith("contradicted: -0.160 [")
+    whole = order_table([group])
+    assert whole.blocks[1][1][0][-1] == "SDPO 2,000 and 200; DDPO, REBEL 2,000 and 40"
+
+
+def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
+    """SDPO's first evaluation comes after 100 steps, when DDPO and REBEL have ended: nothing is known of it before."""
+    group = stepping({"SDPO": 50, "DDPO": 2, "REBEL": 1}, {2: 0.5, 20: 0.7})
+    equal = group.equal["optimiser_steps"]
+    assert equal.left_out == ("SDPO",)
+    missing = (
+        "Not compared at equal optimiser steps, because the first evaluation of these runs comes after others have "
+        "spent all theirs: SDPO on alignment at K = 4."
+    )
+    tables = {table.name: table for table in build_tables([group])}
+    for name in ("order_steps", "equal_steps_alignment_k4", "order_paper_steps"):
+        assert missing in tables[name].note, name
+        assert "SDPO" not in {cell for _, rows in tables[name].blocks for row in rows for cell in row}, name
+    assert tables["order_steps"].blocks[0][1][0][-1] == "REBEL > DDPO > pretrained"
+    assert missing not in tables["order_queries"].note
+    assert missing in dict(overview([group], [*tables.values()]).verdicts)["Best at equal optimiser steps"]
+
+
 def test_nothing_is_left_empty():
     """A profile with one method and no start has its values and costs, and no table without rows."""
     tables = build_tables([group_of([record("SDPO", 0, {10: {("alignment", 1): 0.5}}, [])])])
@@ -557,10 +609,12 @@ def test_nothing_is_left_empty():
         "main_alignment_k4",
         "equal_queries_alignment_k4",
         "equal_evaluations_alignment_k4",
+        "equal_steps_alignment_k4",
         "cost_alignment_k4",
         "order",
         "order_queries",
         "order_evaluations",
+        "order_steps",
     ]
     assert all(isinstance(table.frame, pd.DataFrame) and rows for table in tables for _, rows in table.blocks)
 

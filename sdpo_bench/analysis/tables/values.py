@@ -12,6 +12,7 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import (
     EQUAL,
     Group,
+    left_out_text,
     name_part,
     parent,
     smallest_total,
@@ -105,13 +106,10 @@ def main_name(group: Group) -> str:
     return f"main{group.suffix}"
 
 
-def equal_table(group: Group, counter: str, equal: Group | None) -> Table | None:
-    """Values when a counter stood at the smallest total of a trained run, of `equal`, `at_equal` of the group; None
-    without it."""
-    if equal is None:
-        return None
+def equal_table(group: Group, counter: str, equal: Group) -> Table:
+    """Values when a counter stood at the smallest total of a trained run, of `equal`, `at_equal` of the group."""
     used, what = {}, counter.replace("_", " ")
-    for label in group.methods:
+    for label in equal.methods:
         samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
         if samples:
             used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
@@ -120,6 +118,7 @@ def equal_table(group: Group, counter: str, equal: Group | None) -> Table | None
         "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
         f"the pretrained model's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
     )
+    note += f" {missing}" if (missing := left_out_text([equal], counter)) else ""
     title = f"{group.reward} at equal {what}, {group.title}"
     subject = Subject(f"equal_{EQUAL[counter]}")
     return _value_table(equal, f"{subject.value}{group.suffix}", title, note, group.reward, subject, used)
