@@ -20,7 +20,7 @@ import pandas as pd
 
 from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
-from sdpo_bench.records.frames import COUNTERS, MeanRow, mean_frame
+from sdpo_bench.records.frames import COUNTERS, SPENT, MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
 from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile, shown_label
@@ -31,7 +31,12 @@ ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None
 Values = dict[int, float]  # seed -> value of that run
 
 
-EQUAL = {"reward_queries": "queries", "model_evaluations": "evaluations", "optimiser_steps": "steps"}
+EQUAL = {
+    "reward_queries": "queries",
+    "model_evaluations": "evaluations",
+    "compute": "compute",
+    "optimiser_steps": "steps",
+}
 """Counters that methods spend differently for a sample, and may be made equal in; and their names in tables' names."""
 
 
@@ -438,7 +443,7 @@ def _between(points: list[MeanRow], counter: str, budget: int, start: Values) ->
     """A run's evaluation as it would be where a counter stands at `budget`, all counters with it; `start`: the
     pretrained model's value. None where the run was not evaluated before or not after that."""
     if getattr(points[0], counter) > 0 and start:
-        nothing: dict[str, Any] = dict.fromkeys(COUNTERS, 0)
+        nothing: dict[str, Any] = dict.fromkeys(SPENT, 0)
         points = [points[0]._replace(value=next(iter(start.values())), **nothing), *points]
     x = [getattr(point, counter) for point in points]
     if not x[0] <= budget <= x[-1]:
@@ -446,8 +451,9 @@ def _between(points: list[MeanRow], counter: str, budget: int, start: Values) ->
     index = float(np.interp(budget, x, range(len(x))))
     before, after, part = points[math.floor(index)], points[math.ceil(index)], index % 1
     then: dict[str, Any] = {
-        name: round(getattr(before, name) + part * (getattr(after, name) - getattr(before, name))) for name in COUNTERS
+        name: getattr(before, name) + part * (getattr(after, name) - getattr(before, name)) for name in SPENT
     }
+    then |= {name: round(then[name]) for name in COUNTERS}
     then[counter] = budget
     then["value"] = float(np.interp(budget, x, [point.value for point in points]))
     return points[-1]._replace(**then)
@@ -462,8 +468,9 @@ def left_out_text(groups: Iterable[Group], counter: str) -> str:
     if not cells:
         return ""
     found = "; ".join(f"{label} on {', '.join(where)}" for label, where in cells.items())
-    what = counter.replace("_", " ")
-    return (
-        f"Not compared at equal {what}, because the first evaluation of these runs comes after others have spent all "
-        f"theirs: {found}."
+    why = (
+        "these runs did not record their backward passes"
+        if counter == "compute"
+        else "the first evaluation of these runs comes after others have spent all theirs"
     )
+    return f"Not compared at equal {counter.replace('_', ' ')}, because {why}: {found}."

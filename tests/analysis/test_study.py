@@ -23,7 +23,7 @@ from sdpo_bench.analysis.tables.orders import order_table, ranking
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
-from sdpo_bench.analysis.tables.values import equal_table, main_table
+from sdpo_bench.analysis.tables.values import cost_table, equal_table, main_table
 from sdpo_bench.records import protocols
 from sdpo_bench.rewards import REWARDS
 
@@ -600,6 +600,57 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
     assert tables["order_steps"].blocks[0][1][0][-1] == "REBEL > DDPO > pretrained"
     assert missing not in tables["order_queries"].note
     assert missing in dict(overview([group], [*tables.values()]).verdicts)["Best at equal optimiser steps"]
+
+
+def with_passes(forward: dict[str, int], backward: dict[str, int]) -> Group:
+    """Five runs of each label whose reward rises by a hundredth an epoch from 0.4, for 20 epochs, and their passes of
+    the denoiser an epoch; those of a label without backward passes did not record them."""
+    points = {epoch: {("alignment", 1): 0.4 + epoch / 100} for epoch in (10, 20)}
+    runs = [record(label, seed, points, []) for label in forward for seed in range(5)]
+    for run in runs:
+        for row in run.train + run.eval:
+            row["model_evaluations"] = forward[run.label] * row["epoch"]
+        for row in run.train if run.label in backward else ():
+            row |= {"backward_passes": backward[run.label] * row["epoch"], "reward_gradients": 10 * row["epoch"]}
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+
+
+def test_at_equal_compute():
+    """SDPO's epoch costs 100 + 2 * 150 = 400, DDPO's 100 + 2 * 50 = 200: 4,000 are 10 of SDPO's epochs. REBEL's are not
+    known."""
+    group = with_passes({"SDPO": 100, "DDPO": 100, "REBEL": 100}, {"SDPO": 150, "DDPO": 50})
+    assert smallest_total(group, "compute") == 4000
+    equal = group.equal["compute"]
+    found = {label: equal.cell(label, "alignment", "seen", 1)[0] for label in ("SDPO", "DDPO")}
+    assert found == pytest.approx({"SDPO": 0.5, "DDPO": 0.6})
+    tables = {table.name: table for table in build_tables([group])}
+    missing = "Not compared at equal compute, because these runs did not record their backward passes: REBEL on"
+    for name in ("order_compute", "equal_compute_alignment_k4"):
+        assert missing in tables[name].note
+        assert "1 for a forward pass, 2 for a backward pass" in tables[name].note
+    assert tables["order_compute"].blocks[0][1][0][-1] == "DDPO > SDPO > pretrained"
+    assert "Best at equal compute" in dict(overview([group], [*tables.values()]).verdicts)
+    assert group.equal["model_evaluations"].left_out == ()
+
+
+def test_costs_have_backward_passes_and_compute():
+    """REBEL reaches DDPO's 0.6 as all do, after 20 epochs; what it did not record, no table makes up."""
+    group = with_passes({"SDPO": 100, "DDPO": 100, "REBEL": 100}, {"SDPO": 150, "DDPO": 50})
+    table = cost_table(group)
+    assert table.header[6:10] == ("model evaluations", "backward passes", "reward gradients", "compute")
+    assert row(table, "", "SDPO")[5:9] == ("2,000", "3,000", "200", "8,000")
+    assert row(table, "", "REBEL")[5:9] == ("2,000", *["not recorded"] * 3)
+    assert table.frame.set_index("label")["compute"].dropna().to_dict() == {"SDPO": 8000, "DDPO": 4000}
+    reach = reach_table(group)
+    assert reach.header[5:9] == table.header[6:10]
+    block = "seen prompts, 1 sampling step"
+    assert row(reach, block, "SDPO")[5:8] == tuple(f"{n} [{n}, {n}] (n=5)" for n in ("3,000", "200", "8,000"))
+    assert row(reach, block, "REBEL")[4:8] == ("2,000 [2,000, 2,000] (n=5)", *["not recorded"] * 3)
+    costs = reach.frame.set_index(["label", "cost"])["value"]
+    assert (costs["SDPO", "compute"], costs["DDPO", "compute"]) == (8000, 4000)
+    old = with_passes({"SDPO": 100, "DDPO": 100}, {})
+    assert "compute" not in {*cost_table(old).header, *reach_table(old).header}
+    assert "compute" not in old.equal
 
 
 def test_nothing_is_left_empty():

@@ -13,7 +13,17 @@ from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
 )
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, context, decimals_of, file_suffix, joined
+from sdpo_bench.analysis.tables.base import (
+    COMPUTE,
+    DASH,
+    MIN_RUNS,
+    Subject,
+    Table,
+    context,
+    decimals_of,
+    file_suffix,
+    joined,
+)
 from sdpo_bench.analysis.tables.pairs import Pair, difference_text, differences
 
 NOTE = (
@@ -124,13 +134,13 @@ def order_table(groups: list[Group], counter: str | None = None) -> Table:
         for group, split, steps, order in orders
         for rank, (label, sure) in enumerate(order, 1)
     ]
-    missing = left_out_text(groups, counter) if counter else ""
+    further = [left_out_text(groups, counter) if counter else "", COMPUTE if counter == "compute" else ""]
     how = f" at equal {counter.replace('_', ' ') if counter else 'samples'}"
     subject = Subject(f"order_{EQUAL[counter]}") if counter else Subject.ORDER
     return Table(
         f"{subject.value}{file_suffix(first)}",
         f"Order of the methods{how}, {first.model} on {first.device}",
-        f"{NOTE} {missing}".rstrip(),
+        " ".join(filter(None, (NOTE, *further))),
         ("reward", "training K", "prompts", "sampling steps", "order"),
         (("", rows), ("samples and optimiser steps of a run, mean over runs", texts)),
         pd.DataFrame(long),
