@@ -43,7 +43,9 @@ QUESTIONS = (
     ),
     Question("Where does SDPO's lead come from?", "ablations", (Subject.ABLATIONS,)),
     Question(
-        "Are the predicted dense rewards accurate?", "dense_rewards", (Subject.DENSE_BUDGETS, Subject.DENSE_STEPS)
+        "Are the predicted dense rewards accurate?",
+        "dense_rewards",
+        (Subject.DENSE_BUDGETS, Subject.DENSE_STEPS, Subject.CRITIC),
     ),
     Question("What does it cost?", "cost", (Subject.REACH, Subject.COST)),
     Question("Is the reward hacked?", "hacking", (Subject.HACKING, Subject.OTHER_REWARDS)),

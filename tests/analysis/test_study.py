@@ -17,6 +17,7 @@ from sdpo_bench.analysis.overview import overview
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import ABOUT, Table
 from sdpo_bench.analysis.tables.build import build_tables
+from sdpo_bench.analysis.tables.critic import critic_table
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table, step_ranges
 from sdpo_bench.analysis.tables.hacking import hacking_table
 from sdpo_bench.analysis.tables.orders import order_table, ranking
@@ -107,6 +108,10 @@ def rated(rates: dict[str, float], steps: int = 4) -> Group:
 def test_protocol_and_length_of_an_order():
     """Ten epochs, each of 64 samples and 4 optimiser steps by the synthetic training rows."""
     own = rated({"SDPO": 1e-5, "DDPO": 1e-4, "PRDP": 3e-4}, steps=20)
+    for run in own.runs:  # 0.1 to 1 over 10 epochs, less 0.3 and 0 by seed of SDPO
+        for row in run.train:
+            share = row["epoch"] / 10 - 0.3 * (run.label == "SDPO" and run.config["seed"] == 0)
+            row["prompt_stats_share"] = share + 0.05 * (run.label == "DDPO")
     table = protocol_table([rated({"SDPO": 1e-4, "D3PO": 1e-4}), own])
     assert [row for _, rows in table.blocks for row in rows] == [
         (
@@ -120,6 +125,8 @@ def test_protocol_and_length_of_an_order():
             "not run",
             "not run",
             "40",
+            "SDPO 1,920; D3PO 640",
+            "not recorded",
         ),
         (
             "alignment, K = 20",
@@ -132,8 +139,21 @@ def test_protocol_and_length_of_an_order():
             "40",
             "not run",
             "not run",
+            "SDPO 1,920; DDPO 640",
+            "SDPO 40 %; DDPO 60 %",
+        ),
+        (
+            "the paper: sd-turbo, aesthetic, K = 50",
+            *["0.0001"] * 4,
+            "29,184",
+            "11,400",
+            *["228"] * 3,
+            "SDPO 87,552; DDPO, REBEL, D3PO 29,184",
+            "98 %",
         ),
     ]
+    assert table.frame["own_prompt_statistics"].dropna().tolist() == pytest.approx([0.4, 0.6])
+    assert table.frame["reward_queries"].tolist() == [1920, 640, 1920, 640]
     assert table.answer == (
         "What is said about the order of the methods holds for this protocol (tuned) and length: learning rates of "
         "their own on alignment at K = 20; one learning rate for all on alignment at K = 4; 2.2 % of the 29,184 "
@@ -600,6 +620,30 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
     assert tables["order_steps"].blocks[0][1][0][-1] == "REBEL > DDPO > pretrained"
     assert missing not in tables["order_queries"].note
     assert missing in dict(overview([group], [*tables.values()]).verdicts)["Best at equal optimiser steps"]
+
+
+def test_what_a_critic_explains():
+    """Twelve epochs with 0.1 at step 1 and 0.2 to 0.4 at the others, more by 0.01 a seed and by 0.1 in the last third."""
+    runs = [record("DDPO-critic", seed, {13: {("alignment", 1): 0.5}}, []) for seed in range(5)]
+    for run in runs:
+        for row in run.train[1:]:
+            more = run.config["seed"] / 100 + 0.1 * (row["epoch"] > 9)
+            row["explained_variance"] = [(k + 1) / 10 + more for k in range(4)]
+    table = critic_table([group_of(runs), ends({"SDPO": 0.5}, steps=20)])
+    ((title, rows),) = table.blocks
+    assert title == "alignment, K = 4, DDPO-critic"
+    assert [cells[0] for cells in rows] == ["step 1", "step 2", "step 3", "step 4"]
+    half = stats.t.ppf(0.975, 4) * np.std(np.arange(5) / 100, ddof=1) / np.sqrt(5)
+    texts = [f"{x:+.3f} [{x - half:+.3f}, {x + half:+.3f}] (n=5)" for x in (0.12, 0.12, 0.22)]
+    assert row(table, title, "step 1") == tuple(texts)
+    assert row(table, title, "step 4")[2].startswith("+0.520 [")
+    assert table.answer == (
+        "Of the advantages' mean square the critic removes, in the last third of the epochs: alignment, K = 4, "
+        f"DDPO-critic: {texts[2]} at step 1 and {row(table, title, 'step 4')[2]} at step 4."
+    )
+    cells = table.frame.set_index(["denoising_step", "epochs"])["value"]
+    assert cells["step 2", "first third"] == pytest.approx(0.22)
+    assert critic_table([ends({"SDPO": 0.5})]) is None
 
 
 def with_passes(forward: dict[str, int], backward: dict[str, int]) -> Group:

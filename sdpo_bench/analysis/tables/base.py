@@ -9,7 +9,7 @@ without an interval.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,6 +79,7 @@ class Subject(Enum):
     ABLATIONS = "ablations"
     DENSE_BUDGETS = "dense_budgets"
     DENSE_STEPS = "dense_steps"
+    CRITIC = "critic"
     REACH = "reach"
     COST = "cost"
     HACKING = "hacking"
@@ -120,6 +121,14 @@ def joined(words: Iterable[object]) -> str:
     """a, b and c."""
     *head, last = [str(word) for word in words] or ["nothing"]
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def by_text(texts: Mapping[str, str]) -> str:
+    """Labels with their texts, those of the same text together: "SDPO 4,000; DDPO, REBEL 1,600"."""
+    found: dict[str, list[str]] = {}
+    for label, text in texts.items():
+        found.setdefault(text, []).append(label)
+    return "; ".join(f"{', '.join(labels)} {text}" for text, labels in found.items())
 
 
 def decimals_of(values: Iterable[float]) -> int:

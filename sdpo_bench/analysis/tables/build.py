@@ -16,6 +16,7 @@ from sdpo_bench.analysis.render import text
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.analysis.tables.claims import applies, beside_table, claims_table
+from sdpo_bench.analysis.tables.critic import critic_table
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table
 from sdpo_bench.analysis.tables.hacking import hacking_table
 from sdpo_bench.analysis.tables.orders import order_table
@@ -56,6 +57,7 @@ def device_tables(groups: list[Group]) -> list[Table | None]:
         *(paper_order_table(equal[counter], counter) for counter in ORDERED if equal[counter]),
         dense_budgets_table(groups),
         dense_steps_table(groups),
+        critic_table(groups),
     ]
 
 

@@ -19,6 +19,7 @@ from sdpo_bench.analysis.tables.base import (
     MIN_RUNS,
     Subject,
     Table,
+    by_text,
     context,
     decimals_of,
     file_suffix,
@@ -165,11 +166,13 @@ def spent(group: Group) -> dict[str, Spent]:
 
 def _spent_text(used: dict[str, Spent]) -> str:
     """SDPO 1,600 and 150; DDPO, REBEL 1,600 and 50"""
-    found: dict[str, list[str]] = {}
-    for label, row in used.items():
-        if label != PRETRAINED:
-            found.setdefault(f"{row.samples:,.0f} and {row.optimiser_steps:,.0f}", []).append(label)
-    return "; ".join(f"{', '.join(labels)} {text}" for text, labels in found.items())
+    return by_text(
+        {
+            label: f"{row.samples:,.0f} and {row.optimiser_steps:,.0f}"
+            for label, row in used.items()
+            if label != PRETRAINED
+        }
+    )
 
 
 def _order_text(order: list[tuple[str, bool]]) -> str:
