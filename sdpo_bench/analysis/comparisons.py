@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -19,7 +20,7 @@ import pandas as pd
 
 from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
-from sdpo_bench.records.frames import MeanRow, mean_frame
+from sdpo_bench.records.frames import COUNTERS, SPENT, MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
 from sdpo_bench.records.plan import unfinished_runs
 from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile, shown_label
@@ -30,8 +31,18 @@ ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None
 Values = dict[int, float]  # seed -> value of that run
 
 
-EQUAL = {"reward_queries": "queries", "model_evaluations": "evaluations"}
+EQUAL = {
+    "reward_queries": "queries",
+    "model_evaluations": "evaluations",
+    "compute": "compute",
+    "optimiser_steps": "steps",
+}
 """Counters that methods spend differently for a sample, and may be made equal in; and their names in tables' names."""
+
+
+FAR_APART = {"optimiser_steps"}
+"""Those that differ so much (49 times at K = 50) that a method's first evaluation may come long after another's end. A
+straight line from the pretrained model to it is then no estimate, and the method is left out."""
 
 
 LONGEST = 40  # characters of a part of a file's name, of which a table's has four: systems allow 255 bytes
@@ -75,6 +86,8 @@ class Group:
     missing: tuple[str, ...]
     full: pd.DataFrame | None = None
     """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
+    left_out: tuple[str, ...] = ()
+    """Methods with runs that `at_equal` cannot tell the value of."""
 
     @cached_property
     def all_points(self) -> dict[tuple[str, str, str, int], list[MeanRow]]:
@@ -84,6 +97,11 @@ class Group:
         for point in map(MeanRow._make, zip(*(curves[name].tolist() for name in MeanRow._fields), strict=True)):
             found.setdefault((point.run, point.reward, point.split, point.steps), []).append(point)
         return found
+
+    @cached_property
+    def equal(self) -> dict[str, Group]:
+        """The group at equal counters, by counter of `EQUAL`, where there is something to show."""
+        return {counter: found for counter in EQUAL if (found := at_equal(self, counter))}
 
     def points(self, run_id: str, reward: str, split: str, steps: int) -> list[MeanRow]:
         """A run's evaluations, by epoch."""
@@ -381,12 +399,9 @@ def without_reward_gradient(group: Group) -> Group | None:
 
 def smallest_total(group: Group, counter: str) -> int | None:
     """Smallest final value of a counter (`EQUAL`) among the trained methods' runs; None without one."""
-    final = [
-        max(row[counter] for row in run.eval)
-        for run in group.runs
-        if run.label != PRETRAINED and parent(run.label) is None
-    ]
-    return min(final) if final else None
+    trained = [label for label in group.methods if label != PRETRAINED]
+    final = group.curves[group.curves["label"].isin(trained)].groupby("run")[counter].max().min()
+    return None if np.isnan(final) else int(final)
 
 
 def at_equal(group: Group, counter: str) -> Group | None:
@@ -394,7 +409,8 @@ def at_equal(group: Group, counter: str) -> Group | None:
     the evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
 
     Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
-    straight line from start to end is no estimate.
+    straight line from start to end is no estimate. So are runs whose first evaluation comes later, of a counter that is
+    `FAR_APART`; `left_out` of the result names methods without any run.
     """
     budget = smallest_total(group, counter)
     if not budget:
@@ -403,20 +419,58 @@ def at_equal(group: Group, counter: str) -> Group | None:
     for (_, reward, split, steps), points in sorted(group.all_points.items()):
         if reward != group.reward:
             continue
-        last = points[-1]
-        x, y, samples = ([getattr(point, name) for point in points] for name in (counter, "value", "samples"))
-        if last.label != PRETRAINED:
-            if len(x) == 1 and x[0] > budget:
-                unknown.add(steps)
-            start = group.curve_ends(PRETRAINED, split, steps)
-            if x[0] > 0 and start:
-                x, y, samples = [0, *x], [next(iter(start.values())), *y], [0, *samples]
-            if not x[0] <= budget <= x[-1]:
-                continue
-            then: dict[str, Any] = {"value": float(np.interp(budget, x, y)), counter: budget}
-            last = last._replace(samples=round(np.interp(budget, x, samples)), **then)
-        rows.append(last)
+        if points[-1].label == PRETRAINED:
+            rows.append(points[-1])
+            continue
+        x = [getattr(point, counter) for point in points]
+        if len(x) == 1 and x[0] > budget:
+            unknown.add(steps)
+        if counter in FAR_APART and not any(0 < count <= budget for count in x):
+            continue
+        if found := _between(points, counter, budget, group.curve_ends(PRETRAINED, split, steps)):
+            rows.append(found)
     rows = [row for row in rows if row.steps not in unknown]
-    if not any(row.label != PRETRAINED for row in rows):
+    shown = {row.label for row in rows}
+    if not shown - {PRETRAINED}:
         return None
-    return replace(group, curves=pd.DataFrame(rows), full=None)
+    runs = tuple(run for run in group.runs if run.label in shown)
+    left_out = [label for label in dict.fromkeys(run.label for run in group.runs) if label not in shown]
+    methods = tuple(sorted((label for label in left_out if parent(label) is None), key=label_key))
+    return replace(group, runs=runs, curves=pd.DataFrame(rows), full=None, left_out=methods)
+
+
+def _between(points: list[MeanRow], counter: str, budget: int, start: Values) -> MeanRow | None:
+    """A run's evaluation as it would be where a counter stands at `budget`, all counters with it; `start`: the
+    pretrained model's value. None where the run was not evaluated before or not after that."""
+    if getattr(points[0], counter) > 0 and start:
+        nothing: dict[str, Any] = dict.fromkeys(SPENT, 0)
+        points = [points[0]._replace(value=next(iter(start.values())), **nothing), *points]
+    x = [getattr(point, counter) for point in points]
+    if not x[0] <= budget <= x[-1]:
+        return None
+    index = float(np.interp(budget, x, range(len(x))))
+    before, after, part = points[math.floor(index)], points[math.ceil(index)], index % 1
+    then: dict[str, Any] = {
+        name: getattr(before, name) + part * (getattr(after, name) - getattr(before, name)) for name in SPENT
+    }
+    then |= {name: round(then[name]) for name in COUNTERS}
+    then[counter] = budget
+    then["value"] = float(np.interp(budget, x, [point.value for point in points]))
+    return points[-1]._replace(**then)
+
+
+def left_out_text(groups: Iterable[Group], counter: str) -> str:
+    """A sentence about the methods that groups at an equal counter lack; empty if they have all."""
+    cells: dict[str, list[str]] = {}
+    for group in groups:
+        for label in group.left_out:
+            cells.setdefault(label, []).append(f"{group.reward} at K = {group.steps}")
+    if not cells:
+        return ""
+    found = "; ".join(f"{label} on {', '.join(where)}" for label, where in cells.items())
+    why = (
+        "these runs did not record their backward passes"
+        if counter == "compute"
+        else "the first evaluation of these runs comes after others have spent all theirs"
+    )
+    return f"Not compared at equal {counter.replace('_', ' ')}, because {why}: {found}."

@@ -12,8 +12,7 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import (
     EQUAL,
     Group,
-    at_equal,
-    collector_paused,
+    left_out_text,
     parent,
     without_reward_gradient,
 )
@@ -46,16 +45,19 @@ def overview(groups: list[Group], tables: list[Table]) -> Overview:
         return Overview()
     first = groups[0]
     own = [group for group in groups if (group.device, group.model) == (first.device, first.model)]
-    with collector_paused():
-        equal = {counter: [other for group in own if (other := at_equal(group, counter))] for counter in EQUAL}
+    equal = {counter: [group.equal[counter] for group in own if counter in group.equal] for counter in EQUAL}
     best, matrices = [], []
     for counter, groups_then in {"samples": own, **equal}.items():
         what = f"at equal {counter.replace('_', ' ')}"
         ahead = leads(groups_then)
         # Where some methods use the reward's gradient: who leads among those that can't.
         without = leads(other for group in groups_then if (other := without_reward_gradient(group)))
-        best += [(f"Best {what}", _best(ahead, first)), (f"Best {what}, {WITHOUT}", _best(without, first))]
-        matrices.append(_winners(f"winners_{counter}", what, ahead, without))
+        missing = left_out_text(groups_then, counter)
+        best += [
+            (f"Best {what}", " ".join(filter(None, (_best(ahead, first), missing)))),
+            (f"Best {what}, {WITHOUT}", _best(without, first)),
+        ]
+        matrices.append(_winners(f"winners_{counter}", what, ahead, without, missing))
     rows = {subject: _rows(tables, subject, first) for subject in SUBJECTS}
     found = (
         *best,
@@ -200,7 +202,7 @@ def _hacking(rows: list[Row]) -> str:
     return f"Where the trained reward rose, the held-out scorer fell in {', in '.join(texts)}." if texts else ""
 
 
-def _winners(name: str, what: str, found: list[Lead], without: list[Lead]) -> Table | None:
+def _winners(name: str, what: str, found: list[Lead], without: list[Lead], missing: str) -> Table | None:
     """Who leads at each number of sampling steps, a row for each reward and K, and one without the reward's gradient
     where methods use it."""
     if not found:
@@ -217,6 +219,7 @@ def _winners(name: str, what: str, found: list[Lead], without: list[Lead]) -> Ta
         f"far it is ahead of the next in the mean over seeds: > by a 95 % interval above 0 (paired by seed, at least "
         f"{MIN_RUNS} of them), ~ not established, and then this mean may be below 0."
     )
+    note += f" {missing}" if missing else ""
     title = f"{what[0].upper()}{what[1:]}: who leads"
     return Table(name, title, note, step_header("trained on", steps), (("", cells),), pd.DataFrame())
 

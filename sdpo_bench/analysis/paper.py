@@ -45,6 +45,18 @@ SAMPLES = 29_184  # of a run in the figure: 114 epochs of 256
 SDPO_STEPS = 11_400  # SDPO's AdamW steps in them: 50 for each of an epoch's 2 updates (settings.csv)
 
 
+STEPS = {"SDPO": SDPO_STEPS, **dict.fromkeys(METHODS[1:], 228)}  # of the others one an update
+
+
+RATE = 1e-4  # of all methods (settings.csv)
+
+
+OWN_STATISTICS = (
+    0.98  # advantages normalised by their prompt's own statistics: 45 prompts, which have the 16 values that
+)
+# it takes after 3 of the 114 epochs of 256 samples
+
+
 QUERIES = {"SDPO": 3, "DDPO": 1, "REBEL": 1, "D3PO": 1}  # reward queries per trajectory, by the paper's method
 
 

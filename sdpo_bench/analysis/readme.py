@@ -24,9 +24,18 @@ def readme(facts: Facts) -> str:
     return "\n".join(line for lines in parts for line in lines)
 
 
+SAMPLES, STEPS = "curves_samples", "curves_optimiser_steps"  # beginnings of figures' names
+
+
+def twin(figures: list[Drawing]) -> list[Drawing]:
+    """The main figure, drawn against optimiser steps."""
+    names = [figure.name.replace(SAMPLES, STEPS, 1) for figure in figures[:1] if figure.name.startswith(SAMPLES)]
+    return [figure for figure in figures if figure.name in names]
+
+
 def in_files(figures: list[Drawing]) -> list[Drawing]:
     """The figures that README.md and the documentation show; the page has all of them, and they are large."""
-    return [figure for figure in figures if figure.name.startswith("curves_samples")]
+    return [figure for figure in figures if figure.name.startswith(SAMPLES) or figure in twin(figures)]
 
 
 def _head(facts: Facts) -> list[str]:
@@ -88,7 +97,7 @@ def _main_table(facts: Facts) -> list[str]:
 
 def _main_figure(facts: Facts) -> list[str]:
     lines = ["## Main figure", ""]
-    for figure in facts.figures[:1]:
+    for figure in [*facts.figures[:1], *twin(facts.figures)]:
         lines += [f"![{_alt(figure.alt)}](figures/{figure.name}.svg)", "", escaped(figure.caption), ""]
     return lines
 

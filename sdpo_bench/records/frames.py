@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,15 @@ from sdpo_bench.records import schema
 from sdpo_bench.records.reader import RunRecord, evaluation_means
 
 COUNTERS = tuple(schema.COUNTS)
+
+
+TRAINED = ("backward_passes", "reward_gradients", "compute")  # of train.jsonl alone, or derived from it
+
+
+SPENT = (*COUNTERS, *TRAINED)
+
+
+BACKWARD = 2  # forward passes that a backward pass costs: one by the inputs, one by the weights, as is usual to count
 
 
 class MeanRow(NamedTuple):
@@ -27,6 +37,9 @@ class MeanRow(NamedTuple):
     reward_queries: int
     optimiser_steps: int
     model_evaluations: int
+    backward_passes: float
+    reward_gradients: float
+    compute: float
     epoch: int
     steps: int
     split: str
@@ -39,10 +52,28 @@ _VALUE = MeanRow._fields.index("value")
 EVAL_COLUMNS = (*MeanRow._fields[:_VALUE], "prompt", "noise_seed", *MeanRow._fields[_VALUE:])
 
 
+def spending(run: RunRecord) -> dict[int, tuple[float, ...]]:
+    """What a run had spent after each epoch, and before the first, of `TRAINED`: `compute` is the denoiser's forward
+    passes plus `BACKWARD` times its backward passes. Empty for a run of a version that did not record them."""
+    if not all("backward_passes" in row for row in run.train):
+        return {}
+    return {0: (0,) * len(TRAINED)} | {
+        row["epoch"]: (
+            row["backward_passes"],
+            row.get("reward_gradients", 0),
+            row["model_evaluations"] + BACKWARD * row["backward_passes"],
+        )
+        for row in run.train
+    }
+
+
+UNRECORDED = (math.nan,) * len(TRAINED)
+
+
 def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any], tuple[Any, ...]]]:
     """Yields each evaluation with the first columns of its rows in a frame."""
     for run in runs:
-        c = run.config
+        c, spent = run.config, spending(run)
         for e in run.eval:
             yield (
                 run,
@@ -56,6 +87,7 @@ def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any
                     e["reward"],
                     c["seed"],
                     *(e[counter] for counter in COUNTERS),
+                    *spent.get(e["epoch"], UNRECORDED),
                     e["epoch"],
                     e["steps"],
                 ),
@@ -64,7 +96,8 @@ def _heads(runs: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, dict[str, Any
 
 def eval_frame(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Every evaluated value, one row each, with columns `EVAL_COLUMNS`. `steps` are sampling steps, `training_steps` is
-    the run's K, `split` is seen or unseen prompts. The counters are cumulative at that evaluation."""
+    the run's K, `split` is seen or unseen prompts. The counters are cumulative at that evaluation; `TRAINED` are NaN
+    where a run did not record them."""
     rows = [
         (*head, split, prompt, seed, value, run.config["steps"], run.device)
         for run, e, head in _heads(records)

@@ -127,6 +127,7 @@ TRAIN: Schema = {"epoch": COUNT, **COUNTS, "seconds": SECONDS}
 TRAIN_OPTIONAL: Schema = dict.fromkeys(("backward_passes", "reward_gradients"), COUNT) | {  # not in the first results
     "explained_variance": ("a list of numbers", _list_of(is_number)),
     "kl": ("a number", is_number),
+    "prompt_stats_share": ("a share from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1),
     "reward_std": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
 }
 

@@ -230,7 +230,7 @@ def test_the_texts_say_what_the_records_show(study):
 
 
 def test_files(group):
-    """Of all figures, which the page has; README.md's lie beside it."""
+    """Of all figures, which the page has; README.md's lie beside it: against samples, the main one against steps."""
     found = figure_files(drawings(load_groups(reported_profile())))
     expected = {
         f"{stem}_alignment_k{k}.svg"
@@ -240,8 +240,11 @@ def test_files(group):
     assert {*found} == {f"figures/{name}" for name in expected | {"published.svg"}}
     for path in (reported_profile() / "figures").iterdir():
         assert path.read_bytes() == found[f"figures/{path.name}"]
-        assert path.name.startswith("curves_samples")
-    assert len([*(reported_profile() / "figures").iterdir()]) == 2
+    assert {path.name for path in (reported_profile() / "figures").iterdir()} == {
+        "curves_samples_alignment_k4.svg",
+        "curves_samples_alignment_k20.svg",
+        "curves_optimiser_steps_alignment_k4.svg",
+    }
     for data in found.values():
         assert not any(word in data for word in (b"Matplotlib v", b"dc:date", b"Software"))
         assert ElementTree.fromstring(data).tag.endswith("svg")

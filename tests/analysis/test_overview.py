@@ -90,6 +90,7 @@ def test_all_questions_of_a_study_have_a_sentence(study):
         "Best at equal samples",
         "Best at equal reward queries",
         "Best at equal model evaluations",
+        "Best at equal optimiser steps",
         "The paper's order",
         "Ablations",
         "Dense rewards",

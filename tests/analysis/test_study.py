@@ -13,16 +13,18 @@ from scipy import stats
 from support.study_records import group_of, record
 
 from sdpo_bench.analysis.comparisons import Group, at_equal, smallest_total
+from sdpo_bench.analysis.overview import overview
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import ABOUT, Table
 from sdpo_bench.analysis.tables.build import build_tables
+from sdpo_bench.analysis.tables.critic import critic_table
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table, step_ranges
 from sdpo_bench.analysis.tables.hacking import hacking_table
 from sdpo_bench.analysis.tables.orders import order_table, ranking
 from sdpo_bench.analysis.tables.paper_order import paper_order_table
 from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
-from sdpo_bench.analysis.tables.values import equal_table, main_table
+from sdpo_bench.analysis.tables.values import cost_table, equal_table, main_table
 from sdpo_bench.records import protocols
 from sdpo_bench.rewards import REWARDS
 
@@ -106,6 +108,10 @@ def rated(rates: dict[str, float], steps: int = 4) -> Group:
 def test_protocol_and_length_of_an_order():
     """Ten epochs, each of 64 samples and 4 optimiser steps by the synthetic training rows."""
     own = rated({"SDPO": 1e-5, "DDPO": 1e-4, "PRDP": 3e-4}, steps=20)
+    for run in own.runs:  # 0.1 to 1 over 10 epochs, less 0.3 and 0 by seed of SDPO
+        for row in run.train:
+            share = row["epoch"] / 10 - 0.3 * (run.label == "SDPO" and run.config["seed"] == 0)
+            row["prompt_stats_share"] = share + 0.05 * (run.label == "DDPO")
     table = protocol_table([rated({"SDPO": 1e-4, "D3PO": 1e-4}), own])
     assert [row for _, rows in table.blocks for row in rows] == [
         (
@@ -119,6 +125,8 @@ def test_protocol_and_length_of_an_order():
             "not run",
             "not run",
             "40",
+            "SDPO 1,920; D3PO 640",
+            "not recorded",
         ),
         (
             "alignment, K = 20",
@@ -131,8 +139,21 @@ def test_protocol_and_length_of_an_order():
             "40",
             "not run",
             "not run",
+            "SDPO 1,920; DDPO 640",
+            "SDPO 40 %; DDPO 60 %",
+        ),
+        (
+            "the paper: sd-turbo, aesthetic, K = 50",
+            *["0.0001"] * 4,
+            "29,184",
+            "11,400",
+            *["228"] * 3,
+            "SDPO 87,552; DDPO, REBEL, D3PO 29,184",
+            "98 %",
         ),
     ]
+    assert table.frame["own_prompt_statistics"].dropna().tolist() == pytest.approx([0.4, 0.6])
+    assert table.frame["reward_queries"].tolist() == [1920, 640, 1920, 640]
     assert table.answer == (
         "What is said about the order of the methods holds for this protocol (tuned) and length: learning rates of "
         "their own on alignment at K = 20; one learning rate for all on alignment at K = 4; 2.2 % of the 29,184 "
@@ -550,6 +571,132 @@ def test_at_equal_model_evaluations():
     assert (order.name, order.blocks[0][1][0][-1]) == ("order_evaluations", "DDPO > SDPO > pretrained")
 
 
+def stepping(steps: dict[str, int], points: dict[int, float]) -> Group:
+    """Five runs of each label with these rewards by epoch, and so many optimiser steps an epoch; 100 samples each."""
+    runs = [record(label, seed, {e: {("alignment", 1): v} for e, v in points.items()}, []) for label, seed in LABELLED]
+    for run in runs:
+        for row in run.eval:
+            row["optimiser_steps"] = steps[run.label] * row["epoch"]
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+
+
+LABELLED = [*itertools.product(("SDPO", "DDPO", "REBEL"), range(5))]
+
+
+def test_at_equal_optimiser_steps():
+    """DDPO and REBEL end with 40 steps after 20 epochs. SDPO has 10 an epoch: it had 40 after 4, two fifths of the way
+    from its first evaluation's 0.5 with 20 steps to its second's 0.6 with 70."""
+    group = stepping({"SDPO": 10, "DDPO": 2, "REBEL": 2}, {2: 0.5, 7: 0.6, 20: 0.7})
+    assert smallest_total(group, "optimiser_steps") == 40
+    equal = group.equal["optimiser_steps"]
+    assert equal.left_out == ()
+    found = {label: equal.cell(label, "alignment", "seen", 1)[0] for label in ("SDPO", "DDPO")}
+    assert found == pytest.approx({"SDPO": 0.54, "DDPO": 0.7})
+    table = order_table([equal], "optimiser_steps")
+    assert table.name == "order_steps"
+    assert table.blocks[1][1] == (("alignment", "4", "", "", "SDPO 400 and 40; DDPO, REBEL 2,000 and 40"),)
+    rows = table.frame.set_index("label")
+    assert rows.loc["SDPO", ["samples", "optimiser_steps", "rank"]].tolist() == [400, 40, 3]
+    paper = paper_order_table([equal], "optimiser_steps")
+    assert paper.name == "order_paper_steps"
+    assert row(paper, "SDPO above DDPO, seen prompts", "alignment, K = 4")[0].startswith("contradicted: -0.160 [")
+    whole = order_table([group])
+    assert whole.blocks[1][1][0][-1] == "SDPO 2,000 and 200; DDPO, REBEL 2,000 and 40"
+
+
+def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
+    """SDPO's first evaluation comes after 100 steps, when DDPO and REBEL have ended: nothing is known of it before."""
+    group = stepping({"SDPO": 50, "DDPO": 2, "REBEL": 1}, {2: 0.5, 20: 0.7})
+    equal = group.equal["optimiser_steps"]
+    assert equal.left_out == ("SDPO",)
+    missing = (
+        "Not compared at equal optimiser steps, because the first evaluation of these runs comes after others have "
+        "spent all theirs: SDPO on alignment at K = 4."
+    )
+    tables = {table.name: table for table in build_tables([group])}
+    for name in ("order_steps", "equal_steps_alignment_k4", "order_paper_steps"):
+        assert missing in tables[name].note, name
+        assert "SDPO" not in {cell for _, rows in tables[name].blocks for row in rows for cell in row}, name
+    assert tables["order_steps"].blocks[0][1][0][-1] == "REBEL > DDPO > pretrained"
+    assert missing not in tables["order_queries"].note
+    assert missing in dict(overview([group], [*tables.values()]).verdicts)["Best at equal optimiser steps"]
+
+
+def test_what_a_critic_explains():
+    """Twelve epochs with 0.1 at step 1 and 0.2 to 0.4 at the others, more by 0.01 a seed and by 0.1 in the last third."""
+    runs = [record("DDPO-critic", seed, {13: {("alignment", 1): 0.5}}, []) for seed in range(5)]
+    for run in runs:
+        for row in run.train[1:]:
+            more = run.config["seed"] / 100 + 0.1 * (row["epoch"] > 9)
+            row["explained_variance"] = [(k + 1) / 10 + more for k in range(4)]
+    table = critic_table([group_of(runs), ends({"SDPO": 0.5}, steps=20)])
+    ((title, rows),) = table.blocks
+    assert title == "alignment, K = 4, DDPO-critic"
+    assert [cells[0] for cells in rows] == ["step 1", "step 2", "step 3", "step 4"]
+    half = stats.t.ppf(0.975, 4) * np.std(np.arange(5) / 100, ddof=1) / np.sqrt(5)
+    texts = [f"{x:+.3f} [{x - half:+.3f}, {x + half:+.3f}] (n=5)" for x in (0.12, 0.12, 0.22)]
+    assert row(table, title, "step 1") == tuple(texts)
+    assert row(table, title, "step 4")[2].startswith("+0.520 [")
+    assert table.answer == (
+        "Of the advantages' mean square the critic removes, in the last third of the epochs: alignment, K = 4, "
+        f"DDPO-critic: {texts[2]} at step 1 and {row(table, title, 'step 4')[2]} at step 4."
+    )
+    cells = table.frame.set_index(["denoising_step", "epochs"])["value"]
+    assert cells["step 2", "first third"] == pytest.approx(0.22)
+    assert critic_table([ends({"SDPO": 0.5})]) is None
+
+
+def with_passes(forward: dict[str, int], backward: dict[str, int]) -> Group:
+    """Five runs of each label whose reward rises by a hundredth an epoch from 0.4, for 20 epochs, and their passes of
+    the denoiser an epoch; those of a label without backward passes did not record them."""
+    points = {epoch: {("alignment", 1): 0.4 + epoch / 100} for epoch in (10, 20)}
+    runs = [record(label, seed, points, []) for label in forward for seed in range(5)]
+    for run in runs:
+        for row in run.train + run.eval:
+            row["model_evaluations"] = forward[run.label] * row["epoch"]
+        for row in run.train if run.label in backward else ():
+            row |= {"backward_passes": backward[run.label] * row["epoch"], "reward_gradients": 10 * row["epoch"]}
+    return group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+
+
+def test_at_equal_compute():
+    """SDPO's epoch costs 100 + 2 * 150 = 400, DDPO's 100 + 2 * 50 = 200: 4,000 are 10 of SDPO's epochs. REBEL's are not
+    known."""
+    group = with_passes({"SDPO": 100, "DDPO": 100, "REBEL": 100}, {"SDPO": 150, "DDPO": 50})
+    assert smallest_total(group, "compute") == 4000
+    equal = group.equal["compute"]
+    found = {label: equal.cell(label, "alignment", "seen", 1)[0] for label in ("SDPO", "DDPO")}
+    assert found == pytest.approx({"SDPO": 0.5, "DDPO": 0.6})
+    tables = {table.name: table for table in build_tables([group])}
+    missing = "Not compared at equal compute, because these runs did not record their backward passes: REBEL on"
+    for name in ("order_compute", "equal_compute_alignment_k4"):
+        assert missing in tables[name].note
+        assert "1 for a forward pass, 2 for a backward pass" in tables[name].note
+    assert tables["order_compute"].blocks[0][1][0][-1] == "DDPO > SDPO > pretrained"
+    assert "Best at equal compute" in dict(overview([group], [*tables.values()]).verdicts)
+    assert group.equal["model_evaluations"].left_out == ()
+
+
+def test_costs_have_backward_passes_and_compute():
+    """REBEL reaches DDPO's 0.6 as all do, after 20 epochs; what it did not record, no table makes up."""
+    group = with_passes({"SDPO": 100, "DDPO": 100, "REBEL": 100}, {"SDPO": 150, "DDPO": 50})
+    table = cost_table(group)
+    assert table.header[6:10] == ("model evaluations", "backward passes", "reward gradients", "compute")
+    assert row(table, "", "SDPO")[5:9] == ("2,000", "3,000", "200", "8,000")
+    assert row(table, "", "REBEL")[5:9] == ("2,000", *["not recorded"] * 3)
+    assert table.frame.set_index("label")["compute"].dropna().to_dict() == {"SDPO": 8000, "DDPO": 4000}
+    reach = reach_table(group)
+    assert reach.header[5:9] == table.header[6:10]
+    block = "seen prompts, 1 sampling step"
+    assert row(reach, block, "SDPO")[5:8] == tuple(f"{n} [{n}, {n}] (n=5)" for n in ("3,000", "200", "8,000"))
+    assert row(reach, block, "REBEL")[4:8] == ("2,000 [2,000, 2,000] (n=5)", *["not recorded"] * 3)
+    costs = reach.frame.set_index(["label", "cost"])["value"]
+    assert (costs["SDPO", "compute"], costs["DDPO", "compute"]) == (8000, 4000)
+    old = with_passes({"SDPO": 100, "DDPO": 100}, {})
+    assert "compute" not in {*cost_table(old).header, *reach_table(old).header}
+    assert "compute" not in old.equal
+
+
 def test_nothing_is_left_empty():
     """A profile with one method and no start has its values and costs, and no table without rows."""
     tables = build_tables([group_of([record("SDPO", 0, {10: {("alignment", 1): 0.5}}, [])])])
@@ -557,10 +704,12 @@ def test_nothing_is_left_empty():
         "main_alignment_k4",
         "equal_queries_alignment_k4",
         "equal_evaluations_alignment_k4",
+        "equal_steps_alignment_k4",
         "cost_alignment_k4",
         "order",
         "order_queries",
         "order_evaluations",
+        "order_steps",
     ]
     assert all(isinstance(table.frame, pd.DataFrame) and rows for table in tables for _, rows in table.blocks)
 

@@ -31,7 +31,7 @@ from support.synthetic_records import (
 
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import RecordError, RunLocked, share
-from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, eval_frame, mean_frame
+from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, TRAINED, eval_frame, mean_frame
 from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.plan import PLAN_KEYS, unfinished_runs, write_plan
 from sdpo_bench.records.reader import load_profile, load_run
@@ -494,6 +494,24 @@ def test_eval_frame_has_every_value_once(tmp_path):
     assert set(row["training_steps"]) == {4}
     assert set(row["label"]) == {"SDPO"}
     assert [row[counter].iloc[0] for counter in COUNTERS] == [3840, 11520, 240, 15360]
+    assert row[[*TRAINED]].isna().all(axis=None), "this run did not record them"
+
+
+def test_frames_have_the_counters_of_the_epoch_in_train_jsonl():
+    """Of 400 forward passes an epoch a gradient goes back through 300: 400 + 2 * 300. None before the first."""
+    run = study_records.record("DRaFT", 0, {0: {("alignment", 1): 0.4}, 3: {("alignment", 1): 0.5}}, [])
+    for row in run.train:
+        row |= {name: count * row["epoch"] for name, count in PASSES.items()}
+    frame = mean_frame([run]).set_index("epoch")
+    assert frame.loc[0, [*TRAINED]].tolist() == [0, 0, 0]
+    assert frame.loc[3, [*TRAINED]].tolist() == [900, 192, 1200 + 2 * 900]
+    assert eval_frame([run])["compute"].tolist() == [0, 3000]
+    assert mean_frame([study_records.record("start", 0, {0: {("alignment", 1): 0.4}}, [])])["compute"].tolist() == [0]
+    del run.train[0]["backward_passes"]  # begun by an earlier version, whose passes are not among the later counts
+    assert mean_frame([run])[[*TRAINED]].isna().all(axis=None)
+
+
+PASSES = {"model_evaluations": 400, "backward_passes": 300, "reward_gradients": 64}
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])

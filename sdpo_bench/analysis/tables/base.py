@@ -9,7 +9,7 @@ without an interval.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,6 +18,7 @@ import pandas as pd
 
 from sdpo_bench.analysis.comparisons import Group, Values, name_part
 from sdpo_bench.analysis.statistics import Interval, iqm, stratified_bootstrap
+from sdpo_bench.records.frames import BACKWARD, COUNTERS, SPENT, spending
 
 
 def file_suffix(group: Group) -> str:
@@ -28,6 +29,7 @@ def file_suffix(group: Group) -> str:
 BASELINE = "SDPO"
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
 DASH = "–"
+UNKNOWN = "not recorded"
 
 
 RERUN = "nox -s reproduce -- --profile {0} --results RESULTS --resume"  # where RESULTS/{0} is
@@ -43,6 +45,12 @@ ABOUT = {
 """Descriptions of the quantities that are no rewards, by their names."""
 
 
+COMPUTE = (
+    f"Compute is counted in passes of the denoiser for a latent: 1 for a forward pass, {BACKWARD} for a backward pass; "
+    "the decoder and the reward model are left out."
+)
+
+
 Block = tuple[str, tuple[tuple[str, ...], ...]]  # title, rows of cell texts
 
 
@@ -54,18 +62,24 @@ class Subject(Enum):
     ORDER = "order"
     ORDER_QUERIES = "order_queries"
     ORDER_EVALUATIONS = "order_evaluations"
+    ORDER_COMPUTE = "order_compute"
+    ORDER_STEPS = "order_steps"
     ORDER_RATE = "order_rate"
     ORDER_PAPER = "order_paper"
     ORDER_PAPER_QUERIES = "order_paper_queries"
+    ORDER_PAPER_STEPS = "order_paper_steps"
     MAIN = "main"
     EQUAL_QUERIES = "equal_queries"
     EQUAL_EVALUATIONS = "equal_evaluations"
+    EQUAL_COMPUTE = "equal_compute"
+    EQUAL_STEPS = "equal_steps"
     DIFFERENCES = "differences"
     CLAIMS = "claims"
     PAPER = "paper"
     ABLATIONS = "ablations"
     DENSE_BUDGETS = "dense_budgets"
     DENSE_STEPS = "dense_steps"
+    CRITIC = "critic"
     REACH = "reach"
     COST = "cost"
     HACKING = "hacking"
@@ -107,6 +121,14 @@ def joined(words: Iterable[object]) -> str:
     """a, b and c."""
     *head, last = [str(word) for word in words] or ["nothing"]
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def by_text(texts: Mapping[str, str]) -> str:
+    """Labels with their texts, those of the same text together: "SDPO 4,000; DDPO, REBEL 1,600"."""
+    found: dict[str, list[str]] = {}
+    for label, text in texts.items():
+        found.setdefault(text, []).append(label)
+    return "; ".join(f"{', '.join(labels)} {text}" for text, labels in found.items())
 
 
 def decimals_of(values: Iterable[float]) -> int:
@@ -165,6 +187,12 @@ def interval_row(interval: Interval) -> dict[str, float]:
 def context(group: Group) -> dict[str, object]:
     """First columns of a group's frames."""
     return {"device": group.device, "model": group.model, "reward_trained": group.reward, "training_steps": group.steps}
+
+
+def counters_of(group: Group) -> tuple[str, ...]:
+    """The counters that tables of cost show: all that a trained run of the group recorded."""
+    recorded = any(run.train and spending(run) for run in group.runs)
+    return SPENT if recorded else COUNTERS
 
 
 def note_of(text: str, blocks: object, profile: str) -> str:

@@ -8,7 +8,6 @@ from sdpo_bench.analysis.comparisons import (
     EQUAL,
     Group,
     Results,
-    at_equal,
     collector_paused,
     name_part,
     still_missing,
@@ -17,6 +16,7 @@ from sdpo_bench.analysis.render import text
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.analysis.tables.claims import applies, beside_table, claims_table
+from sdpo_bench.analysis.tables.critic import critic_table
 from sdpo_bench.analysis.tables.dense import dense_budgets_table, dense_steps_table
 from sdpo_bench.analysis.tables.hacking import hacking_table
 from sdpo_bench.analysis.tables.orders import order_table
@@ -26,15 +26,15 @@ from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import reach_table
 from sdpo_bench.analysis.tables.values import cost_table, equal_table, main_table
 
-Equal = dict[str, Group | None]  # by counter, a group where all runs have spent as much of it
+ORDERED = ("reward_queries", "optimiser_steps")  # counters at which the paper's order is judged too
 
 
-def group_tables(group: Group, equal: Equal) -> list[Table | None]:
+def group_tables(group: Group) -> list[Table | None]:
     """Tables of one trained reward and K."""
     others = sorted(set(group.curves["reward"]) - {group.reward})
     return [
         main_table(group),
-        *(equal_table(group, counter, other) for counter, other in equal.items()),
+        *(equal_table(group, counter, other) for counter, other in group.equal.items()),
         *(main_table(group, other) for other in others),
         difference_table(group),
         cost_table(group),
@@ -45,18 +45,19 @@ def group_tables(group: Group, equal: Equal) -> list[Table | None]:
     ]
 
 
-def device_tables(groups: list[Group], equal: dict[str, list[Group]]) -> list[Table | None]:
-    """Tables over all rewards and K of one device and model; `equal` are the groups at equal counters."""
-    queries = equal["reward_queries"]
+def device_tables(groups: list[Group]) -> list[Table | None]:
+    """Tables over all rewards and K of one device and model."""
+    equal = {counter: [group.equal[counter] for group in groups if counter in group.equal] for counter in EQUAL}
     return [
         order_table(groups),
         *(order_table(others, counter) for counter, others in equal.items() if others),
         protocol_table(groups),
         rate_order_table(groups),
         paper_order_table(groups),
-        paper_order_table(queries, queries=True) if queries else None,
+        *(paper_order_table(equal[counter], counter) for counter in ORDERED if equal[counter]),
         dense_budgets_table(groups),
         dense_steps_table(groups),
+        critic_table(groups),
     ]
 
 
@@ -64,20 +65,12 @@ def build_tables(groups: list[Group]) -> list[Table]:
     """All tables of a profile, in the order of the report; those that the records have nothing for are left out. Tables
     of a subject share a CSV: those of one trained reward, or those over all rewards."""
     with collector_paused():
-        equal: dict[Group, Equal] = {
-            group: {counter: at_equal(group, counter) for counter in EQUAL} for group in groups
-        }
         tables = [
-            _in_file(table, f"_{name_part(group.reward)}")
-            for group in groups
-            for table in group_tables(group, equal[group])
-            if table
+            _in_file(table, f"_{name_part(group.reward)}") for group in groups for table in group_tables(group) if table
         ]
         for key in sorted({(group.device, group.model) for group in groups}):
             own = [group for group in groups if (group.device, group.model) == key]
-            alike = {counter: [found for group in own if (found := equal[group][counter])] for counter in EQUAL}
-            over = device_tables(own, alike)
-            tables += [_in_file(table) for table in over if table]
+            tables += [_in_file(table) for table in device_tables(own) if table]
     return tables
 
 

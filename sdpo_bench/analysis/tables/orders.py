@@ -8,12 +8,23 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import EQUAL, Group, Values, label_key
+from sdpo_bench.analysis.comparisons import EQUAL, PRETRAINED, Group, Values, label_key, left_out_text
 from sdpo_bench.analysis.statistics import (
     iqm,
     paired_difference,
 )
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Subject, Table, context, decimals_of, file_suffix, joined
+from sdpo_bench.analysis.tables.base import (
+    COMPUTE,
+    DASH,
+    MIN_RUNS,
+    Subject,
+    Table,
+    by_text,
+    context,
+    decimals_of,
+    file_suffix,
+    joined,
+)
 from sdpo_bench.analysis.tables.pairs import Pair, difference_text, differences
 
 NOTE = (
@@ -108,22 +119,59 @@ def order_table(groups: list[Group], counter: str | None = None) -> Table:
     rows = tuple(
         (group.reward, str(group.steps), split, str(steps), _order_text(order)) for group, split, steps, order in orders
     )
+    used = {group: spent(group) for group in groups}
+    texts = tuple((group.reward, str(group.steps), "", "", _spent_text(used[group])) for group in groups)
     long = [
-        {**context(group), "split": split, "steps": steps, "rank": rank, "label": label, "established": sure}
+        {
+            **context(group),
+            "split": split,
+            "steps": steps,
+            "rank": rank,
+            "label": label,
+            "established": sure,
+            "samples": used[group][label].samples,
+            "optimiser_steps": used[group][label].optimiser_steps,
+        }
         for group, split, steps, order in orders
         for rank, (label, sure) in enumerate(order, 1)
     ]
+    further = [left_out_text(groups, counter) if counter else "", COMPUTE if counter == "compute" else ""]
     how = f" at equal {counter.replace('_', ' ') if counter else 'samples'}"
     subject = Subject(f"order_{EQUAL[counter]}") if counter else Subject.ORDER
     return Table(
         f"{subject.value}{file_suffix(first)}",
         f"Order of the methods{how}, {first.model} on {first.device}",
-        NOTE,
+        " ".join(filter(None, (NOTE, *further))),
         ("reward", "training K", "prompts", "sampling steps", "order"),
-        (("", rows),),
+        (("", rows), ("samples and optimiser steps of a run, mean over runs", texts)),
         pd.DataFrame(long),
         _answer([order for *_, order in orders], how),
         subject,
+    )
+
+
+class Spent(NamedTuple):
+    """Samples and optimiser steps of a method's runs, mean over runs."""
+
+    samples: float
+    optimiser_steps: float
+
+
+def spent(group: Group) -> dict[str, Spent]:
+    """What each method of a group had spent at the values that the group shows."""
+    frame = group.values[group.values["reward"] == group.reward]
+    ends = frame.groupby(["label", "run"])[[*Spent._fields]].max().groupby("label").mean()
+    return {label: Spent(*ends.loc[label]) for label in group.methods if label in ends.index}
+
+
+def _spent_text(used: dict[str, Spent]) -> str:
+    """SDPO 1,600 and 150; DDPO, REBEL 1,600 and 50"""
+    return by_text(
+        {
+            label: f"{row.samples:,.0f} and {row.optimiser_steps:,.0f}"
+            for label, row in used.items()
+            if label != PRETRAINED
+        }
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group, Values
+from sdpo_bench.analysis.comparisons import EQUAL, Group, Values, left_out_text
 from sdpo_bench.analysis.paper import METHODS
 from sdpo_bench.analysis.statistics import Interval, paired_difference
 from sdpo_bench.analysis.tables.base import (
@@ -65,10 +65,9 @@ def judge(group: Group, split: str, better: str, worse: str, steps: int) -> Case
     return Case(group, split, better, worse, steps, shared, ours, verdict)
 
 
-def paper_order_table(groups: list[Group], queries: bool = False) -> Table | None:
+def paper_order_table(groups: list[Group], counter: str | None = None) -> Table | None:
     """Is each method above the next one in the paper's order, at each K and number of sampling steps? Groups of one
-    device and model; at equal samples, or as `at_equal` gives them for reward queries. None without two
-    of the methods."""
+    device and model; at equal samples, or as `at_equal` gives them for a counter. None without two of the methods."""
     first = groups[0]
     steps = sorted({k for group in groups for k in group.steps_evaluated})
     splits = sorted({split for group in groups for split in group.splits})
@@ -86,17 +85,19 @@ def paper_order_table(groups: list[Group], queries: bool = False) -> Table | Non
             blocks.append((f"{better} above {worse}, {split} prompts", tuple(rows)))
     if not known:
         return None
-    how = "at equal reward queries" if queries else "at equal samples"
+    how = f"at equal {counter.replace('_', ' ') if counter else 'samples'}"
+    missing = left_out_text(groups, counter) if counter else ""
+    subject = Subject(f"order_paper_{EQUAL[counter]}") if counter else Subject.ORDER_PAPER
     shown = "seen" if "seen" in splits else splits[0]
     return Table(
-        f"order_paper{'_queries' * queries}{file_suffix(first)}",
+        f"{subject.value}{file_suffix(first)}",
         f"The paper's order {how}, {first.model} on {first.device}",
-        note_of(NOTE, blocks, first.profile),
+        note_of(f"{NOTE} {missing}".rstrip(), blocks, first.profile),
         step_header("trained on", steps),
         tuple(blocks),
         pd.DataFrame([_frame_row(case) for case in known]),
         _answer([case for case in known if case.split == shown], f"The paper's order {how}, {shown} prompts"),
-        Subject.ORDER_PAPER_QUERIES if queries else Subject.ORDER_PAPER,
+        subject,
     )
 
 

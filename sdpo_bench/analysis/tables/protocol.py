@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import Group, Values
-from sdpo_bench.analysis.paper import METHODS, SAMPLES, SDPO_STEPS
+from sdpo_bench.analysis.paper import METHODS, OWN_STATISTICS, QUERIES, RATE, SAMPLES, SDPO_STEPS, SETTING, STEPS
 from sdpo_bench.analysis.statistics import iqm
 from sdpo_bench.analysis.tables.base import (
     BASELINE,
     DASH,
+    UNKNOWN,
     Block,
     Subject,
     Table,
+    by_text,
     context,
     decimals_of,
     file_suffix,
@@ -29,12 +31,13 @@ from sdpo_bench.records.protocols import protocol_of
 
 
 class Protocol(NamedTuple):
-    """How the paper's methods were trained for one reward and K: by method the learning rate, and the counters at the
-    end of a run."""
+    """How the paper's methods were trained for one reward and K: by method the learning rate, the counters at the end
+    of a run, and the mean share of advantages that their prompt's own statistics normalised, where it is recorded."""
 
     group: Group
     rates: dict[str, float]
     spent: dict[str, dict[str, Any]]
+    own_statistics: dict[str, float]
 
     @property
     def cell(self) -> tuple[str, int]:
@@ -58,8 +61,18 @@ def protocols(groups: list[Group]) -> list[Protocol]:
         runs = {run.label: run for run in group.runs if run.label in METHODS and run.train}
         if len(runs) > 1:
             rates = {label: float(run.config["learning_rate"]) for label, run in runs.items()}
-            found.append(Protocol(group, rates, {label: run.train[-1] for label, run in runs.items()}))
+            shares = {label: share for label in runs if (share := own_statistics(group, label)) is not None}
+            found.append(Protocol(group, rates, {label: run.train[-1] for label, run in runs.items()}, shares))
     return found
+
+
+def own_statistics(group: Group, label: str) -> float | None:
+    """The share of a label's advantages that were normalised by their prompt's own statistics, mean over epochs and
+    runs; None where it is not recorded."""
+    rows = [row for run in group.runs if run.label == label for row in run.train]
+    if not rows or not all("prompt_stats_share" in row for row in rows):
+        return None
+    return sum(row["prompt_stats_share"] for row in rows) / len(rows)
 
 
 def protocol_table(groups: list[Group]) -> Table | None:
@@ -70,7 +83,9 @@ def protocol_table(groups: list[Group]) -> Table | None:
         return None
     note = (
         f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
-        f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper)."
+        f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper). The last column: how many of "
+        "the advantages were normalised by the mean and deviation of their prompt's own returns, which it takes 16 of, "
+        "and not of the whole batch's; mean over epochs and runs."
     )
     return Table(
         f"protocol{file_suffix(first)}",
@@ -81,8 +96,10 @@ def protocol_table(groups: list[Group]) -> Table | None:
             *(f"{label}: rate" for label in METHODS),
             "samples",
             *(f"{label}: optimiser steps" for label in METHODS),
+            "reward queries",
+            "own-prompt statistics",
         ),
-        (("", tuple(map(_protocol_row, found))),),
+        (("", (*map(_protocol_row, found), _paper_row())),),
         pd.DataFrame([row for protocol in found for row in _protocol_frame(protocol)]),
         _protocol_answer(found, protocol_of(first.profile, [run for group in groups for run in group.runs])),
         Subject.PROTOCOL,
@@ -104,6 +121,25 @@ def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
         *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
         f"{protocol.samples:,} {_share(protocol.samples / SAMPLES)}",
         *(steps.get(label, "not run") for label in METHODS),
+        by_text({label: f"{row['reward_queries']:,}" for label, row in spent.items()}),
+        by_text({label: _percent(share) for label, share in protocol.own_statistics.items()}) or UNKNOWN,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _paper_row() -> tuple[str, ...]:
+    """The same of the runs in the paper's figure."""
+    model, reward, steps = SETTING
+    return (
+        f"the paper: {model}, {reward}, K = {steps}",
+        *(f"{RATE:g}" for _ in METHODS),
+        f"{SAMPLES:,}",
+        *(f"{STEPS[label]:,}" for label in METHODS),
+        by_text({label: f"{count * SAMPLES:,}" for label, count in QUERIES.items()}),
+        _percent(OWN_STATISTICS),
     )
 
 
@@ -117,6 +153,8 @@ def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
             "learning_rate": rate,
             "samples": protocol.spent[label]["samples"],
             "optimiser_steps": protocol.spent[label]["optimiser_steps"],
+            "reward_queries": protocol.spent[label]["reward_queries"],
+            "own_prompt_statistics": protocol.own_statistics.get(label),
             "seeds": seeds_text(run.config["seed"] for run in group.runs if run.label == label),
         }
         for label, rate in protocol.rates.items()

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.tables.base import (
     BASELINE,
+    COMPUTE,
     DASH,
+    UNKNOWN,
     Block,
     Subject,
     Table,
     at_steps,
     context,
+    counters_of,
     note_of,
     seeds_text,
 )
 from sdpo_bench.analysis.tables.means import MEANS, mean_text, summarised
-from sdpo_bench.records.frames import COUNTERS
+from sdpo_bench.records.frames import SPENT
 
 TARGET = "DDPO"  # whose final reward the others are to reach
 
 
-COSTS = (*COUNTERS, "seconds")
-
-
-HEADER = (
-    "method",
-    "runs that reach it",
-    "samples",
-    "reward queries",
-    "optimiser steps",
-    "model evaluations",
-    "seconds",
-)
+COSTS = (*SPENT, "seconds")
 
 
 NOTE = (
@@ -48,12 +42,12 @@ NEVER = "never"  # a cell of a label none of whose runs reaches the target
 
 
 def _curve(group: Group, run_id: str, split: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values [points] and costs [points, 5] (`COSTS`) of a run's evaluations, from the pretrained model's on; seconds
+    """Values [points] and costs [points, 8] (`COSTS`) of a run's evaluations, from the pretrained model's on; seconds
     are those of sampling, reward and training up to there."""
     points = group.points(run_id, group.reward, split, steps)
     values = np.array([point.value for point in points], float)
     costs = np.array(
-        [[*(getattr(point, name) for name in COUNTERS), group.seconds(run_id, point.epoch)] for point in points],
+        [[*(getattr(point, name) for name in SPENT), group.seconds(run_id, point.epoch)] for point in points],
         float,
     ).reshape(-1, len(COSTS))
     start = group.curve_ends(PRETRAINED, split, steps)
@@ -95,6 +89,7 @@ def reach_table(group: Group) -> Table | None:
     blocks: list[Block] = []
     long: list[dict[str, object]] = []
     texts = []
+    shown = (*counters_of(group), "seconds")
     for steps in group.steps_evaluated:
         if any(len(_curve(group, run.run_id, split, steps)[0]) < 3 for run in group.runs if run.label == TARGET):
             continue  # evaluated at the end alone: nothing to interpolate between
@@ -102,14 +97,18 @@ def reach_table(group: Group) -> Table | None:
         for label in trained:
             found = _costs_by_seed(group, label, split, steps)
             reached = {seed: costs for seed, costs in found.items() if costs is not None}
-            cells = {name: {seed: float(costs[i]) for seed, costs in reached.items()} for i, name in enumerate(COSTS)}
+            cells = {
+                name: {seed: float(costs[i]) for seed, costs in reached.items() if not math.isnan(costs[i])}
+                for i, name in enumerate(COSTS)
+                if name in shown
+            }
             rows[label] = (
                 f"{len(reached)} of {len(found)}" if found else DASH,
-                *(_cost_text(cells[name], len(found)) for name in COSTS),
+                *(_cost_text(values, len(found), len(reached)) for values in cells.values()),
             )
             place = {**context(group), "split": split, "steps": steps, "label": label}
             counts = {"runs_compared": len(found), "seeds_compared": seeds_text(found), "reached": len(reached)}
-            long += [{**place, **counts, "cost": name, **summarised(cells[name])} for name in COSTS]
+            long += [{**place, **counts, "cost": name, **summarised(values)} for name, values in cells.items()]
         blocks.append((f"{split} prompts, {at_steps(steps)}", tuple((label, *row) for label, row in rows.items())))
         texts += _at_steps_text(steps, rows.get(BASELINE))
     if not blocks:
@@ -117,8 +116,8 @@ def reach_table(group: Group) -> Table | None:
     return Table(
         f"reach{group.suffix}",
         f"Cost to reach {TARGET}'s final {group.reward}, {group.title}",
-        note_of(NOTE, blocks, group.profile),
-        HEADER,
+        note_of(f"{NOTE} {COMPUTE}" if "compute" in shown else NOTE, blocks, group.profile),
+        ("method", "runs that reach it", *(name.replace("_", " ") for name in shown)),
         tuple(blocks),
         pd.DataFrame(long),
         _answer(group, split, texts),
@@ -146,12 +145,12 @@ def _answer(group: Group, split: str, texts: list[str]) -> str:
     return f"{where}: {BASELINE} reaches {TARGET}'s final {group.reward}{spent} {'; '.join(texts)}."
 
 
-def _cost_text(values: Values, compared: int) -> str:
+def _cost_text(values: Values, compared: int, reached: int) -> str:
     """Mean and interval if every run has got there, else the values of those that have."""
     if not compared:
         return DASH
     if not values:
-        return NEVER
+        return UNKNOWN if reached else NEVER
     if len(values) == compared:
         return mean_text(values, 0, ",")
     return ", ".join(f"{value:,.0f}" for value in values.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import (
     EQUAL,
     Group,
+    left_out_text,
     name_part,
     parent,
     smallest_total,
@@ -19,11 +21,14 @@ from sdpo_bench.analysis.comparisons import (
 )
 from sdpo_bench.analysis.tables.base import (
     ABOUT,
+    COMPUTE,
     DASH,
+    UNKNOWN,
     Subject,
     Table,
     cell_text,
     context,
+    counters_of,
     decimals_of,
     interval_row,
     note_of,
@@ -33,7 +38,7 @@ from sdpo_bench.analysis.tables.base import (
     summary,
 )
 from sdpo_bench.analysis.tables.orders import leaders
-from sdpo_bench.records.frames import COUNTERS
+from sdpo_bench.records.frames import COUNTERS, TRAINED, UNRECORDED, spending
 from sdpo_bench.records.reader import RunRecord
 
 CELLS = (
@@ -105,13 +110,10 @@ def main_name(group: Group) -> str:
     return f"main{group.suffix}"
 
 
-def equal_table(group: Group, counter: str, equal: Group | None) -> Table | None:
-    """Values when a counter stood at the smallest total of a trained run, of `equal`, `at_equal` of the group; None
-    without it."""
-    if equal is None:
-        return None
+def equal_table(group: Group, counter: str, equal: Group) -> Table:
+    """Values when a counter stood at the smallest total of a trained run, of `equal`, `at_equal` of the group."""
     used, what = {}, counter.replace("_", " ")
-    for label in group.methods:
+    for label in equal.methods:
         samples = sorted(equal.values.loc[equal.values["label"] == label, "samples"].astype(int).unique())
         if samples:
             used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
@@ -120,23 +122,13 @@ def equal_table(group: Group, counter: str, equal: Group | None) -> Table | None
         "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
         f"the pretrained model's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
     )
+    note = " ".join(filter(None, (note, left_out_text([equal], counter), COMPUTE if counter == "compute" else "")))
     title = f"{group.reward} at equal {what}, {group.title}"
     subject = Subject(f"equal_{EQUAL[counter]}")
     return _value_table(equal, f"{subject.value}{group.suffix}", title, note, group.reward, subject, used)
 
 
-COST_HEADER = (
-    "method",
-    "runs",
-    "epochs",
-    "samples",
-    "reward queries",
-    "optimiser steps",
-    "model evaluations",
-    "s/epoch: sampling",
-    "reward",
-    "training",
-)
+COST_HEADER = ("method", "runs", "epochs"), ("s/epoch: sampling", "reward", "training")  # before and after counters
 
 
 class Cost(NamedTuple):
@@ -156,16 +148,19 @@ def measure_cost(group: Group, label: str) -> Cost | None:
     last = [run.train[-1] for run in runs]
     epochs = [row for run in runs for row in run.train]
     totals = {key: float(np.mean([row[key] for row in last])) for key in ("epoch", *COUNTERS)}
+    trained = [spending(run).get(row["epoch"], UNRECORDED) for run, row in zip(runs, last, strict=True)]
+    totals |= dict(zip(TRAINED, np.mean(trained, axis=0).tolist(), strict=True))
     seconds = {
         key: sum(row["seconds"].get(key, 0.0) for row in epochs) / len(epochs) for key in ("sample", "reward", "train")
     }
     return Cost(runs, totals, seconds)
 
 
-def _cost_row(cost: Cost) -> tuple[str, ...]:
+def _cost_row(cost: Cost, counters: Sequence[str]) -> tuple[str, ...]:
+    totals = [cost.totals[name] for name in ("epoch", *counters)]
     return (
         str(len(cost.runs)),
-        *(f"{value:,.0f}" for value in cost.totals.values()),
+        *(UNKNOWN if math.isnan(value) else f"{value:,.0f}" for value in totals),
         *(f"{value:.3g}" for value in cost.seconds.values()),
     )
 
@@ -173,6 +168,9 @@ def _cost_row(cost: Cost) -> tuple[str, ...]:
 def cost_table(group: Group) -> Table:
     """Cost of a run of each label: totals at its end, seconds per epoch as recorded on its device."""
     blocks, long = [], []
+    counters = counters_of(group)
+    before, after = COST_HEADER
+    header = (*before, *(name.replace("_", " ") for name in counters), *after)
     for title, labels in (
         ("", [label for label in group.labels if parent(label) is None]),
         ("ablations", [label for label in group.labels if parent(label) is not None]),
@@ -181,9 +179,9 @@ def cost_table(group: Group) -> Table:
         for label in labels:
             cost = measure_cost(group, label)
             if cost is None:
-                rows.append((label, *(DASH if label in group.missing else "0" for _ in COST_HEADER[1:])))
+                rows.append((label, *(DASH if label in group.missing else "0" for _ in header[1:])))
                 continue
-            rows.append((label, *_cost_row(cost)))
+            rows.append((label, *_cost_row(cost, counters)))
             long.append(
                 {
                     **context(group),
@@ -197,11 +195,12 @@ def cost_table(group: Group) -> Table:
         if rows:
             blocks.append((title, tuple(rows)))
     note = "Means over runs: totals at the end of training, seconds of an epoch (mean over epochs)."
+    note += f" {COMPUTE}" if "compute" in counters else ""
     return Table(
         f"cost{group.suffix}",
         f"Cost, {group.title}",
         note_of(note, blocks, group.profile),
-        COST_HEADER,
+        header,
         tuple(blocks),
         pd.DataFrame(long),
         subject=Subject.COST,
