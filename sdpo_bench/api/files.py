@@ -45,6 +45,8 @@ class Settings:
     source: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
     prompts_sha256: list[str] | None = None
+    chosen: frozenset[str] = frozenset()
+    """The keys that somebody chose: all of a hand-written file, none of a run's or a dump, which have every setting."""
 
 
 def read_settings(path: Path) -> Settings:
@@ -63,7 +65,9 @@ def checked(found: Mapping[str, Any], source: str) -> Settings:
             f"{source}: schema is {shortened(found.get('schema'))}, not {SCHEMA}; use the version that wrote it"
         )
     values = typed_settings({key: value for key, value in found.items() if key not in DERIVED}, source)
-    return Settings(source, _without_methods_own(values), found.get("prompts_sha256"))
+    every = "schema" in found or {f.name for f in fields(RunConfig)} <= found.keys()
+    chosen = frozenset() if every else frozenset(found)
+    return Settings(source, _without_methods_own(values), found.get("prompts_sha256"), chosen)
 
 
 def typed_settings(found: Mapping[str, Any], source: str) -> dict[str, Any]:

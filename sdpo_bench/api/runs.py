@@ -16,6 +16,7 @@ from sdpo_bench.analysis import compare as comparison
 from sdpo_bench.analysis.changes import change_frame, training_changes
 from sdpo_bench.api.files import Settings, checked, read_settings, typed_settings
 from sdpo_bench.api.settings import Resolved, resolved
+from sdpo_bench.api.unused import refuse_unused
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.progress import EpochDisplay
@@ -250,7 +251,9 @@ def _configured(config: Given, settings: Mapping[str, Any]) -> Resolved:
     """The configuration that is meant, with `settings` in place of some."""
     changes = typed_settings(settings, "the settings")
     if isinstance(config, RunConfig):
-        return Resolved(replace(config, **changes))
+        complete = replace(config, **changes)
+        refuse_unused(complete, changes)
+        return Resolved(complete)
     if isinstance(config, str | Path):
         return resolved(read_settings(Path(config)), changes)
     return resolved(checked(config or {}, "the settings") if config else Settings(), changes)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from sdpo_bench.api.files import Settings
+from sdpo_bench.api.unused import refuse_unused
 from sdpo_bench.config import EMBEDDED, RunConfig, file_name, flag
 from sdpo_bench.errors import UnknownName, UserError
 from sdpo_bench.experiments.learning_rates import learning_rate
@@ -67,8 +68,11 @@ def of_model(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | None = None) -> Resolved:
-    """The configuration of `values`, of which those named in `given` were said and the others are `defaults`. UserError
-    as of `RunConfig`, and where `file` is a run's that had other prompts."""
+    """The configuration of `values`, of which those named in `given`, and the file's, were said and the others are
+    `defaults`. UserError as of `RunConfig`, where a chosen setting does nothing, and where `file` is a run's that had
+    other prompts."""
+    chosen = {*given, *(file.chosen if file else ())}
+    given = {*given, *(file.values if file else ())}
     found = {name: value for name, value in of_model(values).items() if name not in given and values[name] != value}
     if "finetune" in given and values["finetune"] != COMMON["finetune"]:
         found.pop("learning_rate", None)  # it was swept for all weights
@@ -76,6 +80,7 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
     values["eval_rewards"] = _evaluated(values)
     try:
         config = RunConfig(**values)
+        refuse_unused(config, chosen)
     except UnknownName:
         raise  # which names a plug-in that may be missing
     except UserError as error:
@@ -88,8 +93,7 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
 
 def resolved(settings: Settings, changes: Mapping[str, Any]) -> Resolved:
     """The configuration of a file or a mapping, with `changes` in place of some settings; errors as of `resolve`."""
-    given = changed(settings.values, changes)
-    return resolve(defaults() | given, given.keys(), settings)
+    return resolve(defaults() | changed(settings.values, changes), changes.keys(), settings)
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

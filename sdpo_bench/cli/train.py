@@ -126,14 +126,10 @@ def parse_train(arguments: Sequence[str], prog: str) -> Callable[[], int]:
         parsed(base | {k: v for k, v in of_model(base).items() if k not in file.values})
     values = parsed(base)
     own = {name: values.pop(name) for name in OWN}
-    # Parsed again with other defaults: what stays as it was is given.
-    expected = of_model(values)
-    again = parsed(base | expected)
-    given = {*file.values, *(name for name, value in expected.items() if again[name] != value)}
     options = {"method": values["method"], "options": values["options"]}
     values["options"] = changed({"method": base["method"], **file.values}, options)["options"]
     with naming_plugins(own["out"] / "raw"):
-        found = resolve(values, given, file)
+        found = resolve(values, said(rest), file)
     if files.dump_config:
         return partial(dump, found.config, files.dump_config)
     return partial(
@@ -146,6 +142,12 @@ def parse_train(arguments: Sequence[str], prog: str) -> Callable[[], int]:
         own["push_to_hub"],
         found.note,
     )
+
+
+def said(arguments: Sequence[str]) -> set[str]:
+    """The settings whose flags are among the arguments, be their values the defaults or not."""
+    flags = {text.partition("=")[0][2:].replace("-", "_") for text in arguments if text.startswith("--")}
+    return {f.name for f in dataclasses.fields(RunConfig)} & (flags | {name.removeprefix("no_") for name in flags})
 
 
 def file_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -84,6 +84,10 @@ class Method:
     """False: its loss leaves the last step out, whatever --train-last-step says."""
     shared_noise: ClassVar[bool] = True
     """Whether the samples of a group share their initial noise."""
+    clips_ratio: ClassVar[bool] = True
+    """Whether --clip-range acts on its loss."""
+    weighs_advantages: ClassVar[bool] = True
+    """Whether its loss depends on the size of advantages, not on their sign within a pair alone, or not at all."""
     stochastic: ClassVar[bool] = True
     """Whether the sampler's steps draw noise while training samples are made."""
     samples_with_old_weights: ClassVar[bool] = True

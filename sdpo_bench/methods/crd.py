@@ -34,6 +34,7 @@ class CRD(Method):
     row = 13
     colour = "#661100"
     marker = "8"
+    clips_ratio = False
     learns_from = "noised"
     pairwise = False
     shared_noise = False

@@ -26,6 +26,8 @@ class D3PO(Method):
     row = 7
     colour = "#000000"
     marker = "X"
+    clips_ratio = False
+    weighs_advantages = False
     reference = True
 
     beta: float = positive(0.1)

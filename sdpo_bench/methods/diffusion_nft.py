@@ -33,6 +33,7 @@ class DiffusionNFT(Method):
     row = 12
     colour = "#117733"
     marker = "h"
+    clips_ratio = False
     learns_from = "noised"
     pairwise = False
     shared_noise = False

@@ -22,6 +22,8 @@ class DRaFT(Method):
     row = 15
     colour = "#332288"
     marker = "p"
+    clips_ratio = False
+    weighs_advantages = False
     learns_from = "reward"
     pairwise = False
     shared_noise = False

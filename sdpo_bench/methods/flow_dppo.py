@@ -31,6 +31,7 @@ class FlowDPPO(GRPO):
     row = 10
     colour = "#999933"
     marker = "8"
+    clips_ratio = False
 
     threshold: float = positive(1e-5)
 

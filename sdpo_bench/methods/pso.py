@@ -32,6 +32,8 @@ class PSO(Method):
     row = 14
     colour = "#bcbd22"
     marker = "<"
+    clips_ratio = False
+    weighs_advantages = False
     learns_from = "noised"
     shared_noise = False
     shared_noising = True

@@ -23,6 +23,7 @@ class REBEL(Method):
     row = 5
     colour = "#009e73"
     marker = "D"
+    clips_ratio = False
     learns_from = "trajectory"
 
     scale: float = positive(1.0)

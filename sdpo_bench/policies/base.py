@@ -18,7 +18,7 @@ from sdpo_kernels.coefficients import Schedule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdpo_bench.config import NOISE_LEVELS, RunConfig
+from sdpo_bench.config import NOISE_LEVELS, RunConfig, flag
 from sdpo_bench.distributed import distribute_like, full_tensor_on_cpu
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies.networks import first_line, load_lora, load_network
@@ -97,7 +97,7 @@ class Policy:
         self.guidance, self.resolution, self.dtype = config.guidance, config.resolution, DTYPES[config.dtype]
         self.latent_dtype = torch.float16 if self.dtype == torch.float16 else torch.float32
         self.sampler = self._choose_sampler(config.sampler)
-        self.noise_level = NOISE_LEVELS.get(self.sampler) if config.noise_level is None else config.noise_level
+        self.noise_level = self._choose_noise_level(config)
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
@@ -129,6 +129,15 @@ class Policy:
             for network in (self.denoiser, self._reference):
                 if network is not None:
                     network.compile()
+
+    def _choose_noise_level(self, config: RunConfig) -> float | None:
+        """The sampler's noise level, where it has one. UserError for noise that another sampler has."""
+        for name, takers in {"eta": ("ddim",), "noise_level": tuple(NOISE_LEVELS)}.items():
+            if getattr(config, name) != getattr(RunConfig, name) and self.sampler not in takers:
+                raise UserError(
+                    f"{flag(name)}: the sampler {self.sampler} takes none, only {', '.join(takers)}; leave it out"
+                )
+        return NOISE_LEVELS.get(self.sampler) if config.noise_level is None else config.noise_level
 
     def _choose_sampler(self, name: str) -> str:
         chosen = self.samplers[0] if name == "auto" else name

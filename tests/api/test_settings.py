@@ -33,8 +33,8 @@ def test_other_models_have_the_defaults_of_a_configuration():
 
 
 def test_what_is_given_stays():
-    found = made(method="rtdmd_lite", learning_rate=1e-4, train_last_step=True)
-    assert (found.config.learning_rate, found.config.train_last_step, found.config.finetune) == (1e-4, True, "full")
+    found = made(method="grpo", learning_rate=3e-4, train_last_step=True)
+    assert (found.config.learning_rate, found.config.train_last_step, found.config.finetune) == (3e-4, True, "full")
     assert found.note == (
         "settings of the study for the embedded model, where none was given: --finetune full "
         "--epochs 25 --pairs 8 --pairs-per-update 4"
@@ -83,6 +83,50 @@ def test_another_method_brings_its_own_options_label_and_updates():
 def test_errors_name_the_file():
     with pytest.raises(UserError, match=r"--steps is 0; expected at least 1 \(with the settings of run.yaml\)"):
         resolved(checked({"steps": 0}, "run.yaml"), {})
+
+
+IGNORED = [
+    ({"dense": "exact"}, ("ddpo", "rebel", "pso"), "--dense: .* takes the final reward alone"),
+    (
+        {"clip_range": 1.0},
+        ("rebel", "d3po", "flow_dppo", "diffusion_nft", "crd", "pso", "draft"),
+        "--clip-range: .* does not clip its ratio by it",
+    ),
+    ({"advantage_clip": 1.0}, ("d3po", "pso", "draft"), "--advantage-clip: .* takes no size of an advantage"),
+    ({"prompt_stats_buffer": 64}, ("grpo", "crd", "pso"), "--prompt-stats-buffer: .* takes no statistics"),
+    ({"train_last_step": False}, ("draft",), "--train-last-step: DRaFT takes the reward's gradient through the last"),
+    ({"train_last_step": True}, ("rtdmd_lite",), "--train-last-step: RTDMD-lite takes the reward's gradient through"),
+    ({"step_shuffle": False}, ("ddpo", "draft"), r"--step-shuffle: an update of this run .*--updates trajectory"),
+    ({"train_window_epochs": 5}, ("ddpo",), "--train-window-epochs: without --train-window no window moves"),
+    ({"lora_rank": 8}, ("ddpo",), "--lora-rank: --finetune full trains all weights"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "message"), [(settings, name, why) for settings, names, why in IGNORED for name in names]
+)
+def test_a_setting_that_would_do_nothing_is_refused_where_it_is_given(settings, name, message):
+    message = f"^{message}.*; leave it out$"
+    complete = RunConfig(method=name, finetune="full", **settings)
+    with pytest.raises(UserError, match=message):
+        made(method=name, **settings)
+    with pytest.raises(UserError, match=message):  # a file of a few lines, or a mapping
+        resolved(checked({"method": name, **settings}, ""), {})
+    for whole in (complete.to_json(), dataclasses.asdict(complete)):  # a record, or a dump: they have every setting
+        found = resolved(checked(whole, ""), {}).config
+        assert found.to_json() == complete.to_json()
+    assert made(method=name, epochs=0, **settings).config, "nothing is trained"
+
+
+def test_a_setting_that_acts_is_taken():
+    for settings in (
+        {"method": "sdpo", "dense": "exact", "clip_range": 1.0, "prompt_stats_buffer": 64, "step_shuffle": False},
+        {"method": "ddpo", "dense": "terminal", "train_last_step": True, "finetune": "lora", "lora_rank": 8},
+        {"method": "pso", "train_last_step": False},
+        {"method": "ddpo", "updates": "step", "step_shuffle": False, "train_window": 1, "train_window_epochs": 5},
+    ):
+        config = made(**settings).config
+        assert {name: getattr(config, name) for name in settings} == settings
 
 
 def test_prompts_of_a_run_must_be_the_same(tmp_path, monkeypatch):

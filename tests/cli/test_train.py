@@ -53,6 +53,21 @@ def test_a_flag_that_says_what_a_configuration_has_anyway_is_given(run):
     assert dumped(run, "--model", "x/y")["finetune"] == "lora"
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("--dense", ["--dense", "anchored"]),
+        ("--dense", ["--dense=anchored"]),
+        ("--step-shuffle", ["--no-step-shuffle"]),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_even_with_the_default_value(run, tmp_path, name, flags):
+    code, out, err = run("--method", "ddpo", *flags)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {name}: [^\n]+; leave it out\n", err)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_help_shows_the_defaults_of_the_embedded_model(run, capsys):
     with pytest.raises(SystemExit):
         run("--help")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support.noised import CLIPS, advantage_weighted, noised_batch, permuted, scalars
+from support.noised import CLIPS, advantage_weighted, noised_batch, scalars
 
 from sdpo_bench.errors import UserError
 from sdpo_bench.methods import build_method
@@ -59,25 +59,6 @@ def test_where_the_old_weights_are_the_trained_ones_it_is_the_advantage_weighted
     advantages = advantages - advantages.mean(1, keepdim=True)
     level = batch.coefficients[:, 3].reshape(-1, 1, 1, 1, 1)
     torch.testing.assert_close(grad, advantage_weighted(output, batch, advantages, space=level))
-
-
-def test_a_permutation_within_the_groups_changes_nothing():
-    output, batch = noised_batch()
-    order, method = torch.tensor([2, 0, 3, 1]), build_method("crd")
-    result, other = method.loss(output, batch, **CLIPS), method.loss(output[:, order], permuted(batch, order), **CLIPS)
-    torch.testing.assert_close(other.loss, result.loss)
-    torch.testing.assert_close(other.log_prob, result.log_prob[:, order])
-
-
-def test_a_gradient_step_errs_less_on_the_better_samples():
-    output, batch = noised_batch()
-    advantages = torch.tensor([[1.5, -0.5, 0.5, -1.5]]).double().expand(3, 4).contiguous()
-    batch = dataclasses.replace(
-        batch, advantages=advantages, old_output=output.clone(), reference_output=output.clone()
-    )
-    _, grad = build_method("crd").loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)
-    moved = batch.error(output) - batch.error(output - 1e-3 * grad)
-    assert (moved.sign() == advantages.sign()).all()
 
 
 def test_gradients_are_finite_where_the_model_predicts_exactly_and_far_from_the_old_weights():

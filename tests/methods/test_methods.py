@@ -166,6 +166,18 @@ def test_gradcheck(name):
 DETACHED = ("crd", "diffusion_nft")
 
 
+@every_loss
+def test_a_loss_depends_on_the_clips_that_its_method_names(name):
+    """`clips_ratio` and `weighs_advantages` say which flags are refused (api/unused.py)."""
+    pairs, method = Pairs(log_ratio=5e-3 * normal(torch.arange(24), (1,)).double().reshape(4, 2, 3)), build_method(name)
+
+    def losses(**clips):
+        return torch.cat([method.loss(m, batch, **CLIPS | clips).loss for m, batch in pairs.batches(method, pairs.m)])
+
+    assert torch.equal(losses(clip_range=1e6), losses()) != method.clips_ratio
+    assert torch.equal(losses(advantage_clip=0.1), losses()) != method.weighs_advantages
+
+
 # Each method against its formula, written out once more as scalars.
 
 

@@ -657,6 +657,18 @@ def test_noise_levels(config, name, sampler):
             noise(noise_level=1.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "sampler", "changes", "message"),
+    [
+        ("sd", "auto", {"noise_level": 0.5}, "--noise-level: the sampler ddim takes none, only flow_sde, .* leave it"),
+        ("sd", "lcm", {"eta": 0.5}, "--eta: the sampler lcm takes none, only ddim; leave it out"),
+    ],
+)
+def test_noise_that_is_another_samplers_is_refused(config, name, sampler, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_policy(config(name, sampler=sampler, **changes))
+
+
 def test_new_fields_leave_run_ids_alone(config):
     row = config("sd").to_json()
     assert not row.keys() & {"sampler", "guidance", "dtype", "adapter", "offload_trajectories"}
