@@ -18,7 +18,7 @@ from sdpo_bench.terminal import printable
 REGENERATE = "nox -s tables -- FOLDER"  # this folder: where it lies is no property of the records
 
 
-SHOWN = 4  # answers to a question; further ones, of single rewards and K, are folded
+SHOWN = 4  # verdicts, and answers to a question; further ones are folded
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ from sdpo_bench.analysis.comparisons import (
     parent,
     without_reward_gradient,
 )
-from sdpo_bench.analysis.tables.base import BASELINE, DASH, MIN_RUNS, Subject, Table, decimals_of, step_header
+from sdpo_bench.analysis.tables.base import (
+    BASELINE,
+    DASH,
+    MIN_RUNS,
+    Subject,
+    Table,
+    at_steps,
+    decimals_of,
+    step_header,
+)
 from sdpo_bench.analysis.tables.claims import CONTRADICTED, SUPPORTED
 from sdpo_bench.analysis.tables.dense import ANCHORED
 from sdpo_bench.analysis.tables.orders import Lead, leads
@@ -24,7 +33,10 @@ from sdpo_bench.analysis.tables.pairs import ALL
 from sdpo_bench.analysis.tables.reach import TARGET
 
 HELDOUT = "alignment_heldout"  # the scorer that no run optimises
-SUBJECTS = (Subject.ORDER_PAPER, Subject.ABLATIONS, Subject.DENSE_BUDGETS, Subject.REACH, Subject.HACKING)
+SUBJECTS = (
+    *(Subject.ORDER_PAPER, Subject.ORDER_PAPER_QUERIES, Subject.ABLATIONS),
+    *(Subject.DENSE_BUDGETS, Subject.REACH, Subject.HACKING),
+)
 WITHOUT = "without the reward's gradient"
 FEW = f"fewer than {MIN_RUNS} seeds, so nothing is decided"
 
@@ -33,10 +45,12 @@ Row = dict[Any, Any]  # of a table's frame
 
 @dataclass(frozen=True)
 class Overview:
-    """verdicts: a question in a few words, and its answer in a sentence; winners: the matrices of who leads"""
+    """verdicts: a question in a few words, and its answer in a sentence, those that every page shows first; winners:
+    who leads, a block for each trained reward and K; places: which these are"""
 
     verdicts: tuple[tuple[str, str], ...] = ()
-    winners: tuple[Table, ...] = ()
+    winners: Table | None = None
+    places: tuple[dict[str, str], ...] = ()
 
 
 def overview(groups: list[Group], tables: list[Table]) -> Overview:
@@ -46,28 +60,31 @@ def overview(groups: list[Group], tables: list[Table]) -> Overview:
     first = groups[0]
     own = [group for group in groups if (group.device, group.model) == (first.device, first.model)]
     equal = {counter: [group.equal[counter] for group in own if counter in group.equal] for counter in EQUAL}
-    best, matrices = [], []
+    ahead: dict[str, list[Lead]] = {}
+    missing: dict[str, str] = {}
     for counter, groups_then in {"samples": own, **equal}.items():
-        what = f"at equal {counter.replace('_', ' ')}"
-        ahead = leads(groups_then)
+        what = counter.replace("_", " ")
+        ahead[what] = leads(groups_then)
         # Where some methods use the reward's gradient: who leads among those that can't.
         without = leads(other for group in groups_then if (other := without_reward_gradient(group)))
-        missing = left_out_text(groups_then, counter)
-        best += [
-            (f"Best {what}", " ".join(filter(None, (_best(ahead, first), missing)))),
-            (f"Best {what}, {WITHOUT}", _best(without, first)),
-        ]
-        matrices.append(_winners(f"winners_{counter}", what, ahead, without, missing))
+        ahead[f"{what}, {WITHOUT}"] = without
+        missing[what] = left_out_text(groups_then, counter)
+    best = [
+        (f"Best at equal {what}", " ".join(filter(None, (_best(found, first), missing.get(what)))))
+        for what, found in ahead.items()
+    ]
     rows = {subject: _rows(tables, subject, first) for subject in SUBJECTS}
     found = (
-        *best,
-        ("The paper's order", _paper_order(rows[Subject.ORDER_PAPER], first)),
+        *best[:2],
+        ("The paper's order", _paper_order(rows[Subject.ORDER_PAPER], rows[Subject.ORDER_PAPER_QUERIES], first)),
+        ("Reward hacking", _hacking(rows[Subject.HACKING], first)),
+        *best[2:],
         ("Ablations", _ablation(rows[Subject.ABLATIONS], first)),
         ("Dense rewards", _dense(rows[Subject.DENSE_BUDGETS])),
         (f"Cost to reach {TARGET}'s reward", _reach(rows[Subject.REACH])),
-        ("Reward hacking", _hacking(rows[Subject.HACKING])),
     )
-    return Overview(tuple((name, text) for name, text in found if text), tuple(m for m in matrices if m))
+    verdicts = tuple((name, text) for name, text in found if text)
+    return Overview(verdicts, *_winners(ahead, missing.values()))
 
 
 def _rows(tables: Iterable[Table], subject: Subject, group: Group) -> list[Row]:
@@ -86,45 +103,64 @@ def _best(found: list[Lead], first: Group) -> str:
         return ""
     best, times = Counter(lead.best for lead in found).most_common(1)[0]
     sure = sum(lead.sure for lead in found if lead.best == best)
-    text = (
-        f"{best} is highest in {times} of {len(found)} cells (a reward, K and number of sampling steps; "
-        f"{first.shown_split} prompts), "
-    )
+    text = f"{best} is highest in {times} of {len(found)} cells ({first.shown_split} prompts), "
     text += f"in {sure} of them by an interval above 0" if any(lead.enough for lead in found) else FEW
-    ahead = [lead.size for lead in found if lead.best == best and lead.group is found[0].group and lead.values]
+    ahead = [lead for lead in found if lead.best == best and lead.group is found[0].group and lead.values]
     if ahead:
         group = found[0].group
-        span = _span(*(f"{end(ahead):+.{_decimals(group)}f}" for end in (min, max)))
+        span = _span([(lead.size, _lead_text(lead), lead.steps) for lead in ahead])
         text += f"; on {_where(group.reward, group.steps)} where it leads, it is ahead of the next by {span}"
     return f"{text}."
+
+
+def _lead_text(lead: Lead) -> str:
+    """The mean lead, and its interval if there is one."""
+    return lead.text.rpartition(" (n=")[0] if lead.enough else f"{lead.size:+.{_decimals(lead.group)}f}"
 
 
 def _decimals(group: Group) -> int:
     return decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
 
 
-def _span(low: str, high: str) -> str:
-    return low if low == high else f"{low} to {high}"
+def _span(sizes: list[tuple[float, str, int]]) -> str:
+    """The smallest and the largest of some sizes, each with its text and number of sampling steps; one where they are
+    the same."""
+    ends = dict.fromkeys((min(sizes), max(sizes)))
+    return " to ".join(f"{text} ({step_header('', [steps])[1]})" for _, text, steps in ends)
 
 
-def _paper_order(rows: list[Row], first: Group) -> str:
-    """How often SDPO is above DDPO, and by how much in the first group."""
+def _sized(row: Row, key: str, group: Group) -> str:
+    """A row's value, with its interval if there is one."""
+    value, low, high = (f"{row[name]:+.{_decimals(group)}f}" for name in (key, "low", "high"))
+    return value if row["n"] < MIN_RUNS else f"{value} [{low}, {high}]"
+
+
+def _paper_order(rows: list[Row], at_queries: list[Row], first: Group) -> str:
+    """How often SDPO is above DDPO, by how much in the first group, and how often at equal reward queries."""
     claim = f"{BASELINE} above {TARGET}"
-    rows = [row for row in rows if (row["claim"], row["split"]) == (claim, first.shown_split)]
+    rows, at_queries = (
+        [row for row in found if (row["claim"], row["split"]) == (claim, first.shown_split)]
+        for found in (rows, at_queries)
+    )
     if not rows:
         return ""
-    verdicts = Counter(row["verdict"] for row in rows)
     if all(row["n"] < MIN_RUNS for row in rows):
         text = f"{BASELINE} against {TARGET}: {FEW}"
     else:
+        verdicts = Counter(row["verdict"] for row in rows)
         text = (
             f"Of {len(rows)} cells, {BASELINE} is above {TARGET} by an interval above 0 in {verdicts[SUPPORTED]}, and "
             f"below it in {verdicts[CONTRADICTED]}"
         )
-    here = [row["difference"] for row in rows if _of(row, first)]
+    here = [(row["difference"], _sized(row, "difference", first), row["steps"]) for row in rows if _of(row, first)]
     if here:
-        span = _span(*(f"{end(here):+.{_decimals(first)}f}" for end in (min, max)))
-        text += f"; on {_where(first.reward, first.steps)} the difference is {span}"
+        text += f"; on {_where(first.reward, first.steps)} the difference is {_span(here)}"
+    if any(row["n"] >= MIN_RUNS for row in at_queries):
+        verdicts = Counter(row["verdict"] for row in at_queries)
+        text += (
+            f". At equal reward queries it is above in {verdicts[SUPPORTED]} of {len(at_queries)}, and below in "
+            f"{verdicts[CONTRADICTED]}"
+        )
     return f"{text}."
 
 
@@ -147,11 +183,10 @@ def _ablation(rows: list[Row], first: Group) -> str:
     if not decided:
         return f"On {where} the interval of no ablation's difference leaves out 0."
     row = max(decided, key=lambda row: abs(row["difference"]))
-    value, low, high = (f"{row[key]:+.{_decimals(first)}f}" for key in ("difference", "low", "high"))
     return (
         f"On {where}, {len(decided)} of {len(here)} ablations change the reward by an interval that leaves out 0"
         f"{', in the mean over step counts' * (row['steps'] == ALL)}; the largest change is {row['label']} minus "
-        f"{row['baseline']}, {value} [{low}, {high}]."
+        f"{row['baseline']}, {_sized(row, 'difference', first)}."
     )
 
 
@@ -165,8 +200,10 @@ def _dense(rows: list[Row]) -> str:
     if not errors:
         return ""
     ends = (end(errors, key=lambda row: row["value"]) for end in (min, max))
-    span = _span(*(f"{row['value']:.3f} ({_where(row['reward_trained'], row['training_steps'])})" for row in ends))
-    return f"After training the error of the predicted rewards is {span} standard deviations of the exact ones."
+    spans = dict.fromkeys(
+        f"{row['value']:.3f} ({_where(row['reward_trained'], row['training_steps'])})" for row in ends
+    )
+    return f"After training the predicted rewards' error is {' to '.join(spans)} standard deviations of the exact ones."
 
 
 def _reach(rows: list[Row]) -> str:
@@ -188,40 +225,58 @@ def _reach(rows: list[Row]) -> str:
     return f"{text(BASELINE)} (a run at a number of sampling steps){others}."
 
 
-def _hacking(rows: list[Row]) -> str:
-    """By trained reward, how often it rose while the held-out scorer fell."""
+def _hacking(rows: list[Row], first: Group) -> str:
+    """By trained reward, how often it rose while the held-out scorer fell, and the lowest change of that scorer in the
+    first group."""
     rows = [row for row in rows if parent(row["label"]) is None]
     heldout = [row for row in rows if row["reward"] == HELDOUT]
     if not heldout:
         return ""
     if all(row["n"] < MIN_RUNS for row in rows):
         return f"{FEW[0].upper()}{FEW[1:]}."
-    rose = Counter(row["reward"] for row in rows if row["reward"] == row["reward_trained"] and row["low"] > 0)
+    risen = [row for row in rows if row["reward"] == row["reward_trained"] and row["low"] > 0]
+    rose = Counter(row["reward"] for row in risen)
     fell = Counter(row["reward_trained"] for row in heldout if row["falls_while_trained_rises"])
     texts = [f"{fell[reward]} of {count} cases of {reward}" for reward, count in rose.items()]
-    return f"Where the trained reward rose, the held-out scorer fell in {', in '.join(texts)}." if texts else ""
+    if not texts:
+        return ""
+    text = f"Where the trained reward rose, the held-out scorer fell in {', in '.join(texts)}"
+    cases = {(row["label"], row["steps"]) for row in risen if _of(row, first)}
+    here = [row for row in heldout if _of(row, first) and (row["label"], row["steps"]) in cases]
+    if here:
+        row = min(here, key=lambda row: row["value"])
+        text += (
+            f"; on {_where(first.reward, first.steps)} its lowest change is {row['label']}'s, "
+            f"{_sized(row, 'value', first)} at {at_steps(row['steps'])}"
+        )
+    return f"{text}."
 
 
-def _winners(name: str, what: str, found: list[Lead], without: list[Lead], missing: str) -> Table | None:
-    """Who leads at each number of sampling steps, a row for each reward and K, and one without the reward's gradient
-    where methods use it."""
+def _winners(ahead: dict[str, list[Lead]], missing: Iterable[str]) -> tuple[Table | None, tuple[dict[str, str], ...]]:
+    """Who leads at each number of sampling steps: a block for each trained reward and K, in it a row for each thing
+    that is held equal, one more without the reward's gradient where methods use it; and the blocks' places."""
+    found = [lead for held in ahead.values() for lead in held]
     if not found:
-        return None
+        return None, ()
     steps = sorted({lead.steps for lead in found})
-    rows: dict[str, dict[int, str]] = {}
-    for some, end in ((found, ""), (without, f", {WITHOUT}")):
-        for lead in some:
-            row = rows.setdefault(_where(lead.group.reward, lead.group.steps) + end, {})
-            row[lead.steps] = _winner_text(lead)
-    cells = tuple((where, *(row.get(k, DASH) for k in steps)) for where, row in rows.items())
-    note = (
-        f"{found[0].group.shown_split.capitalize()} prompts. The method with the highest interquartile mean, and how "
-        f"far it is ahead of the next in the mean over seeds: > by a 95 % interval above 0 (paired by seed, at least "
-        f"{MIN_RUNS} of them), ~ not established, and then this mean may be below 0."
+    rows: dict[tuple[str, int], dict[str, dict[int, str]]] = {}
+    for what, held in ahead.items():
+        for lead in held:
+            block = rows.setdefault((lead.group.reward, lead.group.steps), {})
+            block.setdefault(what, {})[lead.steps] = _winner_text(lead)
+    blocks = tuple(
+        (_where(*place), tuple((what, *(row.get(k, DASH) for k in steps)) for what, row in block.items()))
+        for place, block in rows.items()
     )
-    note += f" {missing}" if missing else ""
-    title = f"{what[0].upper()}{what[1:]}: who leads"
-    return Table(name, title, note, step_header("trained on", steps), (("", cells),), pd.DataFrame())
+    note = (
+        f"{found[0].group.shown_split.capitalize()} prompts; a cell is a trained reward, K and number of sampling "
+        f"steps. The method with the highest interquartile mean, and how far it is ahead of the next in the mean over "
+        f"seeds: > by a 95 % interval above 0 (paired by seed, at least {MIN_RUNS} of them), ~ not established, and "
+        f"then this mean may be below 0."
+    )
+    note = " ".join((note, *filter(None, missing)))
+    table = Table("winners", "Who leads", note, step_header("at equal", steps), blocks, pd.DataFrame())
+    return table, tuple({"reward": reward, "k": str(k)} for reward, k in rows)
 
 
 def _winner_text(lead: Lead) -> str:

@@ -55,7 +55,6 @@ QUESTIONS = (
 FURTHER = Question("Further tables", "further", (None,))
 UNMEASURED = "Not measured by these runs."
 UNANSWERED = "Too few runs for an answer; the tables show what there is."
-LONG = 60  # rows: a table of more is folded, its answer stands above all the same
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,8 @@ class Section:
 
     @property
     def ordered(self) -> list[tuple[Table, bool]]:
-        """The tables, each with whether it stands open on the page: those that answer do, unless they are long, and
-        come first."""
-        found = [
-            (
-                table,
-                (bool(table.answer) and sum(len(rows) for _, rows in table.blocks) <= LONG)
-                or table.subject is Subject.MAIN,
-            )
-            for table in self.tables
-        ]
-        return sorted(found, key=lambda item: not item[1])
+        """The tables, each with whether it stands open on the page: the main ones do, and come first."""
+        return sorted(((table, table.subject is Subject.MAIN) for table in self.tables), key=lambda item: not item[1])
 
 
 def sections(tables: list[Table]) -> list[Section]:

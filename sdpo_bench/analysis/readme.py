@@ -51,10 +51,15 @@ def _head(facts: Facts) -> list[str]:
 def _overview(facts: Facts) -> list[str]:
     """The runs, a sentence a question, and who leads where."""
     lines = ["## In brief", "", escaped(facts.summary), ""]
-    lines += [f"- **{escaped(name)}.** {escaped(text)}" for name, text in facts.overview.verdicts]
-    lines += [""] * bool(facts.overview.verdicts)
-    for table in facts.overview.winners:
-        lines += [markdown(table), ""]
+    lines += _folded([f"- **{escaped(name)}.** {escaped(text)}" for name, text in facts.overview.verdicts], facts.shown)
+    return lines + ([markdown(facts.overview.winners), ""] if facts.overview.winners else [])
+
+
+def _folded(items: list[str], shown: int) -> list[str]:
+    """The first items of a list; further ones are folded."""
+    lines = [*items[:shown], ""] if items else []
+    if more := items[shown:]:
+        lines += [f"<details><summary>{len(more)} more</summary>", "", *more, "", "</details>", ""]
     return lines
 
 
@@ -77,11 +82,7 @@ def _answers(facts: Facts) -> list[str]:
 
 def _section_answers(section: Section, shown: int) -> list[str]:
     """A question with its first answers; further ones are folded."""
-    answers = [f"- {escaped(answer)}" for answer in section.answers]
-    lines = [f"**{section.question.text}**", "", *answers[:shown], ""]
-    if more := answers[shown:]:
-        lines += [f"<details><summary>{len(more)} more</summary>", "", *more, "", "</details>", ""]
-    return lines
+    return [f"**{section.question.text}**", "", *_folded([f"- {escaped(answer)}" for answer in section.answers], shown)]
 
 
 def _main_table(facts: Facts) -> list[str]:

@@ -44,7 +44,6 @@ def marked(text: str) -> Markup:
 def html(facts: Facts, drawn: dict[str, bytes]) -> str:
     """The page report.html; `drawn` has the figures' SVG by name."""
     shown = {
-        "headings": list(dict.fromkeys(figure.heading for figure in facts.figures)),
         "figures": _figures(facts, drawn),
         "combinations": _combinations(facts),
         "colours": {label: style["color"] for label, style in styles(_labels(facts)).items()},

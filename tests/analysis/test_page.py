@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,37 @@ def page(request, tmp_path_factory) -> Path:
     return profile / "report.html"
 
 
+SCREEN = 900  # pixels, of a window 1280 wide
+
+
+def test_the_first_screen_answers(browser, page):
+    browser.size(1280, SCREEN)
+    browser.open(page)
+    ends = browser.run(
+        "['.brief li:last-child', '.winners'].map(part => document.querySelector(part).getBoundingClientRect().bottom)"
+    )
+    assert max(ends) < SCREEN
+    assert browser.run("document.querySelectorAll('.winners tbody').length") >= 1
+    [first, second] = browser.run(
+        "[...document.querySelectorAll('figure')].slice(0, 2).map(figure => figure.getBoundingClientRect().y)"
+    )
+    assert first == second < SCREEN, "ours beside the paper's"
+    assert browser.run("document.querySelectorAll('.brief > ul > li').length") <= 4
+    assert browser.run("document.documentElement.scrollHeight") < 12 * SCREEN
+
+
+def test_of_the_tables_the_main_one_is_open(browser, page):
+    browser.open(page)
+    shown = browser.run(
+        "[...document.querySelectorAll('#tables table')].filter(table => table.checkVisibility()).map("
+        "table => table.closest('[data-k]').querySelector('h4').id)"
+    )
+    assert shown == ["main_alignment_k4"]
+    closed = browser.run("[...document.querySelectorAll('#tables details')].map(details => details.open)")
+    assert len(closed) > 10
+    assert not any(closed)
+
+
 def complaints(browser: chromium.Chromium) -> list[str]:
     """What the page wrote to the console, threw, or asked of the network; in it are no files but the page itself."""
     found = [
@@ -53,10 +85,10 @@ def test_the_page_loads_wholly_and_asks_for_nothing(browser, page):
     assert min(widths) > 0
     assert browser.run("[...document.images].every(image => image.alt)")
     boxes = browser.run(
-        "[...document.querySelectorAll('svg')].map(svg => [svg.getBoundingClientRect().height, "
-        "svg.getAttribute('role'), svg.getAttribute('aria-label').length])"
+        "[...document.querySelectorAll('svg')].filter(svg => svg.checkVisibility()).map(svg => ["
+        "svg.getBoundingClientRect().height, svg.getAttribute('role'), svg.getAttribute('aria-label').length])"
     )
-    assert len(boxes) >= 8
+    assert len(boxes) >= 6
     assert all(height > 100 and role == "img" and alt > 40 for height, role, alt in boxes)
     # Every symbol and clip path that a figure refers to is in that figure.
     assert (
@@ -85,6 +117,7 @@ HEADS = "document.querySelectorAll('h4[id^=main] + div thead th')"
 @pytest.mark.parametrize("how", ["click", "Enter", " "])
 def test_tables_sort(browser, page, how):
     browser.open(page)
+    browser.run("document.querySelectorAll('#tables details').forEach(details => details.open = true)")
     before = browser.run(ROWS)
     assert len(before) == 2  # seen and unseen prompts
 
@@ -138,7 +171,7 @@ def test_nothing_runs_over_on_a_phone(browser, page):
     assert browser.run("document.documentElement.scrollWidth") == 360
     assert browser.run("innerWidth") == 360  # else the page was zoomed out to fit
     assert browser.run("[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)")
-    small = "text => text.getBoundingClientRect().height < 8"
+    small = "text => text.checkVisibility() && text.getBoundingClientRect().height < 8"
     assert browser.run(f"[...document.querySelectorAll('svg text')].filter({small}).length") == 0
     browser.size(1280)
 
@@ -174,20 +207,55 @@ def test_print_is_light_and_complete(browser, page):
         "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))"
     )
     assert over == []
+    # What is folded is printed, and of a closed table where it is.
+    folded = browser.run("[...document.querySelectorAll('.printed li')].map(item => item.checkVisibility())")
+    assert folded
+    assert all(folded)
+    assert browser.run(
+        "[...document.querySelectorAll('#tables details')].filter(table => table.checkVisibility()).every(table =>"
+        "table.querySelector('summary').innerText.match(/\\(tables\\/[a-z_]+\\.md\\)$/))"
+    )
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
 
 
-def test_selectors_hide_what_is_of_another_k(browser, tmp_path):
-    profile = write_study(tmp_path / "full", labels=("SDPO", "DDPO"), seeds=2, training_steps=(4, 20))
+@pytest.fixture(scope="module")
+def two_rewards(tmp_path_factory) -> Path:
+    """The report of runs of alignment at K = 4 and 20, and of colourfulness at K = 4."""
+    folder = tmp_path_factory.mktemp("results") / "full"
+    rewards = ("alignment", "colourfulness")
+    profile = write_study(folder, ("SDPO", "DDPO"), seeds=1, training_steps=(4, 20), rewards=rewards)
+    for run in (profile / "raw").glob("*-colourfulness-k20-*"):
+        shutil.rmtree(run)
     write_all(profile)
-    browser.open(profile / "report.html")
-    shown = """[...document.querySelectorAll('main [data-k]')].filter(part => part.checkVisibility()).map(
-        part => part.dataset.k)"""
-    assert set(browser.run(shown)) == {"4", "20"}
-    choose = """(() => {{ const select = document.querySelector('.choose select[data-key=k]'); select.value = '{}';
-        select.dispatchEvent(new Event('change', {{bubbles: true}})) }})()"""
-    browser.run(choose.format("20"))
-    assert set(browser.run(shown)) == {"20"}
-    browser.run(choose.format(""))
-    assert set(browser.run(shown)) == {"4", "20"}
-    assert browser.run("document.querySelector('.choose select[data-key=reward]')") is None  # there is one reward
+    return profile / "report.html"
+
+
+def test_selectors_hide_what_is_of_another_reward_or_k(browser, two_rewards):
+    browser.open(two_rewards)
+
+    def shown() -> set[str]:
+        return set(
+            browser.run(
+                "[...document.querySelectorAll('main [data-k]')].filter(part => part.checkVisibility()).map("
+                "part => part.dataset.reward + ' ' + part.dataset.k)"
+            )
+        )
+
+    def choose(key: str, value: str) -> None:
+        browser.run(
+            f"(() => {{ const select = document.querySelector('.choose select[data-key={key}]'); "
+            f"select.value = '{value}'; select.dispatchEvent(new Event('change', {{bubbles: true}})) }})()"
+        )
+
+    assert shown() == {"alignment 4"}
+    choose("k", "20")
+    assert shown() == {"alignment 20"}
+    choose("reward", "colourfulness")
+    assert shown() == {"colourfulness 4"}, "not K = 20, of which there is none"
+    assert browser.run(
+        "[...document.querySelector('.choose select[data-key=k]').options].map(option => option.disabled)"
+    ) == [False, True, False]
+    choose("reward", "")
+    assert shown() == {"alignment 4", "colourfulness 4"}
+    choose("k", "")
+    assert shown() == {"alignment 4", "alignment 20", "colourfulness 4"}

@@ -623,7 +623,7 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
 
 
 def test_what_a_critic_explains():
-    """Twelve epochs with 0.1 at step 1 and 0.2 to 0.4 at the others, more by 0.01 a seed and by 0.1 in the last third."""
+    """Twelve epochs, 0.1 at step 1, 0.2 to 0.4 at the others; more by 0.01 a seed and by 0.1 in the last third."""
     runs = [record("DDPO-critic", seed, {13: {("alignment", 1): 0.5}}, []) for seed in range(5)]
     for run in runs:
         for row in run.train[1:]:
