@@ -112,7 +112,7 @@ def _share(part: float) -> str:
 
 def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
     """Rates, samples and optimiser steps, in brackets the shares of the paper's."""
-    group, rates, spent = protocol.group, protocol.rates, protocol.spent
+    group, rates, spent, shares = protocol
     steps = {label: f"{row['optimiser_steps']:,}" for label, row in spent.items()}
     if BASELINE in steps:
         steps[BASELINE] += f" {_share(spent[BASELINE]['optimiser_steps'] / SDPO_STEPS)}"
@@ -121,8 +121,8 @@ def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
         *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
         f"{protocol.samples:,} {_share(protocol.samples / SAMPLES)}",
         *(steps.get(label, "not run") for label in METHODS),
-        by_text({label: f"{row['reward_queries']:,}" for label, row in spent.items()}),
-        by_text({label: _percent(share) for label, share in protocol.own_statistics.items()}) or UNKNOWN,
+        by_text({label: f"{spent[label]['reward_queries']:,}" for label in METHODS if label in spent}),
+        by_text({label: _percent(shares[label]) for label in METHODS if label in shares}) or UNKNOWN,
     )
 
 
