@@ -180,6 +180,11 @@ def test_a_protocol_follows_from_the_records(rates, name, meaning):
     if "DDPO" in rates:
         assert f"holds for this protocol ({name}) and length" in protocol_table([group]).answer
     assert protocols.protocol_of("paper_k4", group.runs) == name
+    moved = dataclasses.replace(group, profile="moved", planned="shared")
+    assert (moved.protocol, dataclasses.replace(moved, planned="").protocol) == (name, "")
+    assert protocols.described("moved", group.runs, "shared").startswith(f"{name} ({meaning}")
+    if "DDPO" in rates:
+        assert set(protocol_table([moved]).frame["protocol"]) == {name}
     assert protocols.protocol_of("full", group.runs) == "tuned"
 
 

@@ -81,6 +81,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
     found, first = protocols(groups), groups[0]
     if not found:
         return None
+    runs = [run for group in groups for run in group.runs]
     note = (
         f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
         f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper). The last column: how many of "
@@ -101,7 +102,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
         ),
         (("", (*map(_protocol_row, found), _paper_row())),),
         pd.DataFrame([row for protocol in found for row in _protocol_frame(protocol)]),
-        _protocol_answer(found, protocol_of(first.profile, [run for group in groups for run in group.runs])),
+        _protocol_answer(found, protocol_of(first.profile, runs, first.planned)),
         Subject.PROTOCOL,
     )
 
@@ -149,6 +150,7 @@ def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
     return [
         {
             **context(group),
+            "protocol": group.protocol,
             "label": label,
             "learning_rate": rate,
             "samples": protocol.spent[label]["samples"],
