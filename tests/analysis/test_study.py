@@ -293,6 +293,46 @@ def test_a_tie_is_no_order_and_several_seeds_are_counted():
     assert rate_order_table([ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4})]) is None, "no sweep"
 
 
+def test_five_seeds_at_shared_rates_have_intervals():
+    """Reported prompts, and the profile's main runs, which have no rate in their label, beside those at another."""
+    group = ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.6005, "D3PO": 0.4}, k=(1,))
+    beside = ends({"SDPO 3e-05": 0.6, "DDPO 3e-05": 0.7, "REBEL 3e-05": 0.5, "D3PO 3e-05": 0.4}, k=(1,))
+    for run in beside.runs:
+        run.config["learning_rate"] = 3e-5
+    both = [*group.runs, *(run for run in beside.runs if run.label != "pretrained")]
+    together = dataclasses.replace(group_of(both), profile="paper_k4")
+    table = rate_order_table([together])
+    ((title, rows), *_) = table.blocks
+    assert title == "seen prompts: the paper's methods"
+    lead = "{:+.3f} [{:+.3f}, {:+.3f}] (n=5)"
+    texts = [lead.format(x, x - HALF, x + HALF) for x in (-0.1, 0.1)]
+    assert [cells[1:] for cells in rows] == [
+        (
+            "3e-05",
+            f"DDPO 0.700 > SDPO 0.600 > REBEL 0.500 > D3PO 0.400; SDPO minus DDPO {texts[0]}",
+            "0 of 1 (0 by an interval above 0)",
+            "0 of 1",
+        ),
+        (
+            "0.0001",
+            f"SDPO 0.700 > REBEL 0.601 ~ DDPO 0.600 > D3PO 0.400; SDPO minus DDPO {texts[1]}",
+            "1 of 1 (1 by an interval above 0)",
+            "0 of 1",
+        ),
+    ]
+    assert "tuning" not in table.note + table.answer
+    assert "no verdict" not in table.note + table.answer
+    assert "in 1 of 2 cases (1 by an interval above 0)" in table.answer
+    found = table.frame.set_index(["learning_rate", "label"])
+    assert found.loc[(1e-4, "REBEL"), ["ahead_of_next", "low", "high"]].tolist() == pytest.approx(
+        [0.0005, 0.0005 - HALF, 0.0005 + HALF]
+    )
+    assert rate_order_table([dataclasses.replace(group, profile="full")]) is None, "each has its own rate there"
+    few = [run for run in both if run.config["seed"] < 2]
+    few = rate_order_table([dataclasses.replace(group_of(few), profile="paper_k4")])
+    assert few.note.startswith("2 seeds: no interval, no verdict.")
+
+
 def test_ablations_stand_apart_from_methods():
     group = ends({"SDPO": 0.6, "SDPO (terminal)": 0.5, "SDPO (exact)": 0.6, "DDPO": 0.55, "DDPO (per step)": 0.65})
     names = {label for label, _ in ranking(group, "seen", 1)}
