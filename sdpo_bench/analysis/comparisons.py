@@ -22,7 +22,8 @@ from sdpo_bench.catalogue import METHODS
 from sdpo_bench.records.files import RecordError, slug
 from sdpo_bench.records.frames import COUNTERS, SPENT, MeanRow, mean_frame
 from sdpo_bench.records.identity import EXECUTION
-from sdpo_bench.records.plan import unfinished_runs
+from sdpo_bench.records.plan import planned_protocol, unfinished_runs
+from sdpo_bench.records.protocols import protocol_of
 from sdpo_bench.records.reader import PRETRAINED, RunRecord, load_profile, shown_label
 
 ORDER = (PRETRAINED, *(entry.title for entry in METHODS if entry.row is not None))  # of rows; others follow by name
@@ -88,6 +89,13 @@ class Group:
     """`curves` over all noises, where evaluations before the last had fewer: what `values` are taken from."""
     left_out: tuple[str, ...] = ()
     """Methods with runs that `at_equal` cannot tell the value of."""
+    planned: str = ""
+    """The protocol that the profile's plan names."""
+
+    @property
+    def protocol(self) -> str:
+        """How the methods got their learning rates, a word (`records/protocols.py`); empty where it is not known."""
+        return protocol_of(self.profile, self.runs, self.planned)
 
     @cached_property
     def all_points(self) -> dict[tuple[str, str, str, int], list[MeanRow]]:
@@ -294,6 +302,8 @@ class Results:
     runs: list[RunRecord]
     groups: list[Group]
     unfinished: list[dict[str, Any]]
+    planned: str = ""
+    """The protocol that plan.json names."""
 
     @property
     def profile(self) -> str:
@@ -331,11 +341,12 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     unfinished = unfinished_runs(folder)
     trained = [run for run in runs if run.label != PRETRAINED]
     keys = sorted({_key(run) for run in trained or runs})
-    profile = Path(folder).resolve().name
+    profile, planned = Path(folder).resolve().name, planned_protocol(folder)
     groups = [
-        _group(profile, key, _suffix(key, runs), _runs_of(key, runs), _missing(key, runs, unfinished)) for key in keys
+        _group(profile, key, _suffix(key, runs), _runs_of(key, runs), _missing(key, runs, unfinished), planned)
+        for key in keys
     ]
-    return Results(Path(folder), runs, groups, unfinished)
+    return Results(Path(folder), runs, groups, unfinished, planned)
 
 
 Key = tuple[str, str, str, int]  # device, model, trained reward and K: what the runs of a group have in common
@@ -381,9 +392,11 @@ def _missing(key: Key, runs: Sequence[RunRecord], unfinished: Iterable[dict[str,
     return tuple(sorted({shown_label(c) for c in known if [c["model"], c["reward"], c["steps"]] == rest}))
 
 
-def _group(profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], missing: tuple[str, ...]) -> Group:
+def _group(
+    profile: str, key: Key, suffix: str, runs: tuple[RunRecord, ...], missing: tuple[str, ...], planned: str
+) -> Group:
     full = mean_frame(runs) if any(run.interim_noises for run in runs) else None
-    return Group(profile, *key, suffix, runs, mean_frame(runs, interim=True), missing, full)
+    return Group(profile, *key, suffix, runs, mean_frame(runs, interim=True), missing, full, planned=planned)
 
 
 def without_reward_gradient(group: Group) -> Group | None:

@@ -58,7 +58,7 @@ def collect(results: Results, tables: list[Table], figures: list[Drawing]) -> Fa
         overview=overview(groups, tables),
         sections=sections(tables),
         figures=figures,
-        summary=" ".join(filter(None, (_summary(runs), _protocol(results.profile, runs)))),
+        summary=" ".join(filter(None, (_summary(runs), _protocol(results)))),
         unfinished=still_missing(results.unfinished),
         unpublished=compared and not any(drawing.name == PUBLISHED for drawing in figures),
         provenance=_versions(runs),
@@ -67,9 +67,10 @@ def collect(results: Results, tables: list[Table], figures: list[Drawing]) -> Fa
     )
 
 
-def _protocol(profile: str, runs: list[RunRecord]) -> str:
-    """A sentence about how the methods got their learning rates; empty where no profile says it."""
-    return f"Protocol: {protocol}." if (protocol := described(profile, runs)) else ""
+def _protocol(results: Results) -> str:
+    """A sentence about how the methods got their learning rates; empty where neither plan nor profile says it."""
+    protocol = described(results.profile, results.runs, results.planned)
+    return f"Protocol: {protocol}." if protocol else ""
 
 
 def _versions(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:

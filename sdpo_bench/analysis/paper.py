@@ -51,10 +51,9 @@ STEPS = {"SDPO": SDPO_STEPS, **dict.fromkeys(METHODS[1:], 228)}  # of the others
 RATE = 1e-4  # of all methods (settings.csv)
 
 
-OWN_STATISTICS = (
-    0.98  # advantages normalised by their prompt's own statistics: 45 prompts, which have the 16 values that
-)
-# it takes after 3 of the 114 epochs of 256 samples
+# Share of the advantages normalised by their prompt's own statistics: its 45 prompts have the 16 values that this takes
+# after 3 of the 114 epochs of 256 samples.
+OWN_STATISTICS = 0.98
 
 
 QUERIES = {"SDPO": 3, "DDPO": 1, "REBEL": 1, "D3PO": 1}  # reward queries per trajectory, by the paper's method

@@ -350,14 +350,15 @@ def sd_turbo(
 
 @dataclass(frozen=True)
 class Profile:
-    """How the runs of a profile are built, its default methods, seeds and device, and the other options that the
-    command line may set."""
+    """How the runs of a profile are built, its default methods, seeds and device, the other options that the command
+    line may set, and how its methods get their learning rates (records/protocols.py); `run` gives each its own."""
 
     build: Callable[..., list[RunConfig]]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     options: tuple[str, ...] = ()
+    protocol: Literal["tuned", "shared", "sweep"] = "tuned"
 
     @property
     def purpose(self) -> str:
@@ -385,29 +386,30 @@ SWEPT = (*STUDIED, *PER_STEP)
 PROFILES = {
     "quick": Profile(quick, STUDIED, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
-    "sweep": Profile(sweep, SWEPT, TUNING_SEEDS),
-    "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS),  # no ablation is run there
-    "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS),
-    "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS),
-    "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS),
-    "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS),
+    "sweep": Profile(sweep, SWEPT, TUNING_SEEDS, protocol="sweep"),
+    "sweep_k8": Profile(sweep_k8, STUDIED, TUNING_SEEDS, protocol="sweep"),  # no ablation is run there
+    "sweep_k20": Profile(sweep_k20, SWEPT, TUNING_SEEDS, protocol="sweep"),
+    "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS, protocol="sweep"),
+    "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS, protocol="sweep"),
+    "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS, protocol="sweep"),
     "recent": Profile(recent, COMPARED, (0, 1, 2, 3, 4)),
     "recent_colourfulness": Profile(recent_colourfulness, COMPARED, (0, 1, 2, 3, 4)),
-    "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS),
+    "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS, protocol="sweep"),
     "first_look": Profile(first_look, FIRST_LOOK, (0, 1, 2)),
     "full": Profile(full, (*STUDIED, *ABLATIONS), (0, 1, 2, 3, 4)),
-    "paper_pilot": Profile(paper_pilot, ("sdpo",), TUNING_SEEDS),
-    "paper_k20": Profile(paper_k20, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
-    "paper_k4": Profile(paper_k4, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
-    "paper_k20_quarter": Profile(paper_k20_quarter, (*PAPER_METHODS, *PER_STEP), (0, 1, 2, 3, 4)),
-    "paper_k20_rates": Profile(paper_k20_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
-    "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4)),
+    "paper_pilot": Profile(paper_pilot, ("sdpo",), TUNING_SEEDS, protocol="sweep"),
+    "paper_k20": Profile(paper_k20, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k4": Profile(paper_k4, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_quarter": Profile(paper_k20_quarter, (*PAPER_METHODS, *PER_STEP), (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_rates": Profile(paper_k20_rates, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
     "paper_why_k4": Profile(
         paper_why_k4,
         (*PAPER_METHODS, *PER_STEP, *WHY, "prdp", "ddpo_critic"),
         (0, 1, 2, 3, 4),
+        protocol="shared",
     ),
-    "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision", "learning_rates")),
+    "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision", "learning_rates"), "shared"),
 }
 
 

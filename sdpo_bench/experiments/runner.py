@@ -167,7 +167,8 @@ def reproduce(
     check_inputs(folder, runs, resume or part is not None)
     # A part of a profile adds to what was planned; the profile as it is now replaces what it once was.
     whole = methods is None and seeds is None and not options
-    write_plan(folder, [run.config.to_json() | {"run_id": run.name} for run in runs], whole)
+    planned = [run.config.to_json() | {"run_id": run.name} for run in runs]
+    write_plan(folder, planned, whole, profiles.PROFILES[profile].protocol)
     place_options = {
         "processes_per_run": str(processes_per_run) if processes_per_run > 1 else None,
         "launcher": None if local else launcher,

@@ -22,16 +22,16 @@ PROFILES = {
     **dict.fromkeys(("sweep", "sweep_k8", "sweep_k20", "sweep_k50", "sweep_jpeg", "sweep_jpeg_k20"), "sweep"),
     **dict.fromkeys(("recent_sweep", "paper_pilot"), "sweep"),
 }
-"""By profile, which is the name of a results folder too."""
+"""By profile, which is the name of a results folder too: for plans of versions that did not name the protocol."""
 
 
 GIVEN = "methods have learning rates of their own, which were given with --learning-rates"
 
 
-def protocol_of(profile: str, runs: Iterable[RunRecord] = ()) -> str:
-    """The protocol of a profile and of these runs of it; empty for a folder that no profile made, such as one of single
-    runs."""
-    name = PROFILES.get(profile, "")
+def protocol_of(profile: str, runs: Iterable[RunRecord] = (), planned: str = "") -> str:
+    """The protocol of these runs of a profile, of which plan.json names one (`planned`) or the profile's name tells it;
+    empty for a folder that no profile made, such as one of single runs."""
+    name = planned or PROFILES.get(profile, "")
     return "tuned" if name == "shared" and has_own_rates(runs) else name
 
 
@@ -46,7 +46,7 @@ def has_own_rates(runs: Iterable[RunRecord]) -> bool:
     return any(len(found) > 1 for found in rates.values())
 
 
-def described(profile: str, runs: Iterable[RunRecord] = ()) -> str:
+def described(profile: str, runs: Iterable[RunRecord] = (), planned: str = "") -> str:
     """That protocol with its meaning, such as "shared (all methods have one learning rate)"; empty without one."""
-    name = protocol_of(profile, runs)
-    return f"{name} ({PROTOCOLS[name] if name == PROFILES[profile] else GIVEN})" if name else ""
+    name = protocol_of(profile, runs, planned)
+    return f"{name} ({PROTOCOLS[name] if name == protocol_of(profile, (), planned) else GIVEN})" if name else ""

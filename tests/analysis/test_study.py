@@ -108,10 +108,10 @@ def rated(rates: dict[str, float], steps: int = 4) -> Group:
 def test_protocol_and_length_of_an_order():
     """Ten epochs, each of 64 samples and 4 optimiser steps by the synthetic training rows."""
     own = rated({"SDPO": 1e-5, "DDPO": 1e-4, "PRDP": 3e-4}, steps=20)
-    for run in own.runs:  # 0.1 to 1 over 10 epochs, less 0.3 and 0 by seed of SDPO
-        for row in run.train:
-            share = row["epoch"] / 10 - 0.3 * (run.label == "SDPO" and run.config["seed"] == 0)
-            row["prompt_stats_share"] = share + 0.05 * (run.label == "DDPO")
+    for run in own.runs:  # SDPO: 0.55 in the mean over 10 epochs, 0.3 less with a seed
+        for epoch in run.train:
+            share = 0.6 if run.label == "DDPO" else epoch["epoch"] / 10
+            epoch["prompt_stats_share"] = share - 0.3 * (run.label == "SDPO" and run.config["seed"] == 0)
     table = protocol_table([rated({"SDPO": 1e-4, "D3PO": 1e-4}), own])
     assert [row for _, rows in table.blocks for row in rows] == [
         (
@@ -180,6 +180,11 @@ def test_a_protocol_follows_from_the_records(rates, name, meaning):
     if "DDPO" in rates:
         assert f"holds for this protocol ({name}) and length" in protocol_table([group]).answer
     assert protocols.protocol_of("paper_k4", group.runs) == name
+    moved = dataclasses.replace(group, profile="moved", planned="shared")
+    assert (moved.protocol, dataclasses.replace(moved, planned="").protocol) == (name, "")
+    assert protocols.described("moved", group.runs, "shared").startswith(f"{name} ({meaning}")
+    if "DDPO" in rates:
+        assert set(protocol_table([moved]).frame["protocol"]) == {name}
     assert protocols.protocol_of("full", group.runs) == "tuned"
 
 
@@ -286,6 +291,46 @@ def test_a_tie_is_no_order_and_several_seeds_are_counted():
     assert "2 tuning seeds, no interval" in table.answer
     assert "stands at every number of sampling steps at no rate." in table.answer
     assert rate_order_table([ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.5, "D3PO": 0.4})]) is None, "no sweep"
+
+
+def test_five_seeds_at_shared_rates_have_intervals():
+    """Reported prompts, and the profile's main runs, which have no rate in their label, beside those at another."""
+    group = ends({"SDPO": 0.7, "DDPO": 0.6, "REBEL": 0.6005, "D3PO": 0.4}, k=(1,))
+    beside = ends({"SDPO 3e-05": 0.6, "DDPO 3e-05": 0.7, "REBEL 3e-05": 0.5, "D3PO 3e-05": 0.4}, k=(1,))
+    for run in beside.runs:
+        run.config["learning_rate"] = 3e-5
+    both = [*group.runs, *(run for run in beside.runs if run.label != "pretrained")]
+    together = dataclasses.replace(group_of(both), profile="paper_k4")
+    table = rate_order_table([together])
+    ((title, rows), *_) = table.blocks
+    assert title == "seen prompts: the paper's methods"
+    lead = "{:+.3f} [{:+.3f}, {:+.3f}] (n=5)"
+    texts = [lead.format(x, x - HALF, x + HALF) for x in (-0.1, 0.1)]
+    assert [cells[1:] for cells in rows] == [
+        (
+            "3e-05",
+            f"DDPO 0.700 > SDPO 0.600 > REBEL 0.500 > D3PO 0.400; SDPO minus DDPO {texts[0]}",
+            "0 of 1 (0 by an interval above 0)",
+            "0 of 1",
+        ),
+        (
+            "0.0001",
+            f"SDPO 0.700 > REBEL 0.601 ~ DDPO 0.600 > D3PO 0.400; SDPO minus DDPO {texts[1]}",
+            "1 of 1 (1 by an interval above 0)",
+            "0 of 1",
+        ),
+    ]
+    assert "tuning" not in table.note + table.answer
+    assert "no verdict" not in table.note + table.answer
+    assert "in 1 of 2 cases (1 by an interval above 0)" in table.answer
+    found = table.frame.set_index(["learning_rate", "label"])
+    assert found.loc[(1e-4, "REBEL"), ["ahead_of_next", "low", "high"]].tolist() == pytest.approx(
+        [0.0005, 0.0005 - HALF, 0.0005 + HALF]
+    )
+    assert rate_order_table([dataclasses.replace(group, profile="full")]) is None, "each has its own rate there"
+    few = [run for run in both if run.config["seed"] < 2]
+    few = rate_order_table([dataclasses.replace(group_of(few), profile="paper_k4")])
+    assert few.note.startswith("2 seeds: no interval, no verdict.")
 
 
 def test_ablations_stand_apart_from_methods():
@@ -623,12 +668,12 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
 
 
 def test_what_a_critic_explains():
-    """Twelve epochs, 0.1 at step 1, 0.2 to 0.4 at the others; more by 0.01 a seed and by 0.1 in the last third."""
+    """Twelve epochs with 0.1 at step 1 and 0.2 to 0.4 at the others, 0.01 more a seed and 0.1 in the last third."""
     runs = [record("DDPO-critic", seed, {13: {("alignment", 1): 0.5}}, []) for seed in range(5)]
     for run in runs:
-        for row in run.train[1:]:
-            more = run.config["seed"] / 100 + 0.1 * (row["epoch"] > 9)
-            row["explained_variance"] = [(k + 1) / 10 + more for k in range(4)]
+        for epoch in run.train[1:]:
+            more = run.config["seed"] / 100 + 0.1 * (epoch["epoch"] > 9)
+            epoch["explained_variance"] = [(k + 1) / 10 + more for k in range(4)]
     table = critic_table([group_of(runs), ends({"SDPO": 0.5}, steps=20)])
     ((title, rows),) = table.blocks
     assert title == "alignment, K = 4, DDPO-critic"

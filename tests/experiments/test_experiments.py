@@ -142,6 +142,7 @@ def test_a_profile_follows_its_protocol(name):
             own = {learning_rates.learning_rate(names[label], steps, reward)} if protocol == "tuned" else first
             assert found == own
         assert (len(first) > 1) == (protocol == "sweep" or "rates" in name)
+    assert protocol == profiles.PROFILES[name].protocol
     assert protocols.PROFILES.keys() == profiles.PROFILES.keys()
     assert protocols.described(name).startswith(f"{protocol} (")
     assert protocols.described("train") == ""

@@ -29,11 +29,12 @@ from support.synthetic_records import (
     write_run,
 )
 
+from sdpo_bench.analysis.comparisons import load_results
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import RecordError, RunLocked, share
 from sdpo_bench.records.frames import COUNTERS, EVAL_COLUMNS, TRAINED, eval_frame, mean_frame
 from sdpo_bench.records.identity import run_id
-from sdpo_bench.records.plan import PLAN_KEYS, unfinished_runs, write_plan
+from sdpo_bench.records.plan import PLAN_KEYS, planned_protocol, unfinished_runs, write_plan
 from sdpo_bench.records.reader import load_profile, load_run
 from sdpo_bench.records.writer import RunWriter
 
@@ -454,6 +455,26 @@ def test_a_planned_run_gives_way_to_one_with_other_settings(tmp_path):
     write_plan(tmp_path, [other])
     assert {run["run_id"] for run in unfinished_runs(tmp_path)} == {other["run_id"], make_config("SDPO")["run_id"]}
     assert first["run_id"] != other["run_id"]
+
+
+def test_a_plan_names_the_protocol_of_its_runs(tmp_path):
+    """So a folder keeps it under any name; a plan of an earlier version has none, one of several protocols none that
+    holds for all."""
+    first, second = make_config("DDPO"), make_config("SDPO")
+    write_plan(tmp_path, [first])
+    assert planned_protocol(tmp_path) == ""
+    write_plan(tmp_path, [second], protocol="shared")
+    assert planned_protocol(tmp_path) == "shared"
+    write_plan(tmp_path, [first], protocol="sweep")
+    assert planned_protocol(tmp_path) == ""
+    write_plan(tmp_path, [first, second], protocol="sweep")
+    write_profile(tmp_path, seeds=1, labels=("SDPO", "DDPO"))
+    results = load_results(tmp_path)
+    assert (results.planned, results.groups[0].protocol) == ("sweep", "sweep")
+    path = tmp_path / "plan.json"
+    path.write_text(path.read_text().replace("sweep", "luck"))
+    with pytest.raises(RecordError, match="'protocol' is 'luck', not one of tuned, shared, sweep"):
+        planned_protocol(tmp_path)
 
 
 def test_planned_runs_are_unfinished_until_they_are_made(tmp_path):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sdpo_bench.analysis.comparisons import Group, Values
+from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.paper import METHODS, OWN_STATISTICS, QUERIES, RATE, SAMPLES, SDPO_STEPS, SETTING, STEPS
 from sdpo_bench.analysis.statistics import iqm
 from sdpo_bench.analysis.tables.base import (
     BASELINE,
     DASH,
+    MIN_RUNS,
     UNKNOWN,
     Block,
     Subject,
@@ -26,7 +27,9 @@ from sdpo_bench.analysis.tables.base import (
     seeds_text,
     step_header,
 )
+from sdpo_bench.analysis.tables.means import clearly, mean_text, summarised
 from sdpo_bench.analysis.tables.orders import cells_text
+from sdpo_bench.analysis.tables.pairs import differences
 from sdpo_bench.records.protocols import protocol_of
 
 
@@ -81,6 +84,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
     found, first = protocols(groups), groups[0]
     if not found:
         return None
+    runs = [run for group in groups for run in group.runs]
     note = (
         f"Of the paper's methods; in brackets the share of the paper's {SAMPLES:,} samples and of SDPO's "
         f"{SDPO_STEPS:,} optimiser steps, which are those of its figure (results/paper). The last column: how many of "
@@ -101,7 +105,7 @@ def protocol_table(groups: list[Group]) -> Table | None:
         ),
         (("", (*map(_protocol_row, found), _paper_row())),),
         pd.DataFrame([row for protocol in found for row in _protocol_frame(protocol)]),
-        _protocol_answer(found, protocol_of(first.profile, [run for group in groups for run in group.runs])),
+        _protocol_answer(found, protocol_of(first.profile, runs, first.planned)),
         Subject.PROTOCOL,
     )
 
@@ -112,7 +116,7 @@ def _share(part: float) -> str:
 
 def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
     """Rates, samples and optimiser steps, in brackets the shares of the paper's."""
-    group, rates, spent = protocol.group, protocol.rates, protocol.spent
+    group, rates, spent, shares = protocol
     steps = {label: f"{row['optimiser_steps']:,}" for label, row in spent.items()}
     if BASELINE in steps:
         steps[BASELINE] += f" {_share(spent[BASELINE]['optimiser_steps'] / SDPO_STEPS)}"
@@ -121,8 +125,8 @@ def _protocol_row(protocol: Protocol) -> tuple[str, ...]:
         *(f"{rates[label]:g}" if label in rates else "not run" for label in METHODS),
         f"{protocol.samples:,} {_share(protocol.samples / SAMPLES)}",
         *(steps.get(label, "not run") for label in METHODS),
-        by_text({label: f"{row['reward_queries']:,}" for label, row in spent.items()}),
-        by_text({label: _percent(share) for label, share in protocol.own_statistics.items()}) or UNKNOWN,
+        by_text({label: f"{spent[label]['reward_queries']:,}" for label in METHODS if label in spent}),
+        by_text({label: _percent(shares[label]) for label in METHODS if label in shares}) or UNKNOWN,
     )
 
 
@@ -149,6 +153,7 @@ def _protocol_frame(protocol: Protocol) -> list[dict[str, object]]:
     return [
         {
             **context(group),
+            "protocol": group.protocol,
             "label": label,
             "learning_rate": rate,
             "samples": protocol.spent[label]["samples"],
@@ -229,6 +234,22 @@ class RatedCase(NamedTuple):
         return first > second
 
     @property
+    def lead(self) -> Values:
+        """The first method minus the second, by seed."""
+        first, second, *_ = self.cells.values()
+        return differences(first, second)
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are enough seeds for intervals."""
+        return all(len(values) >= MIN_RUNS for values in self.cells.values())
+
+    @property
+    def ahead(self) -> list[Values]:
+        """How far each method is ahead of the next in the order, by seed."""
+        return [differences(self.cells[better], self.cells[worse]) for better, worse in pairwise(self.order)]
+
+    @property
     def whole(self) -> bool:
         """Whether all methods are in the row's order."""
         return all(better > worse for better, worse in pairwise(self.points.values()))
@@ -249,8 +270,9 @@ def rated_cases(group: Group, split: str, title: str, steps: list[int]) -> dict[
 
 
 def rate_order_table(groups: list[Group]) -> Table | None:
-    """Order of the paper's methods where all have the same learning rate, for each rate of a sweep, whose labels end in
-    their rate. Groups of one device and model; None without all methods of a row of `RATED` at one rate."""
+    """Order of the paper's methods where all have the same learning rate: for each rate of a sweep, whose labels end in
+    their rate, and where all methods of a profile share one. Groups of one device and model; None without all methods
+    of a row of `RATED` at one rate."""
     first = groups[0]
     steps = sorted({k for group in groups for k in group.steps_evaluated})
     splits = sorted({split for group in groups for split in group.splits})
@@ -267,9 +289,17 @@ def rate_order_table(groups: list[Group]) -> Table | None:
     if not known:
         return None
     seeds = {seed for case in known for values in case.cells.values() for seed in values}
-    only = "one tuning seed" if len(seeds) == 1 else f"{len(seeds)} tuning seeds"
+    tuning = "tuning " * (splits == ["tuning"])
+    only = f"one {tuning}seed" if len(seeds) == 1 else f"{len(seeds)} {tuning}seeds"
+    intervals = (
+        f"With {MIN_RUNS} seeds or more a > b says that the 95 % interval of the difference paired by seed is above 0 "
+        "(Student's t), a ~ b that the order is not established, and the difference of the first two of a row stands "
+        "behind it."
+        if any(case.decides for case in known)
+        else f"{only.capitalize()}: no interval, no verdict."
+    )
     note = (
-        f"{only.capitalize()}: no interval, no verdict. Best first, by value. The last columns: at how many "
+        f"{intervals} Best first, by value. The last columns: at how many "
         "numbers of sampling steps SDPO is above DDPO, and all are in the paper's order, "
         + ", or ".join(" > ".join(names) for names in RATED.values())
         + "."
@@ -281,7 +311,7 @@ def rate_order_table(groups: list[Group]) -> Table | None:
         step_header("trained on", steps, "SDPO above DDPO", "whole order", first=("learning rate",)),
         tuple(blocks),
         pd.DataFrame([row for case in known for row in _rated_frame(case)]),
-        _rated_answer(known, only),
+        _rated_answer([case for case in known if case.split == case.group.shown_split], only),
         Subject.ORDER_RATE,
     )
 
@@ -293,17 +323,35 @@ def _rated_texts(cases: list[RatedCase | None]) -> list[str]:
         if case is None:
             texts.append(DASH)
             continue
-        points = case.points
-        decimals = decimals_of(points.values())
-        texts.append(", ".join(f"{name} {points[name]:.{decimals}f}" for name in case.order))
+        texts.append(_rated_text(case))
     known = [case for case in cases if case]
-    counts = sum(case.first_above for case in known), sum(case.whole for case in known)
-    return [*texts, *(f"{count} of {len(known)}" for count in counts)]
+    above = f"{sum(case.first_above for case in known)} of {len(known)}{_sure_text(known)}"
+    return [*texts, above, f"{sum(case.whole for case in known)} of {len(known)}"]
+
+
+def _rated_text(case: RatedCase) -> str:
+    """Methods with their values, best first; with enough seeds also which leads are established, and the first's."""
+    points, order = case.points, case.order
+    decimals = decimals_of(points.values())
+    named = [f"{name} {points[name]:.{decimals}f}" for name in order]
+    if not case.decides:
+        return ", ".join(named)
+    signs = [">" if clearly(values) > 0 else "~" for values in case.ahead]
+    text = named[0] + "".join(f" {sign} {name}" for sign, name in zip(signs, named[1:], strict=True))
+    first, second = RATED[case.title][:2]
+    return f"{text}; {first} minus {second} {mean_text(case.lead, decimals, '+')}"
+
+
+def _sure_text(cases: list[RatedCase]) -> str:
+    """In how many cases the first method is above the second by an interval; empty without intervals."""
+    decided = [case for case in cases if case.decides]
+    return f" ({sum(clearly(case.lead) > 0 for case in decided)} by an interval above 0)" if decided else ""
 
 
 def _rated_frame(case: RatedCase) -> list[dict[str, object]]:
     """Rows of the table's frame, one a method."""
     points = case.points
+    ahead = [summarised(values) for values in (*case.ahead, {})]
     return [
         {
             **context(case.group),
@@ -316,9 +364,12 @@ def _rated_frame(case: RatedCase) -> list[dict[str, object]]:
             "label": name,
             "n": len(case.cells[name]),
             "value": points[name],
+            "ahead_of_next": lead["value"],
+            "low": lead["low"],
+            "high": lead["high"],
             "seeds": seeds_text(case.cells[name]),
         }
-        for rank, name in enumerate(case.order, 1)
+        for rank, (name, lead) in enumerate(zip(case.order, ahead, strict=True), 1)
     ]
 
 
@@ -332,26 +383,31 @@ def _rated_answer(known: list[RatedCase], only: str) -> str:
         if all(case.whole for case in cases):
             whole.setdefault((group.reward, group.steps), []).append(f"{rate:g}")
     found = "; ".join(f"{cells_text([cell])} at {joined(rates)}" for cell, rates in whole.items())
-    above: dict[str, list[bool]] = {}
+    titles: dict[str, list[RatedCase]] = {}
     for case in known:
-        above.setdefault(case.title, []).append(case.first_above)
+        titles.setdefault(case.title, []).append(case)
     counts = "; ".join(
-        f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(sides)} of {len(sides)} cases"
-        for title, sides in above.items()
+        f"{title}, {RATED[title][0]} is above {RATED[title][1]} in {sum(case.first_above for case in cases)} of "
+        f"{len(cases)} cases{_sure_text(cases)}"
+        for title, cases in titles.items()
     )
+    how = "by the estimates" if any(case.decides for case in known) else "no interval and no verdict"
     return (
-        f"One learning rate for all methods, {only}, no interval and no verdict: the paper's whole order, "
+        f"One learning rate for all methods, {only}, {how}: the paper's whole order, "
         f"{' > '.join(METHODS)}, stands at every number of sampling steps "
         f"{f'on {found}' if found else 'at no rate'}. Of {counts}."
     )
 
 
 def _swept(group: Group) -> dict[float, dict[str, str]]:
-    """By learning rate, smallest first: the labels that end in it, by what comes before it."""
+    """By learning rate, smallest first: the labels that end in it, by what comes before it; and, where all methods of
+    the profile share one rate, those without a rate in their label."""
     found: dict[float, dict[str, str]] = {}
     for run in group.runs:
         rate = float(run.config["learning_rate"])
         name = run.label.removesuffix(f" {rate:g}")
         if name != run.label:
             found.setdefault(rate, {})[name] = run.label
+        elif group.protocol == "shared" and run.label != PRETRAINED:
+            found.setdefault(rate, {}).setdefault(name, name)
     return dict(sorted(found.items()))
