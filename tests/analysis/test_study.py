@@ -666,6 +666,10 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
     assert missing not in tables["order_queries"].note
     assert missing in dict(overview([group], [*tables.values()]).verdicts)["Best at equal optimiser steps"]
 
+    alone = stepping({"SDPO": 50, "DDPO": 2}, {2: 0.5, 20: 0.7})
+    verdicts = dict(overview([alone], build_tables([alone])).verdicts)
+    assert verdicts["Best at equal optimiser steps"] == missing, "DDPO leads nobody"
+
 
 def test_what_a_critic_explains():
     """Twelve epochs with 0.1 at step 1 and 0.2 to 0.4 at the others, 0.01 more a seed and 0.1 in the last third."""

@@ -72,15 +72,17 @@ class Lead(NamedTuple):
 
 
 def leads(groups: Iterable[Group]) -> list[Lead]:
-    """The leads on the shown split, where there are two methods."""
+    """The leads on the shown split, where there are two methods. One that stands alone because `at_equal` left the
+    others out leads nobody."""
     found = []
     for group in groups:
         split = group.shown_split
         decimals = decimals_of(group.values.loc[group.values["reward"] == group.reward, "value"])
         for steps in group.steps_evaluated:
-            (best, _), *others = ranking(group, split, steps) or [("", False)]
-            if others:
-                second, sure = others[0]
+            order = ranking(group, split, steps)
+            trained = sum(label != PRETRAINED for label, _ in order)
+            if len(order) > 1 and (trained > 1 or not group.left_out):
+                (best, _), (second, sure), *_ = order
                 cells = Pair("", group, best, group, second).cells(split, steps)
                 text = difference_text(*cells, decimals)
                 found.append(Lead(group, steps, best, second, sure, differences(*cells), text))
