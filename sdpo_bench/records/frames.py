@@ -53,8 +53,8 @@ EVAL_COLUMNS = (*MeanRow._fields[:_VALUE], "prompt", "noise_seed", *MeanRow._fie
 
 
 def spending(run: RunRecord) -> dict[int, tuple[float, ...]]:
-    """What a run had spent after each epoch, and before the first, of `TRAINED`: `compute` is the denoiser's forward
-    passes plus `BACKWARD` times its backward passes. Empty for a run of a version that did not record them."""
+    """Totals of `TRAINED` after each epoch of a run, and before the first: `compute` is the denoiser's forward passes
+    plus `BACKWARD` times its backward passes. Empty for a run of a version that did not record them."""
     if not all("backward_passes" in row for row in run.train):
         return {}
     return {0: (0,) * len(TRAINED)} | {

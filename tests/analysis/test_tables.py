@@ -29,7 +29,7 @@ from support.synthetic_records import (
 )
 from support.table_files import csv_rows, markdown_tables
 
-from sdpo_bench.analysis import comparisons
+from sdpo_bench.analysis import comparisons, outputs
 from sdpo_bench.analysis.compare import compare_with_reference
 from sdpo_bench.analysis.comparisons import load_groups, load_results, smallest_total
 from sdpo_bench.analysis.outputs import write_all
@@ -436,12 +436,20 @@ def run_folders_of(*profiles: Path) -> set[Path]:
     return {path.resolve() for profile in profiles for path in profile.glob("raw/*")}
 
 
-def test_tables_reads_each_run_once(small, reads):
-    write_all(small)
+def test_tables_reads_each_run_once(small, reads, monkeypatch, capsys):
+    """Also for the page over all profiles, which is made and checked where no folder is named."""
+    monkeypatch.setattr(outputs, "reference_results", lambda: small.parent)
+    assert main(["tables"]) == 0
     reads.clear()
-    assert main(["tables", str(small), "--check"]) == 0
+    assert main(["tables", "--check"]) == 0
     assert {*reads} == run_folders_of(small)
     assert {*reads.values()} == {1}
+    page = small.parent / "README.md"
+    assert "| alignment | 4 | tuned, 0.0001 |" not in page.read_text()
+    assert "| alignment | 4 | tuned | 3,840 | 2 | DDPO | ~ SDPO +0.00" in page.read_text()
+    page.write_text("edited")
+    assert main(["tables", "--check"]) == 1
+    assert f"{page}: other" in capsys.readouterr().out
 
 
 def test_the_end_of_reproduce_reads_each_run_once(small, tmp_path, monkeypatch, reads):

@@ -160,7 +160,7 @@ class Spent(NamedTuple):
 
 
 def spent(group: Group) -> dict[str, Spent]:
-    """What each method of a group had spent at the values that the group shows."""
+    """Spending of each method of a group at the values that the group shows."""
     frame = group.values[group.values["reward"] == group.reward]
     ends = frame.groupby(["label", "run"])[[*Spent._fields]].max().groupby("label").mean()
     return {label: Spent(*ends.loc[label]) for label in group.methods if label in ends.index}

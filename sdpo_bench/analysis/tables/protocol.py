@@ -259,7 +259,7 @@ def rated_cases(group: Group, split: str, title: str, steps: list[int]) -> dict[
     """By learning rate at which all methods of a row of `RATED` were run: a case for each number of steps, None where
     one of them was not evaluated."""
     found = {}
-    for rate, labels in _swept(group).items():
+    for rate, labels in swept(group).items():
         names = RATED[title]
         if {*names} <= labels.keys():
             cells = {k: {name: group.cell(labels[name], group.reward, split, k) for name in names} for k in steps}
@@ -399,7 +399,7 @@ def _rated_answer(known: list[RatedCase], only: str) -> str:
     )
 
 
-def _swept(group: Group) -> dict[float, dict[str, str]]:
+def swept(group: Group) -> dict[float, dict[str, str]]:
     """By learning rate, smallest first: the labels that end in it, by what comes before it; and, where all methods of
     the profile share one rate, those without a rate in their label."""
     found: dict[float, dict[str, str]] = {}
