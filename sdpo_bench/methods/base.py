@@ -121,6 +121,11 @@ class Method:
         return False
 
     @property
+    def weighs_by_sigma(self) -> bool:
+        """Whether the loss at a step is weighed by the step's noise: its batch then has `relative_sigma`."""
+        return False
+
+    @property
     def all_noise_levels(self) -> bool:
         """Whether finished samples are noised to levels drawn from all of the model's timesteps, not to those of the K
         steps."""
