@@ -83,7 +83,7 @@ class Method:
     trains_last_step: ClassVar[bool] = True
     """False: its loss leaves the last step out, whatever --train-last-step says."""
     shared_noise: ClassVar[bool] = True
-    """Whether the samples of a group share their initial noise."""
+    """Whether the samples of a group share their initial noise, where --shared-noise does not say otherwise."""
     clips_ratio: ClassVar[bool] = True
     """Whether --clip-range acts on its loss."""
     weighs_advantages: ClassVar[bool] = True
