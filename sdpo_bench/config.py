@@ -60,6 +60,7 @@ LATER = (
     "reward_batch",
     "reward_dtype",
     "sampler",
+    "shared_noise",
     "step_shuffle",
     "train_share",
     "train_window",
@@ -219,7 +220,10 @@ class RolloutConfig(Group):
     pairs: int = at_least(1, 32)
     """Pairs (groups) of samples per epoch. [official: 128 over 4 GPUs, 32 on each]"""
     group_size: int | None = at_least(2, None)
-    """Samples of a prompt that share their initial noise; default: the method's own, 2 (a pair) but for grpo's 8."""
+    """Samples of a prompt in a group; default: the method's own, 2 (a pair) but for grpo's 8."""
+    shared_noise: bool | None = None
+    """Whether the samples of a group start from the same initial noise; default: the method's own, False for those that
+    learn from finished samples and for draft. [official: shared]"""
     train_split: Literal["seen", "tuning"] = "seen"
     """The prompt list that is trained on; tuning runs have one of their own."""
     dense: Dense = "anchored"
@@ -415,6 +419,11 @@ class RunConfig(
         method, size = self.method_class, self.samples_per_group
         if method.pairwise and size != 2:
             raise UserError(f"--group-size is {size}; {method.title} learns from pairs, so expected 2")
+        if self.shares_noise and not method.stochastic:
+            raise UserError(
+                f"--shared-noise True: {method.title} samples without step noise, so the samples of a group would all "
+                f"be the same; leave it out"
+            )
         if method.normalizer == "group" and size < 4:
             raise UserError(
                 f"--group-size is {size}; {method.title} normalises advantages within a group, and those of two "
@@ -426,10 +435,11 @@ class RunConfig(
         from sdpo_bench.methods import build_method
 
         method = self.method_class
-        if self.steps < 2 and method.shared_noise:
+        if self.steps < 2 and self.shares_noise:
             raise UserError(
                 f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
-                f"after one step both show the same picture and no reward difference is left to learn from"
+                f"after one step both show the same picture and no reward difference is left to learn from "
+                f"(or give --shared-noise False)"
             )
         if self.trained_steps < 1:
             raise UserError(
@@ -483,6 +493,8 @@ class RunConfig(
         row["method"] = method.to_json() if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
         row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
+        if self.shared_noise == self.method_class.shared_noise:  # which was every run's
+            row["shared_noise"] = None
         if self.noise_level == NOISE_LEVELS.get(self.sampler, NOISE_LEVELS["flow_sde"]):  # which was every sampler's
             row["noise_level"] = None
         given = [split for split, path in (("seen", self.prompts), ("unseen", self.unseen_prompts)) if path]
@@ -513,8 +525,13 @@ class RunConfig(
 
     @property
     def samples_per_group(self) -> int:
-        """G, the samples of a prompt that share their initial noise."""
+        """G, the samples of a prompt in a group."""
         return self.method_class.group_size if self.group_size is None else self.group_size
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the samples of a group start from the same initial noise."""
+        return self.method_class.shared_noise if self.shared_noise is None else self.shared_noise
 
     @property
     def trained_steps(self) -> int:

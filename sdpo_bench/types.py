@@ -76,6 +76,7 @@ class StepBatch:
     reference_log_prob: [P, G], or None where the method does not take it
     reference_output, old_output: the output [P, G, C, H, W] of the pretrained model, and of the model that sampled, or
         None where the method does not take it
+    relative_sigma: [P], the step's sigma over the mean of the trained steps', or None where the method does not take it
     """
 
     step: Tensor
@@ -87,6 +88,7 @@ class StepBatch:
     reference_log_prob: Tensor | None
     reference_output: Tensor | None = None
     old_output: Tensor | None = None
+    relative_sigma: Tensor | None = None
 
 
 @dataclass

@@ -178,6 +178,7 @@ def test_defaults_that_config_json_leaves_out_stay():
         "reward_batch": 32,
         "reward_dtype": "float32",
         "sampler": "auto",
+        "shared_noise": None,
         "step_shuffle": True,
         "train_share": 1.0,
         "train_window": None,

@@ -27,11 +27,14 @@ class Reproduce(TakesPlugins):
 
     profile: str = "quick"
     """quick; smoke (a minute, tests the install); sweep, sweep-k8, sweep-k20, sweep-k50, sweep-jpeg, sweep-jpeg-k20
-    (learning rates); recent, recent-colourfulness, recent-sweep (the methods of 2024 to 2026 on two rewards, and their
-    learning rates); first-look (K = 4 against K = 20); full (all methods, ablations, rewards, K: a night and more);
-    paper-k20, paper-k4 (the paper's number of samples, one learning rate for all methods: days), paper-k20-quarter (a
-    quarter of that: hours), paper-k20-rates, paper-k4-rates, paper-pilot (other shared rates), paper-why-k4 (as many
-    optimiser steps for all, and what public code does otherwise); sd-turbo (the paper's setting, on GPUs)."""
+    (learning rates); recent, recent-colourfulness, recent-sweep, recent-sweep-edge (the methods of 2024 to 2026 on
+    two rewards, and their learning rates), recent-shared (one rate for all), recent-guard (GRPO-Guard by K);
+    first-look (K = 4 against K = 20); full (all methods, ablations, rewards, K: a night and more); paper-k20,
+    paper-k4 (the paper's number of samples, one learning rate for all methods: days), paper-k20-quarter (a quarter of
+    that: hours), paper-k20-rates, paper-k4-rates, paper-pilot (other shared rates), paper-k50, paper-k20-jpeg
+    (another K or reward), paper-k20-tuned, paper-k4-tuned (each method's own rate), paper-k20-settings,
+    paper-k20-prompts, paper-k20-lora-rates (settings of the paper, one at a time), paper-why-k4, paper-why-k20 (as
+    many optimiser steps for all, and what public code does otherwise); sd-turbo (the paper's setting, on GPUs)."""
     results: Path = Path("runs")
     """The folder to write to, with a subfolder for each profile. results/ has the committed results to compare with."""
     methods: tuple[str, ...] = ()

@@ -41,11 +41,12 @@ def compute_dense_rewards(name: str, trajectory: Trajectory, score: Score) -> De
     return DenseRewards(interpolate(plan, values), plan.queried, queries)
 
 
-def most_queries(name: str, steps: int, group: int = 2) -> int:
-    """The maximum number of images that the plan `name` scores for a group of samples with K = `steps`."""
+def most_queries(name: str, steps: int, group: int = 2, shared: bool = True) -> int:
+    """The maximum number of images that the plan `name` scores for a group of samples with K = `steps`, whose first
+    image they share or not."""
     queries = PLANS[name].queries
     each = steps if queries is None else min(queries, steps)
-    return group * each - (group - 1) * (each > 1)
+    return group * each - (group - 1) * (each > 1 and shared)
 
 
 __all__ = [

@@ -80,7 +80,7 @@ def passes(config: RunConfig) -> dict[str, int]:
     initial noise shares its first step."""
     method = build_method(config.method, config.options)
     samples = config.pairs * config.epochs * config.samples_per_group
-    repeated = (samples - config.pairs * config.epochs) * method.shared_noise  # first steps that are another sample's
+    repeated = (samples - config.pairs * config.epochs) * config.shares_noise  # first steps that are another sample's
     trained = samples * config.steps_each
     if method.learns_from in ("step", "trajectory"):
         trained -= round(repeated * trained_first_steps(config))
@@ -154,7 +154,8 @@ def work(config: RunConfig) -> dict[str, float]:
     """The number of units of each kind of work in a run: see `Cost`. UserError for prompts that cannot be read."""
     method = build_method(config.method, config.options)
     pictures = config.samples_per_group * config.pairs * config.epochs
-    queries = most_queries(config.dense if method.dense else "terminal", config.steps, config.samples_per_group)
+    plan = config.dense if method.dense else "terminal"
+    queries = most_queries(plan, config.steps, config.samples_per_group, config.shares_noise)
     again = (method.reference or method.reference_output) + (method.learns_from == "noised" and method.old_output)
     term = method.reward_gradient(config.steps)
     through = 0 if term is None else term.noisings or term.last_steps

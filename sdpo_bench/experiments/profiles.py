@@ -17,14 +17,17 @@ from sdpo_bench.experiments.learning_rates import SWEEP, given_rates, learning_r
 from sdpo_bench.experiments.variants import (
     ABLATIONS,
     GROUPS,
+    INNER,
     PAPER_METHODS,
     RECENT,
+    SETTINGS,
     STUDIED,
     VARIANTS,
     WHY,
     Options,
 )
 from sdpo_bench.methods import METHODS
+from sdpo_bench.prompts import ALL
 
 
 def canonical(profile: str) -> str:
@@ -115,14 +118,16 @@ def quick(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     return [start(), *(run(name, seed, **settings) for seed in seeds for name in methods)]
 
 
-def _sweep(methods: Sequence[str], seeds: Sequence[int], steps: int, **changes: Any) -> list[RunConfig]:
+def _sweep(
+    methods: Sequence[str], seeds: Sequence[int], steps: int, rates: Sequence[float] = SWEEP, **changes: Any
+) -> list[RunConfig]:
     # Prompts, noises and seeds of its own: learning rates are not chosen on what is reported.
     tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "eval_noises": 8}
     tuning |= {"steps": steps, "eval_every": EPOCHS[steps], **changes}
     return [start(**tuning)] + [
         run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **tuning)
         for seed in seeds
-        for rate in SWEEP
+        for rate in rates
         for name in methods
     ]
 
@@ -162,6 +167,14 @@ def recent_sweep(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig
     return _sweep(methods, seeds, 4)
 
 
+def recent_sweep_edge(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Higher rates for the methods of `recent_sweep` whose best one is its highest."""
+    return _sweep(methods, seeds, 4, EDGE_RATES)
+
+
+EDGE_RATES = (3e-4, 1e-3, 3e-3)  # the first is that edge
+
+
 def recent(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """The methods of 2024 to 2026 beside SDPO, DDPO and REBEL at K = 4: equal samples, each with its swept rate."""
     return _recent(methods, seeds)
@@ -172,10 +185,27 @@ def recent_colourfulness(methods: Sequence[str], seeds: Sequence[int]) -> list[R
     return _recent(methods, seeds, reward="colourfulness")
 
 
-def _recent(methods: Sequence[str], seeds: Sequence[int], **changes: Any) -> list[RunConfig]:
+RECENT_SHARED_RATE = 3e-5  # a step below the rate that most of these methods were tuned to
+
+
+def recent_shared(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """The runs of `recent` with one learning rate for all methods."""
+    return _recent(methods, seeds, learning_rate=RECENT_SHARED_RATE)
+
+
+def recent_guard(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Does GRPO-Guard's correction of the ratio matter more at fewer steps? At K = 2, 4, 8 and 20, at equal samples and
+    one learning rate."""
+    return _recent(methods, seeds, (2, 4, 8, 20), learning_rate=RECENT_SHARED_RATE, epochs=EPOCHS[4])
+
+
+def _recent(
+    methods: Sequence[str], seeds: Sequence[int], steps: Sequence[int] = (4,), **changes: Any
+) -> list[RunConfig]:
     settings: Options = MEASURED | {"eval_last_rewards": (*MEASURED["eval_last_rewards"], "vendi_heldout", "kid_start")}
     settings |= changes
-    return [start(**settings), *(run(name, seed, **settings) for seed in seeds for name in methods)]
+    before = start(**{k: v for k, v in settings.items() if k not in ("epochs", "learning_rate")})
+    return [before, *(run(name, seed, steps=k, **settings) for seed in seeds for k in steps for name in methods)]
 
 
 def first_look(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -241,11 +271,19 @@ PAPER: Options = {
 }
 
 
-def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int = PAPER_EPOCHS) -> list[RunConfig]:
-    """All seeds of the paper's four methods, then the other methods."""
+def _paper(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    epochs: int = PAPER_EPOCHS,
+    rate: float | None = SHARED_RATE,
+    **changes: Any,
+) -> list[RunConfig]:
+    """All seeds of the paper's four methods, then the other methods. Without a `rate` each has its own."""
     first = [name for name in methods if name in PAPER_METHODS]
-    settings = PAPER | {"steps": steps, "learning_rate": SHARED_RATE, "epochs": epochs}
-    return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
+    settings = PAPER | changes | {"steps": steps, "epochs": epochs}
+    settings |= {} if rate is None else {"learning_rate": rate}
+    return [start(**{k: v for k, v in (PAPER | changes).items() if k != "epochs"})] + [
         run(name, seed, probe_every=PAPER_EPOCHS // 4 * (name == "sdpo"), **settings)
         for names in (first, [name for name in methods if name not in first])
         for seed in seeds
@@ -253,12 +291,19 @@ def _paper(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int
     ]
 
 
-def _paper_rates(methods: Sequence[str], seeds: Sequence[int], steps: int, epochs: int) -> list[RunConfig]:
-    settings = PAPER | {"steps": steps, "epochs": epochs}
+def _paper_rates(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    epochs: int,
+    rates: Sequence[float] = RATES_BESIDE,
+    **changes: Any,
+) -> list[RunConfig]:
+    settings = PAPER | {"steps": steps, "epochs": epochs} | changes
     return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
         run(name, seed, learning_rate=rate, label=f"{VARIANTS[name].label} {rate:g}", **settings)
         for seed in seeds
-        for rate in RATES_BESIDE
+        for rate in rates
         for name in methods
     ]
 
@@ -303,11 +348,62 @@ def paper_k4_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConf
 def paper_why_k4(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
     """Why the order at one shared rate is as it is: as many optimiser steps for all, and what public code does
     otherwise. Like `paper_k4` at a quarter of its length."""
+    return _paper_why(methods, seeds, 4)
+
+
+def paper_why_k20(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_why_k4`, at K = 20."""
+    return _paper_why(methods, seeds, 20)
+
+
+def _paper_why(methods: Sequence[str], seeds: Sequence[int], steps: int) -> list[RunConfig]:
     epochs = PAPER_EPOCHS // 4
-    settings = PAPER | {"epochs": epochs, "eval_every": epochs // 6, "learning_rate": SHARED_RATE}
+    settings = PAPER | {"epochs": epochs, "eval_every": epochs // 6, "learning_rate": SHARED_RATE, "steps": steps}
     return [start(**{k: v for k, v in PAPER.items() if k != "epochs"})] + [
         run(name, seed, **settings) for seed in seeds for name in methods
     ]
+
+
+def paper_k20_tuned(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20`, each method with the rate that its own sweep chose, at a fortieth of this length."""
+    return _paper(methods, seeds, 20, rate=None)
+
+
+def paper_k4_tuned(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k4`, each method with the rate that its own sweep chose, at an eighteenth of this length."""
+    return _paper(methods, seeds, 4, rate=None)
+
+
+def paper_k50(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20`, at K = 50, the paper's, and at a quarter of the length."""
+    return _paper(methods, seeds, 50, PAPER_EPOCHS // 4)
+
+
+def paper_k20_jpeg(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20_quarter`, on a reward that still rises at the end: JPEG compressibility, at its own rate."""
+    return _paper(methods, seeds, 20, PAPER_EPOCHS // 4, SHARED_RATE_JPEG, reward="jpeg_compressibility")
+
+
+SHARED_RATE_JPEG = 3e-5  # in `sweep_jpeg_k20` the step below the methods' best: none has diverged there
+
+
+def paper_k20_settings(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20_quarter`, with one of the paper's settings at a time: the last step trained, and 128 pairs an
+    epoch with 64 an update."""
+    return _paper(methods, seeds, 20, PAPER_EPOCHS // 4)
+
+
+def paper_k20_prompts(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20_quarter`, trained and evaluated on all 45 prompts, as the paper."""
+    return _paper(methods, seeds, 20, PAPER_EPOCHS // 4, prompts=ALL, eval_splits=("seen",))
+
+
+def paper_k20_lora_rates(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    """Like `paper_k20_quarter`, with a LoRA of rank 4, as the paper, at several shared rates: it needs higher ones."""
+    return _paper_rates(methods, seeds, 20, PAPER_EPOCHS // 4, LORA_RATES, finetune="lora")
+
+
+LORA_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # 1e-4 does not move it: it has 23,552 weights
 
 
 def sd_turbo(
@@ -383,6 +479,10 @@ PAPER_REST = ("ddpo_critic", "prdp", "sdpo_causal", "ddpo_dense", *PER_STEP)
 SWEPT = (*STUDIED, *PER_STEP)
 
 
+# Their best rate in `recent_sweep` is its highest.
+AT_THE_EDGE = ("grpo_guard", "pso", "draft", "rtdmd_lite")
+
+
 PROFILES = {
     "quick": Profile(quick, STUDIED, (0, 1)),
     "smoke": Profile(smoke, ("sdpo", "ddpo"), (0,)),
@@ -392,6 +492,9 @@ PROFILES = {
     "sweep_k50": Profile(sweep_k50, STUDIED, TUNING_SEEDS, protocol="sweep"),
     "sweep_jpeg": Profile(sweep_jpeg, STUDIED, TUNING_SEEDS, protocol="sweep"),
     "recent_sweep": Profile(recent_sweep, (*RECENT, *GROUPS), TUNING_SEEDS, protocol="sweep"),
+    "recent_sweep_edge": Profile(recent_sweep_edge, AT_THE_EDGE, TUNING_SEEDS, protocol="sweep"),
+    "recent_shared": Profile(recent_shared, COMPARED, (0, 1, 2, 3, 4), protocol="shared"),
+    "recent_guard": Profile(recent_guard, ("grpo", "grpo_guard"), (0, 1, 2, 3, 4), protocol="shared"),
     "recent": Profile(recent, COMPARED, (0, 1, 2, 3, 4)),
     "recent_colourfulness": Profile(recent_colourfulness, COMPARED, (0, 1, 2, 3, 4)),
     "sweep_jpeg_k20": Profile(sweep_jpeg_k20, STUDIED, TUNING_SEEDS, protocol="sweep"),
@@ -405,10 +508,23 @@ PROFILES = {
     "paper_k4_rates": Profile(paper_k4_rates, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
     "paper_why_k4": Profile(
         paper_why_k4,
-        (*PAPER_METHODS, *PER_STEP, *WHY, "prdp", "ddpo_critic"),
+        (*PAPER_METHODS, *PER_STEP, *INNER[4], *WHY, "prdp", "ddpo_critic"),
         (0, 1, 2, 3, 4),
         protocol="shared",
     ),
+    "paper_why_k20": Profile(
+        paper_why_k20,
+        (*PAPER_METHODS, *PER_STEP, *INNER[20], *WHY, "prdp", "ddpo_critic"),
+        (0, 1, 2, 3, 4),
+        protocol="shared",
+    ),
+    "paper_k20_tuned": Profile(paper_k20_tuned, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k4_tuned": Profile(paper_k4_tuned, (*PAPER_METHODS, *PAPER_REST), (0, 1, 2, 3, 4)),
+    "paper_k50": Profile(paper_k50, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_jpeg": Profile(paper_k20_jpeg, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_settings": Profile(paper_k20_settings, (*PAPER_METHODS, *SETTINGS), (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_prompts": Profile(paper_k20_prompts, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
+    "paper_k20_lora_rates": Profile(paper_k20_lora_rates, PAPER_METHODS, (0, 1, 2, 3, 4), protocol="shared"),
     "sd_turbo": Profile(sd_turbo, STUDIED, (0,), "cuda", ("rewards", "model", "revision", "learning_rates"), "shared"),
 }
 

@@ -74,12 +74,21 @@ for _name in ("ddpo_dense", "dense_grpo"):
     VARIANTS[_name] = Variant(_name, METHODS[_name].title, {"dense": "exact"})
 
 
-# Why an order holds at one shared rate: the number of optimiser steps, and what public code does otherwise. Those of
-# the trained steps at K = 4 are three.
+# Why an order holds at one shared rate: the number of optimiser steps, and what public code does otherwise. As many
+# inner epochs as trained steps, by K.
+INNER = {
+    steps: {
+        f"{name}_inner{steps - 1}": Variant(
+            name, f"{METHODS[name].title} ({steps - 1} inner epochs)", {"inner_epochs": steps - 1}
+        )
+        for name in ("ddpo", "rebel", "prdp")
+    }
+    for steps in (4, 20)
+}
 WHY = {
-    "ddpo_inner3": Variant("ddpo", "DDPO (3 inner epochs)", {"inner_epochs": 3}),
-    "rebel_inner3": Variant("rebel", "REBEL (3 inner epochs)", {"inner_epochs": 3}),
-    "prdp_inner3": Variant("prdp", "PRDP (3 inner epochs)", {"inner_epochs": 3}),
+    # At PRDP's beta of 1 neither its target nor its tie to the pretrained model is felt (docs/methods/prdp.md).
+    "prdp_low_beta": Variant("prdp", "PRDP (beta 0.1)", {"options": {"beta": 0.1}}),
+    "prdp_high_beta": Variant("prdp", "PRDP (beta 10)", {"options": {"beta": 10.0}}),
     # RLCM's REBEL adds up the log-probs of a batch of two pairs; its clip of the gradient's norm always acts here.
     "rebel_batch_sum": Variant("rebel", "REBEL (batch sum)", {"options": {"batch_sum": 2.0}}),
     "rebel_no_norm_clip": Variant("rebel", "REBEL (no norm clip)", {"max_grad_norm": NO_CLIPPING}),
@@ -87,7 +96,7 @@ WHY = {
     # D3PO's public code takes an optimiser step for each pair.
     "d3po_pair_updates": Variant("d3po", "D3PO (an update a pair)", {"pairs_per_update": 1}),
 }
-VARIANTS |= WHY
+VARIANTS |= WHY | INNER[4] | INNER[20]
 
 
 METHOD_NAMES = ("sdpo", "sdpo_causal", "ddpo", "rebel", "prdp", "d3po")
@@ -104,3 +113,16 @@ RECENT = (
 
 
 PAPER_METHODS = ("sdpo", "ddpo", "rebel", "d3po")  # that its figure compares
+
+
+# Settings of the paper's runs that the study's differ in, one at a time. With four times as many samples an epoch, a
+# quarter of the paper's length is 28 epochs.
+SETTINGS = {
+    f"{name}_{setting}": Variant(name, f"{METHODS[name].title} ({words})", changes)
+    for setting, words, changes in (
+        ("last_step", "last step", {"train_last_step": True}),
+        ("128_pairs", "128 pairs", {"pairs": 128, "pairs_per_update": 64, "epochs": 28, "eval_every": 4}),
+    )
+    for name in PAPER_METHODS
+}
+VARIANTS |= SETTINGS

@@ -19,6 +19,7 @@ with
   "reward": there is no `loss`; `reward_gradient` says how the reward's own gradient is taken;
 - `shared_noise`, `stochastic`, `group_size`: how its training samples are made;
 - `clips_ratio`, `weighs_advantages`: whether --clip-range and --advantage-clip act on its loss (api/unused.py);
+- `weighs_by_sigma`: the loss takes the step's share of the noise;
 - `old_output`, `reference_output`: the loss takes the output of the model that sampled, or of the pretrained one;
 - `keeps_old_weights`, `old_decay`: an average of earlier weights is kept; `samples_with_old_weights`: it also samples;
 - `shared_noising`, `all_noise_levels`: how finished samples are noised anew;

@@ -83,7 +83,7 @@ class Method:
     trains_last_step: ClassVar[bool] = True
     """False: its loss leaves the last step out, whatever --train-last-step says."""
     shared_noise: ClassVar[bool] = True
-    """Whether the samples of a group share their initial noise."""
+    """Whether the samples of a group share their initial noise, where --shared-noise does not say otherwise."""
     clips_ratio: ClassVar[bool] = True
     """Whether --clip-range acts on its loss."""
     weighs_advantages: ClassVar[bool] = True
@@ -118,6 +118,11 @@ class Method:
     def old_output(self) -> bool:
         """Whether the loss takes the output of the model that sampled, or of the old weights. At stored steps it is
         kept from sampling; at samples that are noised anew it is a forward pass more."""
+        return False
+
+    @property
+    def weighs_by_sigma(self) -> bool:
+        """Whether the loss at a step is weighed by the step's noise: its batch then has `relative_sigma`."""
         return False
 
     @property

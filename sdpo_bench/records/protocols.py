@@ -15,12 +15,15 @@ PROTOCOLS = {
 
 PROFILES = {
     **dict.fromkeys(("smoke", "quick", "first_look", "full", "recent", "recent_colourfulness"), "tuned"),
+    **dict.fromkeys(("paper_k20_tuned", "paper_k4_tuned"), "tuned"),
     **dict.fromkeys(
         ("paper_k20", "paper_k4", "paper_k20_quarter", "paper_k20_rates", "paper_k4_rates", "paper_why_k4", "sd_turbo"),
         "shared",
     ),
+    **dict.fromkeys(("paper_k50", "paper_k20_jpeg", "paper_why_k20", "recent_shared", "recent_guard"), "shared"),
+    **dict.fromkeys(("paper_k20_settings", "paper_k20_prompts", "paper_k20_lora_rates"), "shared"),
     **dict.fromkeys(("sweep", "sweep_k8", "sweep_k20", "sweep_k50", "sweep_jpeg", "sweep_jpeg_k20"), "sweep"),
-    **dict.fromkeys(("recent_sweep", "paper_pilot"), "sweep"),
+    **dict.fromkeys(("recent_sweep", "recent_sweep_edge", "paper_pilot"), "sweep"),
 }
 """By profile, which is the name of a results folder too: for plans of versions that did not name the protocol."""
 

@@ -142,7 +142,7 @@ class EpochPlan:
                 config.samples_per_group,
                 config.seed,
                 epoch,
-                shared_noise=method.shared_noise,
+                shared_noise=config.shares_noise,
             ),
             inner_epochs=inner_epochs,
             log_prob_steps=trained[-1] + 1 if method.learns_from in ("step", "trajectory") else 0,

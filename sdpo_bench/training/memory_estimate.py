@@ -296,9 +296,8 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
 def pictures_of_an_epoch(config: RunConfig) -> int:
     """The maximum number of images that are decoded for scoring."""
-    return config.pairs * most_queries(
-        config.dense if METHODS[config.method].dense else "terminal", config.steps, config.samples_per_group
-    )
+    plan = config.dense if METHODS[config.method].dense else "terminal"
+    return config.pairs * most_queries(plan, config.steps, config.samples_per_group, config.shares_noise)
 
 
 def largest_rows(costs: Costs, config: RunConfig, memory: float) -> int | None:

@@ -185,6 +185,13 @@ class Updater:
         with self.old_weights.applied():
             return predict()
 
+    def relative_sigma(self, trajectory: Trajectory) -> Tensor:
+        """Each step's sigma over the mean of the trained steps', [K]. Steps outside a window draw no noise, and do not
+        count."""
+        sigma = trajectory.coefficients[:, 4]
+        trained = sigma[: self.config.trained_steps]
+        return sigma * (trained > 0).sum() / trained.sum()
+
     @contextlib.contextmanager
     def sampling_weights(self) -> Iterator[None]:
         """Within this context the policy has the weights that training samples are made with."""
@@ -314,6 +321,7 @@ class Updater:
                 reference_log_prob=None if reference_log_prob is None else reference_log_prob[pairs, :, steps],
                 reference_output=reference_output,
                 old_output=old_output,
+                relative_sigma=self.relative_sigma(trajectory)[steps] if self.method.weighs_by_sigma else None,
             )
             result, grad = self.method.loss_and_grad(output.detach(), step_batch, grad_scale=1 / entries, **self.clips)
             output.backward(grad)

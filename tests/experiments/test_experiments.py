@@ -168,6 +168,38 @@ def test_a_comparison_with_the_start_costs_its_sampling():
     assert dearer == pytest.approx(tflop / (GPUCost.peak * GPUCost.utilisation))
 
 
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [("tuned", 1), ("jpeg", 4), ("settings", 4), ("prompts", 4), ("lora_rates", 4)],
+)
+def test_the_papers_other_settings_have_their_length(name, ratio):
+    """The paper's samples or a quarter of them; four times as many an epoch do not divide it evenly."""
+    configs = [config for config in build(f"paper_k20_{name}") if config.epochs]
+    samples = {2 * config.pairs * config.epochs for config in configs}
+    assert samples <= {29_184 // ratio, *([28 * 256] if name == "settings" else [])}
+    assert {config.steps for config in configs} == {20}
+
+
+def test_why_has_as_many_inner_epochs_as_trained_steps():
+    for steps in (4, 20):
+        configs = build(f"paper_why_k{steps}", seeds=[0])
+        inner = {config.label: config for config in configs if config.inner_epochs > 1}
+        assert {f"{name} ({steps - 1} inner epochs)" for name in ("DDPO", "REBEL", "PRDP")} == inner.keys()
+        assert {config.inner_epochs for config in inner.values()} == {config.trained_steps for config in configs[1:]}
+        betas = {config.options["beta"] for config in configs if config.label.startswith("PRDP (beta")}
+        assert betas == {0.1, 10}
+
+
+def test_higher_rates_are_tried_where_the_best_is_the_sweeps_highest():
+    at_the_edge = {
+        name for name in variants.RECENT if learning_rates.learning_rate(name, 4) == max(learning_rates.SWEEP)
+    }
+    assert set(profiles.AT_THE_EDGE) == at_the_edge
+    assert min(profiles.EDGE_RATES) == max(learning_rates.SWEEP)
+    swept = build("recent_sweep_edge")
+    assert {(config.eval_splits, config.eval_seed) for config in swept} == {(("tuning",), 1)}
+
+
 def test_the_pilot_shares_no_data_with_the_papers_comparison():
     pilot = build("paper_pilot")
     assert {(config.eval_splits, config.train_split) for config in pilot if config.epochs} == {(("tuning",), "tuning")}
@@ -217,7 +249,7 @@ def test_narrowing_and_widening():
     assert configs[1].updates == "step"
     with pytest.raises(UserError, match="unknown profile 'quik'; choose one of: first_look, full, paper_k20"):
         build("quik")
-    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: crd, d3po, d3po_pair_updates, ddpo"):
+    with pytest.raises(UserError, match="unknown method 'ppo'; choose one of: crd, d3po, d3po_128_pairs, d3po_last"):
         build("quick", ["ppo"])
     with pytest.raises(UserError, match="without repeats"):
         build("quick", None, [0, 0])

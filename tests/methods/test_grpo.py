@@ -50,10 +50,10 @@ def test_advantages_are_of_the_group_alone():
     assert found[1].tolist() == [0.0] * 4, "equal returns have no advantage"
 
 
-@pytest.mark.parametrize("kl", [0.0, 0.04])
-def test_the_gradient_is_that_of_the_loss(kl):
-    method = build_method("grpo", {"kl": kl})
-    output, batch = batch_of()
+@pytest.mark.parametrize(("kl", "step_weight"), [(0.0, 0), (0.04, 0), (0.0, 1), (0.04, 1)])
+def test_the_gradient_is_that_of_the_loss(kl, step_weight):
+    method = build_method("grpo", {"kl": kl, "step_weight": step_weight})
+    output, batch = batch_of(relative_sigma=torch.tensor([0.5, 1.5, 2.0]).double() if step_weight else None)
     leaf = output.clone().requires_grad_()
     result = method.loss(leaf, batch, **CLIPS)
     (expected,) = torch.autograd.grad(0.1 * result.loss.sum(), leaf)
@@ -69,6 +69,54 @@ def test_the_penalty_is_the_divergence_of_the_two_gaussians():
     means = (torch.distributions.Normal(a * batch.sample + b * m, sigma) for m in (output, batch.reference_output))
     divergence = torch.distributions.kl_divergence(*means).flatten(1).mean(1)  # per latent dimension, over the group
     torch.testing.assert_close((with_kl - without) / 2, divergence, rtol=1e-5, atol=1e-6)
+
+
+WEIGHED = [("grpo", {}), ("grpo_guard", {"reweight": 0}), ("flow_dppo", {}), ("dense_grpo", {}), ("rtdmd_lite", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), WEIGHED)
+def test_the_weight_of_a_step_multiplies_the_policys_part_alone(name, options):
+    """TempFlow-GRPO leaves the penalty as it is, as its authors say in their repository's issue 1."""
+    weights = torch.tensor([0.5, 1.5, 2.0]).double()
+    output, batch = batch_of()
+    method = build_method(name, options | {"kl": 0.5, "step_weight": 1})
+    plain = build_method(name, options | {"kl": 0.5})
+    penalty = method.penalty(output, batch)
+    policy = plain.loss(output, batch, **CLIPS).loss - penalty
+    result, grad = method.loss_and_grad(
+        output, dataclasses.replace(batch, relative_sigma=weights), grad_scale=1.0, **CLIPS
+    )
+    torch.testing.assert_close(result.loss, weights * policy + penalty)
+    without_kl = build_method(name, options).loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)[1]
+    both = plain.loss_and_grad(output, batch, grad_scale=1.0, **CLIPS)[1]
+    weight = weights.reshape(3, 1, 1, 1, 1)
+    torch.testing.assert_close(grad, weight * without_kl + both - without_kl)
+    assert "step_weight" in method.to_json()
+    assert "step_weight" not in plain.to_json(), "ids of earlier runs stay"
+
+
+def test_weights_of_steps_are_their_noise_over_its_mean(config):
+    config = dataclasses.replace(config, options={"step_weight": 1}, steps=4, train_last_step=False)
+    trainer, seen = trainer_of(config), {}
+    original = trainer.method.loss_and_grad
+
+    def keeping(output, batch, **options):
+        seen.update(zip(batch.step.tolist(), batch.relative_sigma.tolist(), strict=True))
+        return original(output, batch, **options)
+
+    object.__setattr__(trainer.method, "loss_and_grad", keeping)  # it is frozen
+    trainer.train_epoch(1)
+    sigma = trainer.policy.schedule(4, eta=1.0).table[:3, 4]
+    assert [seen[k] for k in range(3)] == pytest.approx((sigma / sigma.mean()).tolist())
+    window = trainer_of(dataclasses.replace(config, train_window=2))
+    trajectory = window.sample(window.plan(1))
+    sigma = trajectory.coefficients[:2, 4]
+    assert window.relative_sigma(trajectory)[:2].tolist() == pytest.approx((sigma / sigma.mean()).tolist())
+
+
+def test_two_weights_of_a_step_are_refused():
+    with pytest.raises(UserError, match=r"options of grpo_guard: reweight and step_weight.*give reweight 0"):
+        build_method("grpo_guard", {"step_weight": 1})
 
 
 def test_the_penalty_of_the_pretrained_model_is_0():

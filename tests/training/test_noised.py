@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from sdpo_bench.config import RunConfig
+from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import cost_model
+from sdpo_bench.methods import METHODS
 from sdpo_bench.policies import load_policy
 from sdpo_bench.rewards import load_reward
 from sdpo_bench.training.old_weights import OldWeights
@@ -47,6 +50,41 @@ def test_samples_have_an_x_t_each_and_no_step_noise(config):
     assert (trajectory.coefficients[:, 4] == 0).all()
     rewards = trainer.rollout(trainer.plan(1)).rewards
     assert rewards.queries == 8
+
+
+@pytest.mark.parametrize(("name", "size"), [("grpo", 4), ("ddpo", 2), ("sdpo", 2)])
+def test_every_method_can_give_its_samples_an_x_t_each(config, name, size):
+    """As Flow-GRPO and DDPO do: the first step is then trained, predicted and scored for each sample."""
+    given = dataclasses.replace(config, method=name, label="", group_size=size, dense="exact", shared_noise=False)
+    trainer = trainer_of(given)
+    assert trainer.check_on_policy(1) == 0
+    first = trainer.sample(trainer.plan(1)).latents[:, :, 0]
+    assert len(first.flatten(0, 1).flatten(1).unique(dim=0)) == 4 * size
+    row = trainer.train_epoch(1).to_row()
+    assert row["model_evaluations"] == sum(cost_model.passes(dataclasses.replace(given, epochs=1)).values())
+    assert row["reward_queries"] == 4 * size * (3 if name == "sdpo" else 1) == cost_model.work(given)["reward"] / 2
+
+
+def test_sharing_x_t_is_an_option_of_pairs_that_are_noised_anew(config):
+    trainer = trainer_of(dataclasses.replace(config, method="pso", label="", shared_noise=True))
+    latents = trainer.sample(trainer.plan(1)).latents
+    assert torch.equal(latents[:, 0, 0], latents[:, 1, 0])
+    assert not torch.equal(latents[:, 0, -1], latents[:, 1, -1])
+
+
+@pytest.mark.parametrize("name", ["diffusion_nft", "crd"])
+def test_samples_without_any_noise_of_their_own_are_refused(config, name):
+    with pytest.raises(UserError, match=r"--shared-noise True: .* samples without step noise, so .*; leave it out"):
+        dataclasses.replace(config, method=name, label="", shared_noise=True)
+
+
+def test_the_option_is_named_in_a_runs_identity_where_it_is_not_the_methods_own():
+    for name, method in METHODS.items():
+        assert "shared_noise" not in RunConfig(method=name, shared_noise=method.shared_noise).to_json()
+    assert RunConfig(method="ddpo", shared_noise=False).to_json()["shared_noise"] is False
+    assert RunConfig(method="ddpo", shared_noise=False, steps=1).trained_steps == 1
+    with pytest.raises(UserError, match=r"--steps is 1; .*\(or give --shared-noise False\)"):
+        RunConfig(method="ddpo", steps=1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
