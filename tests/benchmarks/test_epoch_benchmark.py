@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support import forked
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +72,8 @@ def test_record_has_each_phases_share_of_the_peak(tmp_path):
         f"--benchmark-json={path}",
     ]
     env = {k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = forked.run(command, env, ROOT)
+    assert done.returncode == 0, done.stdout
     infos = [(entry["extra_info"], entry["stats"]["median"]) for entry in json.loads(path.read_text())["benchmarks"]]
     assert {info["phase"] for info, _ in infos} == {"reward", "optimiser", "decode"}
     assert {(info["method"], info["steps"]) for info, _ in infos} == {("sdpo", 4)}
