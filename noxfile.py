@@ -87,18 +87,34 @@ def kernels(session: nox.Session) -> None:
         run_kernel_tests(session, mode, *arguments)
 
 
+def run_in_own_environment(session: nox.Session, *install: str) -> None:
+    """All tests, or those of the command line, in the session's environment; `install`: what pip is told beside the
+    project."""
+    session.install("-e", "./kernels", "-e", ".[test]", *install)
+    program = str(Path(session.bin) / "python")
+    python(session, "-m", "pytest", *(session.posargs or WHOLE_SUITE), threads=1, program=program)
+    if not session.posargs and TRITON:
+        for mode in ("interpreter", "compiler"):
+            run_kernel_tests(session, mode, program=program)
+
+
 @nox.session(python="3.12")
 def tests_gpu_stack(session: nox.Session) -> None:
     """All tests with Python 3.12, PyTorch 2.11 and Triton 3.6, in a separate environment; no GPU is needed.
 
     PyPI's PyTorch brings CUDA's libraries; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares them.
     """
-    session.install("-e", "./kernels", "-e", ".[test]", "torch==2.11.0", "triton==3.6.0")
-    program = str(Path(session.bin) / "python")
-    python(session, "-m", "pytest", *(session.posargs or WHOLE_SUITE), threads=1, program=program)
-    if not session.posargs and TRITON:
-        for mode in ("interpreter", "compiler"):
-            run_kernel_tests(session, mode, program=program)
+    run_in_own_environment(session, "torch==2.11.0", "triton==3.6.0")
+
+
+@nox.session(python="3.11")
+def tests_newest(session: nox.Session) -> None:
+    """All tests with the newest releases of all that pip finds, without constraints.txt, in a separate environment.
+
+    PyPI's PyTorch brings CUDA's libraries; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares them.
+    """
+    # --upgrade: an environment that is used again (-R) takes new releases too.
+    run_in_own_environment(session, "--upgrade", "--upgrade-strategy", "eager")
 
 
 @nox.session(venv_backend="none")

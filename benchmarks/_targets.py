@@ -36,11 +36,14 @@ EAGER_TRAFFIC = {
 # Microseconds of the host for a call of ours: measured without a GPU by test_host_time.py (docs/kernels.md).
 HOST_US = {
     "ddim_step": 21.0,
+    "ddim_step_noise_given": 22.0,
     "gaussian_log_prob": 20.0,
     "sdpo_loss_and_grad": 33.0,
     "ppo_clip_loss_and_grad": 30.0,
     "anchor_similarity": 26.0,
 }
+# A call's host time over its bare launches: at most 25 us above one, on a core on which that takes 11 us.
+HOST_RATIO = 1 + 25 / 11
 # Instructions of a thread for 16 elements, fp16, one tile: counted in the compiled code (docs/kernels.md).
 INSTRUCTIONS = {
     "ddim_step": 980,

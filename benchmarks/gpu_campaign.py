@@ -127,7 +127,7 @@ def benchmark(place: Place, name: str, file: str, select: str, *options: str) ->
 def training_step(place: Place) -> list[Piece]:
     file = "test_training_step.py"
     if place.dry:
-        return [benchmark(place, "loops", file, "ours-2-float32")]
+        return [benchmark(place, "loops", file, "ours-8-float32")]
     # Compiling takes longer than all the rest: so that it can be left to a part's second run.
     return [benchmark(place, "loops", file, "not compile"), benchmark(place, "compiled", file, "compile")]
 
@@ -136,7 +136,8 @@ def kernels(*operations: str) -> Callable[[Place], list[Piece]]:
     def pieces(place: Place) -> list[Piece]:
         options = ["--kernel-matrix", "small" if place.dry else "core", "--kernel-compile", "extremes"]
         if place.dry:
-            return [benchmark(place, operations[0], "test_kernels.py", f"{operations[0]} and 64-1-float16", *options)]
+            select = f"({' or '.join(operations)}) and 64-1-float16"
+            return [benchmark(place, " ".join(operations), "test_kernels.py", select, *options)]
         return [
             benchmark(place, f"{operation} {dtype}", "test_kernels.py", f"{operation} and {select}", *options)
             for operation in operations

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from benchmarks._part_tables import part_tables
 from benchmarks._targets import ALL_DTYPES, TARGETS
 from sdpo_bench.analysis.outputs import shown
 from sdpo_bench.analysis.render import aligned, escaped, table_files
@@ -86,6 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         frame(entry["extra_info"] for entry in record["benchmarks"])
         step_frame(entry["extra_info"] for entry in record["benchmarks"])
+        part_tables((entry["extra_info"] for entry in record["benchmarks"]), "", "")
         _ = record["machine_info"]["device"], record["machine_info"]["versions"]["torch"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a record of the kernels' benchmark ({error!r}); restore or remove it") from None
@@ -513,7 +515,9 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
         rows = frame(entry["extra_info"] for entry in record["benchmarks"])
         steps = step_frame(entry["extra_info"] for entry in record["benchmarks"])
         tables = []
-        if rows.empty and steps.empty:
+        infos = (entry["extra_info"] for entry in record["benchmarks"])
+        others = part_tables(infos, path.stem, f"{device}, {path.stem}")
+        if rows.empty and steps.empty and not others:
             parts.append("No case was measured.")
         elif rows.empty:
             pass
@@ -546,7 +550,10 @@ def kernel_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
             if not cpu:
                 parts.append("Goals, set for an H100 against the official loop's algorithm, in all:")
                 parts.append("\n".join(step_verdicts(steps)))
-        contents |= table_files(tables)
+        for table in others:
+            what = table.title.rpartition(": ")[2]
+            parts.append(f"**{what[:1].upper()}{what[1:]}**: [{table.name}](tables/{table.name}.md).")
+        contents |= table_files([*tables, *others])
         sections.append("\n\n".join(parts))
     intro = (
         f"# {escaped(device)}\n\nMade by `nox -s tables` from the JSON files here, which `nox -s bench` wrote. "

@@ -252,6 +252,25 @@ class Updater:
         advantages: float32 [B, G, K], on the policy's device
         reference_log_prob: [B, G, S], for methods that take it
         """
+        done = self.make_gradients(batch, trajectory, advantages, reference_log_prob)
+        norm = self.step_optimiser()
+        share = count_pairs(batch) / self.config.pairs_per_update
+        return UpdateStats(
+            share * done.loss.mean(),
+            share * done.clipped.float().mean(),
+            -share * done.log_ratio.mean(),
+            done.log_ratio.abs().max(),
+            norm,
+        )
+
+    def make_gradients(
+        self,
+        batch: Sequence[MicroBatch],
+        trajectory: Trajectory,
+        advantages: Tensor,
+        reference_log_prob: Tensor | None = None,
+    ) -> BackwardPass:
+        """The first half of `update`: this process's gradients of the loss, in place of earlier ones."""
         backward = {
             "step": self.step_backward,
             "trajectory": self.trajectory_backward,
@@ -268,19 +287,16 @@ class Updater:
                 done.append(self.reward_backward(self.reward_gradient, parts, trajectory))
             return done[0] if len(done) == 1 else done[0]._replace(loss=done[0].loss.mean() + done[1].loss)
 
-        done = self.retry_on_oom(attempt)
+        return self.retry_on_oom(attempt)
+
+    def step_optimiser(self) -> Tensor:
+        """The second half of `update`: gradients are summed over processes and clipped, and AdamW takes a step. Returns
+        their norm before clipping."""
         self.sum_gradients()
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm))
         self.optimiser.step()
         self.counts.optimiser_steps += 1
-        share = count_pairs(batch) / self.config.pairs_per_update
-        return UpdateStats(
-            share * done.loss.mean(),
-            share * done.clipped.float().mean(),
-            -share * done.log_ratio.mean(),
-            done.log_ratio.abs().max(),
-            norm,
-        )
+        return norm
 
     def sum_gradients(self) -> None:
         """Adds the gradients of all processes.

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import sdpo_kernels
 import torch
+from support import forked
 
 from sdpo_bench.records.provenance import code_version
 
@@ -370,13 +371,8 @@ def test_host_clock():
 def run(*arguments: object, where: Path = ROOT, script: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(["-c", script] if script else ["-m", "pytest"])]
     options = ("benchmarks/test_kernels.py", "--benchmark-only", "--kernel-matrix", "small")
-    return subprocess.run(
-        [*command, *options, *map(str, arguments)],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    env = {k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""}
+    return forked.run([*command, *options, *map(str, arguments)], env, where)
 
 
 def test_command_writes_a_record_of_which_tables_are_made(tmp_path):

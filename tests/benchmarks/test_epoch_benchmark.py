@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support import forked
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks import _counts  # noqa: E402
+from benchmarks._part_tables import part_tables  # noqa: E402
 
 N, C, H = 3, 8, 16
 
@@ -59,7 +60,7 @@ def test_bytes_of_an_expanded_tensor_count_once():
 
 def test_record_has_each_phases_share_of_the_peak(tmp_path):
     path = tmp_path / "epoch.json"
-    chosen = "test_sample or fused or terminal"
+    chosen = "fused or sdpo-4 and (terminal or test_optimiser)"
     command = [
         sys.executable,
         "-m",
@@ -71,14 +72,17 @@ def test_record_has_each_phases_share_of_the_peak(tmp_path):
         f"--benchmark-json={path}",
     ]
     env = {k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = forked.run(command, env, ROOT)
+    assert done.returncode == 0, done.stdout
     infos = [(entry["extra_info"], entry["stats"]["median"]) for entry in json.loads(path.read_text())["benchmarks"]]
-    assert {info["phase"] for info, _ in infos} == {"sampling", "reward", "decode"}
+    assert {info["phase"] for info, _ in infos} == {"reward", "optimiser", "decode"}
+    assert {(info["method"], info["steps"]) for info, _ in infos} == {("sdpo", 4)}
     assert len({info["peak_flop_per_s"] for info, _ in infos}) == 1, "measured once, in the same process"
     for info, seconds in infos:
-        assert info["flop"] > 1e9
+        assert (info["flop"] > 1e9) == (info["phase"] != "optimiser"), "AdamW has no products"
+        assert info["seconds"] == pytest.approx(seconds, rel=1e-3)
         assert info["flop_per_s"] == pytest.approx(info["flop"] / seconds, rel=1e-3)
         assert info["utilisation"] == pytest.approx(info["flop_per_s"] / info["peak_flop_per_s"], rel=1e-3)
     flop = {info["phase"]: info["flop"] for info, _ in infos}
     assert flop["reward"] > flop["decode"], "the same 64 pictures are decoded, then scored"
+    assert [len(table.blocks[0][1]) for table in part_tables([info for info, _ in infos], "", "")] == [3]

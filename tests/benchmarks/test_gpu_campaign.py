@@ -14,15 +14,20 @@ from typing import Any
 
 import pytest
 from _pytest.mark.expression import Expression
+from conftest import TINY
+from support import forked
+from support.forked import Forked
 
+from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
+from sdpo_bench.experiments import profiles
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
 
 from benchmarks import gpu_campaign, test_kernels, test_training_step  # noqa: E402
 from benchmarks.gpu_campaign import Piece, Place, merge, run_part, run_piece  # noqa: E402
-from benchmarks.kernel_results import load, record_files, record_path  # noqa: E402
+from benchmarks.kernel_results import OPERATIONS, load, record_files, record_path  # noqa: E402
 from benchmarks.kernel_results import write_all as write_kernel_tables  # noqa: E402
 
 MADE: dict[str, Any] = {
@@ -217,30 +222,51 @@ def test_every_case_is_measured_once(tmp_path):
     assert {case.dtype for case in few} == {"float16"}
 
 
-def test_dry(tmp_path):
-    """Every part's commands; of parts 4 to 7, which differ in a name, the first."""
-    for part in (1, 2, 3, 4, 8):
+def check_part(part: int, out: Path, code: int | None, output: str) -> None:
+    record = json.loads((out / f"part-{part}.json").read_text())
+    left = [name for name in record["left"] if "not on the PATH" not in record["pieces"][name]["why"]]
+    assert (record["failed"], left) == ([], []), output
+    assert code == (3 if record["left"] else 0)
+    assert record["device"].startswith("cpu")
+    assert len(list(out.iterdir())) <= 3
+
+
+def test_dry_in_processes_of_its_own(tmp_path):
+    """Part 1, as a person starts it: its kernels are interpreted, for which a process must be new."""
+    done = subprocess.run(
+        [ROOT / "benchmarks" / "gpu_campaign.sh", "1", "--dry", "--out", tmp_path / "1", "--work", tmp_path / "work"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    check_part(1, tmp_path / "1", done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture
+def forked_pieces(monkeypatch, tiny_model):
+    """Pieces are forked from here, as importing would take most of their time; `smoke` is a run of the tiny model."""
+    stand_in = SimpleNamespace(Popen=forked.popen, **{name: getattr(subprocess, name) for name in SUBPROCESS})
+    monkeypatch.setattr(gpu_campaign, "subprocess", stand_in)
+    config = RunConfig(model=str(tiny_model), **TINY | {"epochs": 1})
+    monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.Profile(lambda *_: [config], ("sdpo",), (0,)))
+
+
+SUBPROCESS = ("DEVNULL", "STDOUT", "TimeoutExpired", "SubprocessError", "run")
+
+
+def test_dry(tmp_path, forked_pieces):
+    """The commands of all other parts."""
+    for part in range(2, 9):
         out = tmp_path / str(part)
-        done = subprocess.run(
-            [ROOT / "benchmarks" / "gpu_campaign.sh", str(part), "--dry", "--out", out, "--work", tmp_path / "work"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        record = json.loads((out / f"part-{part}.json").read_text())
-        left = [name for name in record["left"] if "not on the PATH" not in record["pieces"][name]["why"]]
-        assert (record["failed"], left) == ([], []), done.stdout + done.stderr
-        assert done.returncode == (3 if record["left"] else 0)
-        assert record["device"].startswith("cpu")
-        assert len(list(out.iterdir())) <= 3
+        arguments = [str(part), "--dry", "--out", str(out), "--work", str(tmp_path / "work")]
+        with open(tmp_path / "output.txt", "w") as output:
+            code = Forked(lambda a=arguments: sys.exit(gpu_campaign.main(a)), output, environment(), tmp_path).wait()
+        check_part(part, out, code, (tmp_path / "output.txt").read_text())
     assert json.loads((tmp_path / "8" / "part-8.json").read_text())["runs"]["finished"]
     results = tmp_path / "results"
-    kernels, step = merge([tmp_path / "3", tmp_path / "4"], results)
-    assert [name.split("-")[0] for name in sorted(names(kernels))] == [
-        "test_kernel[ddim_step",
-        "test_kernel[ddim_step_noise_given",
-    ]
+    kernels, step = merge([tmp_path / str(part) for part in range(3, 8)], results)
+    assert {name.removeprefix("test_kernel[").split("-")[0] for name in names(kernels)} == {*OPERATIONS}
     assert len(names(step)) == 1
     assert load(step)["benchmarks"][0]["extra_info"]["disagreement"] == []
 

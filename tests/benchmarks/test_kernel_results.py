@@ -180,7 +180,7 @@ def test_a_gpus_numbers_and_targets(tmp_path, no_pictures):
     assert CPU_NOTE not in text
     assert f"Commit `{COMMIT}`;" in text
     assert "driver_version 0.0" in text
-    assert "| 4x64x64, 1 to 8 pairs, call | 3 of 5 | – | 2 |" in text, "of operations that were not measured"
+    assert "| 4x64x64, 1 to 8 pairs, call | 3 of 6 | – | 3 |" in text, "of operations that were not measured"
     assert "events |" not in text.split("| regime, clock |")[1].split("\n\n")[0], "no targets by that clock"
     targets = (path.parent / "tables" / "0123456789ab_targets.md").read_text()
     assert "| sdpo_loss_and_grad | ≥ 27x eager | all | 4 | 30x | met |" in targets
@@ -228,6 +228,48 @@ def test_further_rivals_have_a_table(tmp_path, no_pictures):
     assert "| 4x64x64 fp16, 1 | 2x | 3x | 0.9x | 1.010x |" in (folder / "0123456789ab_call_peers.md").read_text()
     assert len(pd.read_csv(folder / "0123456789ab_graph_peers.csv")) == 2, "cases that have none are left out"
     assert "drift" not in pd.read_csv(folder / "0123456789ab_graph.csv")
+
+
+def test_host_times_and_phases_have_tables(tmp_path, no_pictures):
+    record = made_up(cpu=True) | {"benchmarks": []}
+    for name, us in (("anchor_similarity", 60.0), ("ddim_step", 24.0)):
+        numbers = {"launches": 1, "bare_us": 10.0, "call_us": us, "above_us": us - 10, "ratio": us / 10}
+        record["benchmarks"].append({"name": "test_host_time", "extra_info": {"host_time": name, **numbers}})
+    phases = [("sdpo", 20, "optimiser", "", 0), ("ddpo", 4, "training", "", 3e9), ("sdpo", 4, "training", "", 2e9)]
+    phases += [("sdpo", 4, "dense reward", name, 1e9) for name in ("exact", "anchored")]
+    for method, steps, phase, variant, flop in phases:
+        seconds = 0.25
+        info = {"method": method, "steps": steps, "phase": phase, "variant": variant, "seconds": seconds, "flop": flop}
+        info |= {"flop_per_s": flop / seconds, "utilisation": flop / seconds / 16e9, "peak_flop_per_s": 16e9}
+        record["benchmarks"].append({"name": f"test_{phase}", "extra_info": info})
+    path = write(tmp_path, record)
+    write_kernel_tables(path.parent)
+    readme = (path.parent / "README.md").read_text()
+    assert "**The host's time for a call**: [0123456789ab_host_time](tables/0123456789ab_host_time.md)" in readme
+    assert "**An epoch of the embedded model, by phase**: [0123456789ab_phases](tables/0123456789ab" in readme
+    assert "No case was measured" not in readme
+    folder = path.parent / "tables"
+    host = (folder / "0123456789ab_host_time.md").read_text()
+    first, second = "| ddim_step | 1 | 10.0 | 24.0 | 14.0 | 2.40x | met |", "| 60.0 | 50.0 | 6.00x | missed |"
+    assert host.index(first) < host.index(second), "in the order of the other tables"
+    rows = (folder / "0123456789ab_phases.md").read_text()
+    assert "| dense reward, anchored | 0.25 | 1 | 4 | 25% |" in rows
+    assert "| training | 0.25 | 3 | 12 | 75% |" in rows
+    assert "| optimiser | 0.25 | – | – | – |" in rows, "its work is not counted"
+    assert [rows.index(title) for title in ("SDPO, K = 4", "DDPO, K = 4", "SDPO, K = 20")] == sorted(
+        rows.index(title) for title in ("SDPO, K = 4", "DDPO, K = 4", "SDPO, K = 20")
+    )
+    frame = pd.read_csv(folder / "0123456789ab_phases.csv")
+    assert frame["variant"].dropna().to_list() == ["anchored", "exact"]
+    assert frame["flop_per_s"].isna().to_list() == [False] * 4 + [True]
+    assert "host_time" not in (folder / "0123456789ab_phases.csv").read_text()
+
+
+@pytest.mark.parametrize("info", [{"host_time": "ddim_step"}, {"phase": "training", "steps": 4}])
+def test_damaged_parts_are_no_record(tmp_path, info):
+    path = write(tmp_path, made_up() | {"benchmarks": [{"name": "x", "extra_info": info}]})
+    with pytest.raises(UserError, match="not a record"):
+        load(path)
 
 
 def test_a_cpu_file_says_that_it_is_not_of_kernels(tmp_path, no_pictures):

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from support import forked
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # the benchmarks are no part of the installed package
@@ -435,7 +435,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 def test_what_is_wrong_is_marked(tmp_path):
     """A GPU may be at hand once: times are kept, and the record and its tables say what is wrong with them."""
-    done = subprocess.run(
+    done = forked.run(
         [
             sys.executable,
             "-c",
@@ -447,12 +447,10 @@ def test_what_is_wrong_is_marked(tmp_path):
             "--kernel-results",
             str(tmp_path / "kernels"),
         ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
+        {k: v for k, v in os.environ.items() if "XDIST" not in k} | {"CUDA_VISIBLE_DEVICES": ""},
+        ROOT,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     said = r"The loops did not compute the same when this was measured: latents: ours is off by \S+ of"
     assert re.search(said, done.stdout)
     (path,) = tmp_path.glob("kernels/*/*.json")

@@ -270,6 +270,7 @@ def test_the_benchmark_of_host_time_measures_every_operation():
             found[name] = test_host_time.measure(call, rounds=2)
     assert {name: each["launches"] for name, each in found.items()} == {
         "ddim_step": 1,
+        "ddim_step_noise_given": 1,
         "gaussian_log_prob": 1,
         "sdpo_loss_and_grad": 1,
         "ppo_clip_loss_and_grad": 1,
