@@ -14,25 +14,10 @@ from markupsafe import Markup, escape
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts, collect
 from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.inline import inline
 from sdpo_bench.analysis.figures.style import styles
 from sdpo_bench.analysis.readme import in_files, profile_tables, readme
 from sdpo_bench.analysis.tables.build import build_tables
-
-INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
-
-
-def inline(svg: str, number: int, alt: str) -> str:
-    """A figure's SVG as part of the page: ids of its own, the page's colours (so that it turns dark), its size left to
-    the style sheet, and `alt`, which must be escaped."""
-
-    def adapted(part: re.Match[str]) -> str:  # tags and style sheets, and not the texts that are read
-        tag = re.sub(r'( id="|href="#| class="|\.(?=s\d+\{))', rf"\1f{number}-", part[0])
-        tag = re.sub(r"<style type.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", tag, flags=re.S)
-        return re.sub("|".join(INK), lambda colour: INK[colour[0]], tag)
-
-    svg = re.sub(r"<style.*?</style>|<[^>]*>", adapted, svg, flags=re.S)
-    size = f'role="img" aria-label="{alt}"'
-    return re.sub(r'width="[^"]*" height="[^"]*"', lambda _: size, svg, count=1)
 
 
 def marked(text: str) -> Markup:
@@ -94,7 +79,7 @@ def _figures(facts: Facts, drawn: dict[str, bytes]) -> list[dict[str, Any]]:
             "heading": figure.heading,
             "place": figure.place,
             "caption": figure.caption,
-            "svg": Markup(inline(drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt)))),
+            "drawn": Markup(inline(drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt)))),
         }
         for number, figure in enumerate(facts.figures)
     ]
