@@ -67,6 +67,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["marked"] = marked
+    environment.filters["wrapped"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     environment.filters["place"] = place
     environment.filters["leader"] = lambda colours, cell: colours.get(re.split(" [>~] ", cell)[0], "")
     return environment

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,6 +213,19 @@ def test_it_turns_dark(browser, page):
     assert len(set(ink)) == 2
 
 
+BROKEN = """[...document.querySelectorAll('thead th')].filter(head => head.checkVisibility()).flatMap(head => {
+    const texts = document.createTreeWalker(head, NodeFilter.SHOW_TEXT), broken = [];
+    for (let text = texts.nextNode(); text; text = texts.nextNode())
+        for (const word of text.data.matchAll(/\\S+/g)) {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map(box => box.top)).size > 1) broken.push(word[0]);
+        }
+    return broken;
+})"""
+
+
 def test_print_is_light_and_complete(browser, page):
     browser.call(
         "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
@@ -217,21 +234,39 @@ def test_print_is_light_and_complete(browser, page):
     browser.open(page)
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run("document.documentElement.scrollWidth") <= 700
-    # On paper nothing scrolls: what does not fit is lost.
+    # Of a closed table print says where it is.
+    assert browser.run(
+        "[...document.querySelectorAll('#tables details')].filter(table => table.checkVisibility()).every(table =>"
+        "table.querySelector('summary').innerText.match(/\\(tables\\/[a-z_]+\\.md\\)$/))"
+    )
+    # On paper nothing scrolls: what does not fit is lost. And heads keep their words.
+    browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert browser.run(BROKEN) == []
     over = browser.run(
         "[...document.querySelectorAll('.scroll')].filter(box => box.offsetParent && box.scrollWidth > "
         "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))"
     )
     assert over == []
-    # What is folded is printed, and of a closed table where it is.
-    folded = browser.run("[...document.querySelectorAll('.printed li')].map(item => item.checkVisibility())")
-    assert folded
-    assert all(folded)
-    assert browser.run(
-        "[...document.querySelectorAll('#tables details')].filter(table => table.checkVisibility()).every(table =>"
-        "table.querySelector('summary').innerText.match(/\\(tables\\/[a-z_]+\\.md\\)$/))"
-    )
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_a_pdf_has_the_words(browser, page):
+    """Those of the verdicts, folded ones too, and of each head and caption that is shown; tables open."""
+    pypdf = pytest.importorskip("pypdf")
+    browser.size(1280)
+    browser.open(page)
+    browser.run("document.querySelectorAll('#tables details').forEach(details => details.open = true)")
+    shown = browser.run(
+        "[...document.querySelectorAll('.brief li, thead th, figcaption')].filter(part => part.checkVisibility() || "
+        "part.closest('.printed')).map(part => part.textContent)"
+    )
+    data = base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+    found = " ".join(sheet.extract_text() for sheet in pypdf.PdfReader(io.BytesIO(data)).pages)
+    # A font may draw ff as one sign, and a head may have a line end after its "_".
+    words = {re.sub(r"\W", "", word) for word in unicodedata.normalize("NFKC", found).replace("_\n", "_").split()}
+    wanted = {re.sub(r"\W", "", word) for text in shown for word in text.split()}
+    assert len(wanted) > 100
+    assert wanted - words == set()
 
 
 @pytest.fixture(scope="module")
