@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts, collect
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import drawings, figure_files, grid_prompts, pictures
 from sdpo_bench.analysis.figures.inline import inline
 from sdpo_bench.analysis.figures.style import styles
 from sdpo_bench.analysis.readme import in_files, profile_tables, readme
@@ -32,7 +32,7 @@ def html(facts: Facts, drawn: dict[str, bytes]) -> str:
         "figures": _figures(facts, drawn),
         "combinations": _combinations(facts),
         "colours": {label: style["color"] for label, style in styles(_labels(facts)).items()},
-        "grids": [(group, found) for group in facts.groups if (found := _grids(group))],
+        "grids": [(group, grid_prompts(group), found) for group in facts.groups if (found := _grids(group))],
     }
     return _environment().get_template("report.html.j2").render({**vars(facts), **shown}) + "\n"
 
@@ -91,6 +91,7 @@ def _grids(group: Group) -> list[dict[str, Any]]:
     return [
         {
             "title": picture.title,
+            "scores": picture.scores,
             "alt": picture.alt,
             "width": picture.size[0],
             "height": picture.size[1],

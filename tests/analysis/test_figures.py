@@ -17,7 +17,7 @@ from support.synthetic_records import STEPS, reported_profile
 
 from sdpo_bench.analysis.comparisons import load_groups
 from sdpo_bench.analysis.figures import curves, dense, style
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import drawings, figure_files, grid_prompts, pictures
 from sdpo_bench.analysis.figures.curves import paper_curves, reward_by_steps, reward_curves
 from sdpo_bench.analysis.figures.dense import dense_errors
 from sdpo_bench.analysis.figures.forest import forest
@@ -202,6 +202,13 @@ def test_reward_by_steps_has_a_panel_per_split(group):
 def test_pictures_show_the_shared_start_once(group):
     found = pictures(group)
     assert [picture.title for picture in found] == ["before training", "SDPO, seed 0", "DDPO, seed 0", "REBEL, seed 0"]
+    assert grid_prompts(group).startswith("cat, dog, ")
+    values = {
+        (label, k): group.cell(label, "alignment", "seen", k)[0] for label in ("pretrained", "SDPO") for k in STEPS
+    }
+    for picture, label in zip(found, ("pretrained", "SDPO"), strict=False):
+        means = ", ".join(f"{values[label, k]:.3f}" for k in STEPS)
+        assert picture.scores.startswith(f"alignment at 1, 2, 4 and 8 sampling steps: {means}; alignment_heldout at ")
     with Image.open(io.BytesIO(found[1].data)) as image:
         assert (image.format, image.size) == ("WEBP", found[1].size)
         original = Image.open(next((reported_profile() / "raw").glob("sdpo-alignment-k4-s0-*/grid_after.png")))
