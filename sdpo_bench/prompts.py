@@ -8,6 +8,7 @@ from pathlib import Path
 from sdpo_bench.errors import UserError
 
 ANIMALS = Path(__file__).parent / "assets" / "prompts.txt"
+PICTURED = 8  # prompts of a run's grid of pictures
 ALL = "animals"  # the name of that file on every machine: a path would be part of the run's id
 
 
@@ -64,3 +65,10 @@ def splits(seen: str | None = None, unseen: str | None = None) -> dict[str, list
     if both:
         raise UserError(f"prompts {both[:5]} are both trained on and held out; remove them from one file")
     return out | {"tuning": []}
+
+
+def pictured(lists: dict[str, list[str]]) -> list[str]:
+    """The prompts of a run's grid of pictures, a column each: the first ones that are seen, then unseen ones, half of
+    all where there are so many."""
+    unseen = lists["unseen"][: PICTURED // 2]
+    return lists["seen"][: PICTURED - len(unseen)] + unseen

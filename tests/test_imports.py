@@ -31,7 +31,7 @@ LAYERS = (
     {"__main__"},
 )
 """Modules and folders at the package's root, lowest first: a part imports from itself and from lower layers."""
-ONLY = {"analysis": {"analysis", "catalogue", "errors", "records", "terminal"}}
+ONLY = {"analysis": {"analysis", "catalogue", "errors", "prompts", "records", "terminal"}}
 """Parts that import less than their layer would let them: tables come from records alone, without training."""
 WITHOUT_TORCH = {"analysis"}
 HEAVY = {"accelerate", "diffusers", "peft", "sdpo_kernels", "torch", "transformers"}

@@ -13,26 +13,11 @@ from markupsafe import Markup, escape
 
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts, collect
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import drawings, figure_files, grid_prompts, pictures
+from sdpo_bench.analysis.figures.inline import inline
 from sdpo_bench.analysis.figures.style import styles
 from sdpo_bench.analysis.readme import in_files, profile_tables, readme
 from sdpo_bench.analysis.tables.build import build_tables
-
-INK = {"#000000": "currentColor", "#ffffff": "var(--page)", "#e6e6e6": "var(--line)", "#555555": "var(--soft)"}
-
-
-def inline(svg: str, number: int, alt: str) -> str:
-    """A figure's SVG as part of the page: ids of its own, the page's colours (so that it turns dark), its size left to
-    the style sheet, and `alt`, which must be escaped."""
-
-    def adapted(part: re.Match[str]) -> str:  # tags and style sheets, and not the texts that are read
-        tag = re.sub(r'( id="|href="#| class="|\.(?=s\d+\{))', rf"\1f{number}-", part[0])
-        tag = re.sub(r"<style type.*?</style>| xmlns(:xlink)?=\"[^\"]*\"", "", tag, flags=re.S)
-        return re.sub("|".join(INK), lambda colour: INK[colour[0]], tag)
-
-    svg = re.sub(r"<style.*?</style>|<[^>]*>", adapted, svg, flags=re.S)
-    size = f'role="img" aria-label="{alt}"'
-    return re.sub(r'width="[^"]*" height="[^"]*"', lambda _: size, svg, count=1)
 
 
 def marked(text: str) -> Markup:
@@ -47,7 +32,7 @@ def html(facts: Facts, drawn: dict[str, bytes]) -> str:
         "figures": _figures(facts, drawn),
         "combinations": _combinations(facts),
         "colours": {label: style["color"] for label, style in styles(_labels(facts)).items()},
-        "grids": [(group, found) for group in facts.groups if (found := _grids(group))],
+        "grids": [(group, grid_prompts(group), found) for group in facts.groups if (found := _grids(group))],
     }
     return _environment().get_template("report.html.j2").render({**vars(facts), **shown}) + "\n"
 
@@ -82,6 +67,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["marked"] = marked
+    environment.filters["wrapped"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
     environment.filters["place"] = place
     environment.filters["leader"] = lambda colours, cell: colours.get(re.split(" [>~] ", cell)[0], "")
     return environment
@@ -94,7 +80,7 @@ def _figures(facts: Facts, drawn: dict[str, bytes]) -> list[dict[str, Any]]:
             "heading": figure.heading,
             "place": figure.place,
             "caption": figure.caption,
-            "svg": Markup(inline(drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt)))),
+            "drawn": Markup(inline(drawn[f"figures/{figure.name}.svg"].decode(), number, str(escape(figure.alt)))),
         }
         for number, figure in enumerate(facts.figures)
     ]
@@ -105,6 +91,7 @@ def _grids(group: Group) -> list[dict[str, Any]]:
     return [
         {
             "title": picture.title,
+            "scores": picture.scores,
             "alt": picture.alt,
             "width": picture.size[0],
             "height": picture.size[1],

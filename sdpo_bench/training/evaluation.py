@@ -20,6 +20,7 @@ from sdpo_bench.distributed import SINGLE_PROCESS, ProcessGroup
 from sdpo_bench.errors import UserError
 from sdpo_bench.policies import Policy, load_policy
 from sdpo_bench.policies.base import resolve_device
+from sdpo_bench.prompts import pictured
 from sdpo_bench.records.files import write_atomic
 from sdpo_bench.rewards import Reward, load_rewards
 from sdpo_bench.rewards.base import to_uint8
@@ -28,7 +29,6 @@ from sdpo_bench.training.sampling import derive_seeds, sample
 from sdpo_bench.training.scoring import score
 
 EVALUATION = 0x5EED  # keeps evaluation's seeds apart from training's
-GRID_PROMPTS = 8
 
 
 def pictures(policy: Policy, prompts: list[str], noises: list[int], steps: int, config: RunConfig) -> Tensor:
@@ -138,9 +138,7 @@ def evaluation_rewards(config: RunConfig, device: torch.device | None = None) ->
 def grid_of_pictures(policy: Policy, config: RunConfig) -> np.ndarray[Any, Any]:
     """Images as uint8 [H, W, 3]: a row for each step count, a column for each of the first prompts, seen and unseen. If
     weights are sharded all processes must call this."""
-    lists = config.prompt_lists
-    unseen = lists["unseen"][: GRID_PROMPTS // 2]
-    prompts = lists["seen"][: GRID_PROMPTS - len(unseen)] + unseen
+    prompts = pictured(config.prompt_lists)
     rows = [torch.cat(list(pictures(policy, prompts, [0], steps, config)), 2) for steps in config.eval_steps]
     return np.ascontiguousarray(to_uint8(torch.cat(rows, 1)).permute(1, 2, 0).cpu().numpy())
 

@@ -17,11 +17,12 @@ from support.synthetic_records import STEPS, reported_profile
 
 from sdpo_bench.analysis.comparisons import load_groups
 from sdpo_bench.analysis.figures import curves, dense, style
-from sdpo_bench.analysis.figures.build import drawings, figure_files, pictures
+from sdpo_bench.analysis.figures.build import drawings, figure_files, grid_prompts, pictures
 from sdpo_bench.analysis.figures.curves import paper_curves, reward_by_steps, reward_curves
 from sdpo_bench.analysis.figures.dense import dense_errors
 from sdpo_bench.analysis.figures.forest import forest
 from sdpo_bench.analysis.figures.hacking import changes, hacking
+from sdpo_bench.analysis.figures.inline import inline
 from sdpo_bench.analysis.figures.style import KNOWN, SPARE, TEXT, styles, svg
 from sdpo_bench.analysis.paper import METHODS, load_curves
 from sdpo_bench.analysis.statistics import paired_difference
@@ -201,6 +202,13 @@ def test_reward_by_steps_has_a_panel_per_split(group):
 def test_pictures_show_the_shared_start_once(group):
     found = pictures(group)
     assert [picture.title for picture in found] == ["before training", "SDPO, seed 0", "DDPO, seed 0", "REBEL, seed 0"]
+    assert grid_prompts(group).startswith("cat, dog, ")
+    values = {
+        (label, k): group.cell(label, "alignment", "seen", k)[0] for label in ("pretrained", "SDPO") for k in STEPS
+    }
+    for picture, label in zip(found, ("pretrained", "SDPO"), strict=False):
+        means = ", ".join(f"{values[label, k]:.3f}" for k in STEPS)
+        assert picture.scores.startswith(f"alignment at 1, 2, 4 and 8 sampling steps: {means}; alignment_heldout at ")
     with Image.open(io.BytesIO(found[1].data)) as image:
         assert (image.format, image.size) == ("WEBP", found[1].size)
         original = Image.open(next((reported_profile() / "raw").glob("sdpo-alignment-k4-s0-*/grid_after.png")))
@@ -249,6 +257,30 @@ def test_files(group):
         assert not any(word in data for word in (b"Matplotlib v", b"dc:date", b"Software"))
         assert ElementTree.fromstring(data).tag.endswith("svg")
         assert len(data) < 110_000
+
+
+def test_on_the_page_a_figure_is_in_parts(group):
+    """Nothing of it is lost: title, legend and panels, in ids, classes and colours that are the page's."""
+    with matplotlib.rc_context(TEXT):
+        text = svg(reward_by_steps(group, styles(group.labels)))
+    page = inline(text, 3, "Lines")
+    assert page.startswith('<div class="parts" role="img" aria-label="Lines" style="--columns: 2; --narrow: 1">')
+    title = "alignment before and after training with K = 4"
+    assert page.count(f'<p class="title">{title}</p>') == 1
+    legend, *panels = page.partition('<div class="legend">')[2].split('<svg class="panel"')
+    assert re.findall(r">([^<>]+)</text>", legend) == ["pretrained", "SDPO", "DDPO", "REBEL"]
+    assert [re.findall(r">([^<>]+)</text>", panel)[-1] for panel in panels] == ["seen prompts", "unseen prompts"]
+    words = re.findall(r">([^<>]+)</text>", text)
+    assert sorted([*re.findall(r">([^<>]+)</text>", page), title]) == sorted(words)
+    assert page.count("<use ") == text.count("<use ")
+    assert page.count("<path ") == text.count("<path ") - 1  # the figure's paper
+    used, known = set(re.findall(r'href="#([^"]*)', page)), set(re.findall(r' id="([^"]*)', page))
+    assert used == known
+    assert all(name.startswith("f3-") for name in known)
+    assert "#ffffff" not in page
+    assert "var(--page)" in page
+    assert ElementTree.fromstring(page.replace("xlink:", "")) is not None
+    assert "--columns: 3; --narrow: 2" in inline(svg(paper_curves()), 1, "")
 
 
 def test_a_smaller_file_says_the_same(group):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,15 +89,19 @@ def test_the_page_loads_wholly_and_asks_for_nothing(browser, page):
     assert min(widths) > 0
     assert browser.run("[...document.images].every(image => image.alt)")
     boxes = browser.run(
-        "[...document.querySelectorAll('svg')].filter(svg => svg.checkVisibility()).map(svg => ["
-        "svg.getBoundingClientRect().height, svg.getAttribute('role'), svg.getAttribute('aria-label').length])"
+        "[...document.querySelectorAll('.parts')].filter(parts => parts.checkVisibility()).map(parts => ["
+        "parts.querySelectorAll('.panel').length, parts.ariaLabel.length])"
     )
     assert len(boxes) >= 6
-    assert all(height > 100 and role == "img" and alt > 40 for height, role, alt in boxes)
-    # Every symbol and clip path that a figure refers to is in that figure.
+    assert all(panels >= 1 and alt > 40 for panels, alt in boxes)
+    heights = browser.run(
+        "[...document.querySelectorAll('.panel')].filter(svg => svg.checkVisibility()).map(svg => svg.clientHeight)"
+    )
+    assert min(heights) > 60
+    # Every symbol that a figure refers to is in that figure.
     assert (
         browser.run(
-            "[...document.querySelectorAll('svg use')].filter(use => !use.closest('svg').querySelector("
+            "[...document.querySelectorAll('svg use')].filter(use => !use.closest('.parts').querySelector("
             "use.getAttribute('xlink:href'))).length"
         )
         == 0
@@ -171,14 +179,26 @@ def test_nothing_runs_over_on_a_phone(browser, page):
     assert browser.run("document.documentElement.scrollWidth") == 360
     assert browser.run("innerWidth") == 360  # else the page was zoomed out to fit
     assert browser.run("[...document.querySelectorAll('.scroll')].some(box => box.scrollWidth > box.clientWidth)")
-    small = "text => text.checkVisibility() && text.getBoundingClientRect().height < 8"
-    assert browser.run(f"[...document.querySelectorAll('svg text')].filter({small}).length") == 0
+    # Figures are whole, their texts of 10 units are read.
+    drawn = browser.run(
+        "[...document.querySelectorAll('.parts svg')].filter(svg => svg.checkVisibility()).map(svg => { const box = "
+        "svg.getBoundingClientRect(); return [svg.closest('.scroll') !== null, box.right, box.width / "
+        "svg.viewBox.baseVal.width * 10] })"
+    )
+    assert len(drawn) > 20
+    assert not any(scrolls for scrolls, *_ in drawn)
+    assert max(right for _, right, _ in drawn) <= 360
+    assert min(size for *_, size in drawn) >= 8
+    sizes = browser.run(
+        "[...document.querySelectorAll('.parts svg text')].map(text => parseFloat(getComputedStyle(text).fontSize))"
+    )
+    assert min(sizes) >= 10
     browser.size(1280)
 
 
 def test_it_turns_dark(browser, page):
     colours = (
-        "[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['svg path', 'fill']].map("
+        "[['body', 'backgroundColor'], ['body', 'color'], ['svg text', 'fill'], ['.panel path', 'fill']].map("
         "([element, property]) => getComputedStyle(document.querySelector(element))[property])"
     )
     found = {}
@@ -193,6 +213,19 @@ def test_it_turns_dark(browser, page):
     assert len(set(ink)) == 2
 
 
+BROKEN = """[...document.querySelectorAll('thead th')].filter(head => head.checkVisibility()).flatMap(head => {
+    const texts = document.createTreeWalker(head, NodeFilter.SHOW_TEXT), broken = [];
+    for (let text = texts.nextNode(); text; text = texts.nextNode())
+        for (const word of text.data.matchAll(/\\S+/g)) {
+            const range = document.createRange();
+            range.setStart(text, word.index);
+            range.setEnd(text, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map(box => box.top)).size > 1) broken.push(word[0]);
+        }
+    return broken;
+})"""
+
+
 def test_print_is_light_and_complete(browser, page):
     browser.call(
         "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
@@ -201,21 +234,39 @@ def test_print_is_light_and_complete(browser, page):
     browser.open(page)
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run("document.documentElement.scrollWidth") <= 700
-    # On paper nothing scrolls: what does not fit is lost.
+    # Of a closed table print says where it is.
+    assert browser.run(
+        "[...document.querySelectorAll('#tables details')].filter(table => table.checkVisibility()).every(table =>"
+        "table.querySelector('summary').innerText.match(/\\(tables\\/[a-z_]+\\.md\\)$/))"
+    )
+    # On paper nothing scrolls: what does not fit is lost. And heads keep their words.
+    browser.run("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert browser.run(BROKEN) == []
     over = browser.run(
         "[...document.querySelectorAll('.scroll')].filter(box => box.offsetParent && box.scrollWidth > "
         "box.clientWidth + 1).map(box => box.ariaLabel || box.innerText.slice(0, 80))"
     )
     assert over == []
-    # What is folded is printed, and of a closed table where it is.
-    folded = browser.run("[...document.querySelectorAll('.printed li')].map(item => item.checkVisibility())")
-    assert folded
-    assert all(folded)
-    assert browser.run(
-        "[...document.querySelectorAll('#tables details')].filter(table => table.checkVisibility()).every(table =>"
-        "table.querySelector('summary').innerText.match(/\\(tables\\/[a-z_]+\\.md\\)$/))"
-    )
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_a_pdf_has_the_words(browser, page):
+    """Those of the verdicts, folded ones too, and of each head and caption that is shown; tables open."""
+    pypdf = pytest.importorskip("pypdf")
+    browser.size(1280)
+    browser.open(page)
+    browser.run("document.querySelectorAll('#tables details').forEach(details => details.open = true)")
+    shown = browser.run(
+        "[...document.querySelectorAll('.brief li, thead th, figcaption')].filter(part => part.checkVisibility() || "
+        "part.closest('.printed')).map(part => part.textContent)"
+    )
+    data = base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+    found = " ".join(sheet.extract_text() for sheet in pypdf.PdfReader(io.BytesIO(data)).pages)
+    # A font may draw ff as one sign, and a head may have a line end after its "_".
+    words = {re.sub(r"\W", "", word) for word in unicodedata.normalize("NFKC", found).replace("_\n", "_").split()}
+    wanted = {re.sub(r"\W", "", word) for text in shown for word in text.split()}
+    assert len(wanted) > 100
+    assert wanted - words == set()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from sdpo_bench.analysis.comparisons import load_groups, load_results
 from sdpo_bench.analysis.figures.build import drawings
 from sdpo_bench.analysis.outputs import write_all
 from sdpo_bench.analysis.questions import QUESTIONS, UNANSWERED, UNMEASURED, sections
-from sdpo_bench.analysis.report import inline, marked
+from sdpo_bench.analysis.report import marked
 from sdpo_bench.analysis.tables.base import Subject, Table
 from sdpo_bench.analysis.tables.build import build_tables, render_terminal
 
@@ -145,18 +145,6 @@ def test_texts_are_marked_and_escaped():
     assert marked("**SDPO** < `a --b` & c") == "<strong>SDPO</strong> &lt; <code>a --b</code> &amp; c"
 
 
-def test_figures_on_the_page_share_no_ids_and_take_its_colours():
-    svg = (
-        '<svg xmlns="x" xmlns:xlink="y" width="5pt" height="4pt" viewBox="0 0 5 4"><defs><style type="text/css">*{}'
-        '</style><style>.s0{fill: #ffffff}</style></defs><path id="m1" class="s0" style="stroke: #000000" '
-        'd="M0.5 1"/><use xlink:href="#m1"/></svg>'
-    )
-    assert inline(svg, 3, "Lines") == (
-        '<svg role="img" aria-label="Lines" viewBox="0 0 5 4"><defs><style>.f3-s0{fill: var(--page)}</style></defs>'
-        '<path id="f3-m1" class="f3-s0" style="stroke: currentColor" d="M0.5 1"/><use xlink:href="#f3-m1"/></svg>'
-    )
-
-
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
     write_run(tmp_path, make_config("start"), finished=finished)
@@ -204,7 +192,7 @@ def test_html_is_self_contained(profile):
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(set(ids)) == len(ids)
     assert "http" not in re.sub(r">[^<]*<", "><", text), "nothing but texts names an address"
-    assert page.tags.count("svg") == len(drawings(load_groups(profile)))
+    assert text.count('<div class="parts" role="img"') == len(drawings(load_groups(profile)))
     assert (
         page.tags.count("table") == len(build_tables(load_groups(profile))) + 2
     )  # and those of who leads, and of versions

@@ -28,7 +28,8 @@ from sdpo_bench.analysis.figures.forest import ablations_drawn, forest, forest_a
 from sdpo_bench.analysis.figures.hacking import hacking, hacking_alt, other_quantities
 from sdpo_bench.analysis.figures.style import COUNTS, TEXT, Drawing, Style, at_steps, styles, svg
 from sdpo_bench.analysis.paper import METHODS
-from sdpo_bench.analysis.tables.base import MIN_RUNS
+from sdpo_bench.analysis.tables.base import MIN_RUNS, decimals_of, joined
+from sdpo_bench.prompts import pictured, splits
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.pictures import grid
 
@@ -157,6 +158,7 @@ class Picture:
     """A run's grid of pictures, as WebP: a row per number of sampling steps, a column per prompt."""
 
     title: str
+    scores: str
     alt: str
     size: tuple[int, int]
     data: bytes
@@ -178,12 +180,38 @@ def pictures(group: Group) -> list[Picture]:
             if when == "before":
                 title = f"{label}, before training" if before else "before training"
                 before.add(data)
+            scores = scores_text(group, label, run.config["seed"], when)
             alt = f"{title}, trained on {group.reward} with K = {group.steps}: a column per prompt" + (
                 f", rows from above: {at_steps(rows)}" if rows else ""
             )
             with Image.open(io.BytesIO(data)) as image:
-                found.append(Picture(title, alt, image.size, data))
+                found.append(Picture(title, scores, alt, image.size, data))
     return found
+
+
+def grid_prompts(group: Group) -> str:
+    """The prompts of the pictures' columns, in words; of a run with a file of prompts, whose name alone is recorded,
+    that it has one."""
+    configs = [run.config for run in group.runs]
+    if any(config.get(key) is not None for config in configs for key in ("prompts", "unseen_prompts")):
+        return "the first prompts of the runs' own file"
+    return joined(pictured(splits()))
+
+
+def scores_text(group: Group, label: str, seed: int, when: str) -> str:
+    """Means of the trained reward and of the held-out scorer, at the pictures' numbers of sampling steps, of a run at
+    its end, or of the pretrained model; empty where there is none. No single picture's score is recorded."""
+    texts = []
+    for reward in dict.fromkeys((group.reward, "alignment_heldout")):
+        found = {}
+        for steps in group.steps_of(reward):
+            cell = group.cell(PRETRAINED if when == "before" else label, reward, group.shown_split, steps)
+            value = next(iter(cell.values()), None) if when == "before" else cell.get(seed)
+            if value is not None and not group.ends_only(steps):
+                found[steps] = f"{value:.{decimals_of([value])}f}"
+        if found:
+            texts.append(f"{reward} at {at_steps([*found])}: {', '.join(found.values())}")
+    return "; ".join(texts)
 
 
 def figure_files(figures: Iterable[Drawing]) -> dict[str, bytes]:

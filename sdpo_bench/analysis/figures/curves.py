@@ -96,7 +96,12 @@ def draw_panels(
             borderaxespad=0,
         )
     figure.subplots_adjust(
-        left=0.095, right=0.985, top=1 - top / total, bottom=bottom / total, wspace=0.32, hspace=0.65 / height
+        left=0.095,
+        right=0.985 if columns > 1 else 0.6,
+        top=1 - top / total,
+        bottom=bottom / total,
+        wspace=0.32,
+        hspace=0.65 / height,
     )
     for axis in axes.flat[count:]:
         axis.set_axis_off()
@@ -206,6 +211,7 @@ def reward_by_steps(group: Group, style: Style) -> Figure:
         axis.set_xticks(steps, [str(k) for k in steps])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("sampling steps (log scale)")
+        axis.tick_params(labelleft=True)
         axis.set_title(f"{split} prompts", loc="left")
     axes[0].set_ylabel(group.reward)
     return figure

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sdpo_bench.analysis.comparisons import Group, label_key, parent
 from sdpo_bench.analysis.figures.curves import draw_panels
-from sdpo_bench.analysis.figures.style import Style, at_steps, figure_columns
+from sdpo_bench.analysis.figures.style import Style, at_steps
 from sdpo_bench.analysis.statistics import paired_difference
 from sdpo_bench.analysis.tables.base import MIN_RUNS, joined
 
@@ -36,7 +36,7 @@ def forest(group: Group, style: Style) -> Figure:
         Line2D([], [], label=f"an ablation of {method}", **style[method] | {"linestyle": ""}) for method in parents
     ]
     title = f"Ablations: {group.reward} minus the method's, K = {group.steps}"
-    columns = figure_columns(len(steps))
+    columns = min(2, len(steps))
     figure, axes = draw_panels(title, handles, len(steps), columns, 0.35 + 0.2 * len(rows), sharex=True, sharey=True)
     for index, (axis, k) in enumerate(zip(axes, steps, strict=True)):
         axis.axvline(0, color="#7f7f7f", linewidth=1)
@@ -53,11 +53,11 @@ def forest(group: Group, style: Style) -> Figure:
         axis.set_title(at_steps([k]), loc="left")
         if index + columns >= len(steps):
             axis.set_xlabel("difference")
-        axis.tick_params(labelbottom=True)
+        axis.tick_params(labelbottom=True, labelleft=True)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
-    figure.subplots_adjust(left=0.24, wspace=0.12)
+    figure.subplots_adjust(left=0.25, wspace=1.12)  # for the labels, at each panel
     return figure
 
 

@@ -123,12 +123,34 @@ def _bytes(figure: Figure, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def _name_parts(figure: Figure) -> None:
+    """Gives title, legends and panels ids by which the page takes the figure apart: it lays panels out itself, fewer
+    beside each other on a phone. A panel's id has its box, in points: x and y of the corner above, width, height."""
+    for kind, artists in (("title", figure.texts), ("legend", figure.legends)):
+        for number, artist in enumerate(artists):
+            artist.set_gid(f"{kind}_{number}")
+    right, top, bottom, label = 8, 18, 19, 16  # points around the axes; `label`: of the horizontal axis
+    width, height = figure.get_size_inches() * 72
+    places = [axis.get_position() for axis in figure.axes]
+    pitches = (place.x0 - places[0].x0 for place in places if place.x0 > places[0].x0)
+    pitch = next((pitch * width for pitch in pitches), places[0].x1 * width + right)
+    for axis, place in zip(figure.axes, places, strict=True):
+        if axis.axison:
+            below = bottom + label * bool(axis.get_xlabel())
+            corner = place.x1 * width + right - pitch, (1 - place.y1) * height - top
+            box = (*corner, pitch, place.height * height + top + below)
+            axis.set_gid("_".join(["panel", *(f"{number:.0f}" for number in box)]))
+
+
 def svg(figure: Figure) -> str:
     """The figure as SVG, coordinates to a hundredth of a point, repeated styles as classes, without what only editors
-    of it need. Nothing is clipped: axes hold all that is drawn."""
+    of it need; its parts have the ids of `_name_parts`. Nothing is clipped: axes hold all that is drawn."""
+    _name_parts(figure)
     text = _bytes(figure, ".svg").decode()
     text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'(<g) id="[^"]*"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', r"\1", text)
+    text = re.sub(
+        r'(<g) id="(?!title_|legend_|panel_)[^"]*"| transform="rotate\(-0 [^"]*"|font-family: [^;]*; ', r"\1", text
+    )
     text = re.sub(r' clip-path="[^"]*"|<clipPath.*?</clipPath>', "", text, flags=re.S)
     counts = Counter(re.findall(r' style="([^"]*)"', text))
     classes = [style for style, count in counts.items() if count > 2]
@@ -143,7 +165,7 @@ def svg(figure: Figure) -> str:
         return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag[0])
 
     text = re.sub(r"<[^>]*>", rounded, text)
-    text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text)).strip() + "\n"
+    text = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", text)).replace("<g/>", "").strip() + "\n"
     while (flat := re.sub(r"<g>((?:(?!</?g[ >]).)*)</g>", r"\1", text)) != text:
         text = flat
     return text
