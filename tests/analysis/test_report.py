@@ -160,7 +160,7 @@ def test_a_profile_that_has_only_begun_has_a_report(tmp_path, finished):
 class Page(HTMLParser):
     """Collects what a page refers to, and checks that its elements are closed in order."""
 
-    VOID = ("meta", "img", "link", "br")
+    VOID = ("meta", "img", "link", "br", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
