@@ -89,7 +89,7 @@ def phase_table(rows: pd.DataFrame, name: str, title: str) -> Table:
             )
             for row in group.to_dict("records")
         ]
-        blocks.append((f"{titles[method]}, K = {steps}", tuple(lines)))
+        blocks.append((f"{titles[str(method)]}, K = {steps}", tuple(lines)))
     note = (
         "Medians; FLOP of products, convolutions and attention, backward included. of peak: their speed over that of "
         f"a large float32 product in the same process, {rows['peak_flop_per_s'].iloc[0] / 1e9:.4g} GFLOP/s. Both "
