@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -27,6 +29,8 @@ from sdpo_bench.analysis.figures.style import KNOWN, SPARE, TEXT, styles, svg
 from sdpo_bench.analysis.paper import METHODS, load_curves
 from sdpo_bench.analysis.statistics import paired_difference
 from sdpo_bench.records.files import RecordError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,24 @@ def test_curves_show_the_records(group, counter):
     assert legend(figure) == ["pretrained", "SDPO", "DDPO", "REBEL"]
     assert figure.axes[0].get_ylabel() == "alignment"
     assert all(axis.get_xlabel() for axis in figure.axes[-2:])
+
+
+def test_real_pictures_are_a_line_where_the_axis_comes_near(group, monkeypatch):
+    committed = json.loads((ROOT / "results" / "testbed" / "quality.json").read_text())["pictures"]
+    real = committed["real, mild augmentation"]["alignment"]
+    assert {("embedded", "alignment"): real} == curves.REAL_PICTURES
+
+    def heights(value: float) -> list[bool]:
+        monkeypatch.setattr(curves, "REAL_PICTURES", {(group.model, "alignment"): value})
+        drawn = [reward_curves(group, "samples", styles(group.labels)), reward_by_steps(group, styles(group.labels))]
+        lines = [[*line.get_ydata()] for figure in drawn for axis in figure.axes for line in axis.get_lines()]
+        texts = [text.get_text() for figure in drawn for axis in figure.axes for text in axis.texts]
+        assert lines.count([value, value]) == texts.count("real pictures")
+        return ["real pictures" in [text.get_text() for text in axis.texts] for axis in drawn[0].axes]
+
+    top = group.cell("SDPO", "alignment", "seen", 2)[0]
+    assert heights(top)[1]
+    assert not any(heights(top + 10))
 
 
 def test_steps_evaluated_at_the_end_have_two_points_and_say_so(study):

@@ -26,6 +26,10 @@ from sdpo_bench.analysis.paper import METHODS, load_curves
 from sdpo_bench.analysis.tables.base import MIN_RUNS, joined, summary
 from sdpo_bench.records.frames import MeanRow
 
+REAL_PICTURES = {("embedded", "alignment"): 0.7894}
+"""By model and reward, the mean of pictures that its training data is made of, a little augmented: results/testbed.
+A run above it makes pictures that the scorer prefers to the real ones."""
+
 
 def methods_drawn(group: Group) -> list[str]:
     """The methods with a finished run, ablations left out."""
@@ -144,6 +148,16 @@ def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def _mark_real_pictures(axis: Axes, group: Group) -> None:
+    """A line at the reward of real pictures, where the axis reaches it or would with a quarter more height."""
+    value = REAL_PICTURES.get((group.model, group.reward))
+    low, high = axis.get_ylim()
+    if value is not None and low < value < high + (high - low) / 4:
+        axis.axhline(value, color="0.5", linestyle=":", linewidth=1.2)
+        place: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "va": "top"}
+        axis.annotate("real pictures", (0.02, value), (0, -2), fontsize=7, **place)
+
+
 def reward_curves(group: Group, counter: str, style: Style) -> Figure:
     """Reward against `counter` (one of COUNTS, cumulative), a panel per number of sampling steps, on the prompts that
     were seen in training, or on the only ones that were evaluated.
@@ -164,6 +178,7 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
         for label in labels:
             if label != PRETRAINED:
                 _curve(axis, group, label, k, counter, split, style[label])
+        _mark_real_pictures(axis, group)
     titles = [f"{k} steps, start and end" if group.ends_only(k) else at_steps([k]) for k in steps]
     _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
     return figure
@@ -213,6 +228,8 @@ def reward_by_steps(group: Group, style: Style) -> Figure:
         axis.set_xlabel("sampling steps (log scale)")
         axis.tick_params(labelleft=True)
         axis.set_title(f"{split} prompts", loc="left")
+    for axis in axes:  # they share their height
+        _mark_real_pictures(axis, group)
     axes[0].set_ylabel(group.reward)
     return figure
 
