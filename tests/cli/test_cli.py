@@ -107,7 +107,7 @@ TINY_ARGUMENTS = [
         (["reproduce", "--profile", "quik"], "unknown profile 'quik'; choose one of: first_look, full, paper_k20"),
         (
             ["reproduce", "--methods", "sdpo", "ppo"],
-            "unknown method 'ppo'; choose one of: crd, d3po, d3po_pair_updates, ",
+            "unknown method 'ppo'; choose one of: crd, d3po, d3po_128_pairs, ",
         ),
         (["reproduce", "--seeds", "x"], "expected --seeds [INT [INT ...]]; see `sdpo-bench reproduce --help`"),
         (["reproduce", "--seeds", "-1"], "--seed is -1; expected 0 to 2^64 - 1"),

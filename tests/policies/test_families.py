@@ -113,7 +113,9 @@ def our_pictures(policy, steps):
 
 
 def without_noise(config, **changes):
-    return load_policy(dataclasses.replace(config, noise_level=0.0, **changes))
+    policy = load_policy(dataclasses.replace(config, **changes))
+    policy.noise_level = 0.0  # DDIM's is eta, which `our_pictures` sets
+    return policy
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
