@@ -32,7 +32,7 @@ from sdpo_bench.records.identity import run_id
 from sdpo_bench.records.plan import write_plan
 from sdpo_bench.records.reader import load_profile
 
-EXAMPLES = 60  # 3,000 by hand: see the end of this file
+EXAMPLES = 150
 VALUES: list[Any] = [
     None,
     True,

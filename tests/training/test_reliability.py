@@ -38,7 +38,7 @@ from sdpo_bench.training.oom import retry_on_oom
 from sdpo_bench.training.scoring import score
 from sdpo_bench.training.trainer import Trainer
 
-KILLS = {1: 20, 2: 10}  # by the number of processes, of which two take longer to begin
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def last(channel):
 
 
 @pytest.mark.parametrize("size", [1, 2], ids=["one process", "two processes"])
-def test_many_kills(config, tmp_path, size):
+def test_twenty_kills(config, tmp_path, size):
     """kill -9 at random moments in every phase: each run that was killed, again and again, ends with the records and
     weights of the one that was left alone. Of two processes either one is killed or both; the other ends then."""
     (tmp_path / "prompts").write_text("cat\n")  # one, of which the normaliser soon knows enough to use what it kept
@@ -186,12 +186,12 @@ def test_many_kills(config, tmp_path, size):
             ends = [member.exitcode for member in members]
             assert any(died) or ends == [0] * size, "it could not go on"
             assert not any(died) or 0 not in ends or (folder / "done.json").exists(), "it did not notice the kill"
-            assert kills < 5 * KILLS[size], f"killed {kills} times, and only in {hit}"
+            assert kills < 5 * KILLS, f"killed {kills} times, and only in {hit}"
         train(config, folder, resume=True)  # after a kill behind done.json the checkpoint goes now
         (folder / ".lock").unlink(missing_ok=True)  # left by that one; nobody holds it
         assert comparable(folder) == whole
         shutil.rmtree(folder.parent)
-        if kills >= KILLS[size] and hit >= PHASES.keys():
+        if kills >= KILLS and hit >= PHASES.keys():
             return
 
 
