@@ -164,10 +164,10 @@ def _order_texts(group: Group, split: str, labels: Mapping[str, str]) -> tuple[s
     first = [case for case in known[METHODS[0], METHODS[1]] if case]
     steps = [[case for case in cases if case] for cases in zip(*known.values(), strict=True)]
     whole = [cases for cases in steps if len(cases) == len(METHODS) - 1]
-    missing = [label for label in METHODS if label not in labels]
-    if missing:
-        return _count_text([[case] for case in first]), f"not run: {', '.join(missing)}" if first else DASH
-    return _count_text([[case] for case in first]), _count_text(whole)
+    above, order = _count_text([[case] for case in first]), _count_text(whole)
+    if missing := [label for label in METHODS if label not in labels]:
+        order = f"not run: {', '.join(missing)}" if first else DASH
+    return above, order
 
 
 def _judged(group: Group, split: str, labels: Mapping[str, str], pair: tuple[str, str], steps: int) -> Case | None:
