@@ -224,7 +224,7 @@ MEASURED: Options = {
 
 
 def full(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """The study (docs/findings.md). The runs are ordered by importance: methods at K = 4 and 20; ablations there;
+    """The study (docs/findings_tuned.md). The runs are ordered by importance: methods at K = 4 and 20; ablations there;
     another reward; K = 8; a third reward; K = 50. Within a part all runs of a seed come before those of the next. So an
     interrupted study has the same number of seeds for every method, except in the part where it stopped."""
     mains = [name for name in methods if name not in ABLATIONS]
