@@ -41,11 +41,6 @@ EQUAL = {
 """Counters that methods spend differently for a sample, and may be made equal in; and their names in tables' names."""
 
 
-FAR_APART = {"optimiser_steps"}
-"""Those that differ so much (49 times at K = 50) that a method's first evaluation may come long after another's end. A
-straight line from the pretrained model to it is then no estimate, and the method is left out."""
-
-
 LONGEST = 40  # characters of a part of a file's name, of which a table's has four: systems allow 255 bytes
 
 
@@ -422,8 +417,8 @@ def at_equal(group: Group, counter: str) -> Group | None:
     the evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
 
     Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
-    straight line from start to end is no estimate. So are runs whose first evaluation comes later, of a counter that is
-    `FAR_APART`; `left_out` of the result names methods without any run.
+    straight line from start to end is no estimate. So are runs whose first evaluation comes later; `left_out` of the
+    result names methods without any run.
     """
     budget = smallest_total(group, counter)
     if not budget:
@@ -438,7 +433,7 @@ def at_equal(group: Group, counter: str) -> Group | None:
         x = [getattr(point, counter) for point in points]
         if len(x) == 1 and x[0] > budget:
             unknown.add(steps)
-        if counter in FAR_APART and not any(0 < count <= budget for count in x):
+        if not any(0 < count <= budget for count in x):
             continue
         if found := _between(points, counter, budget, group.curve_ends(PRETRAINED, split, steps)):
             rows.append(found)

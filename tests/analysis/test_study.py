@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from support.study_records import group_of, record
 
-from sdpo_bench.analysis.comparisons import Group, at_equal, smallest_total
+from sdpo_bench.analysis.comparisons import EQUAL, Group, at_equal, smallest_total
 from sdpo_bench.analysis.overview import overview
 from sdpo_bench.analysis.tables.ablations import ablation_table
 from sdpo_bench.analysis.tables.base import ABOUT, Table
@@ -26,6 +26,7 @@ from sdpo_bench.analysis.tables.protocol import protocol_table, rate_order_table
 from sdpo_bench.analysis.tables.reach import cost_to_reach, reach_table
 from sdpo_bench.analysis.tables.values import cost_table, equal_table, main_table
 from sdpo_bench.records import protocols
+from sdpo_bench.records.frames import COUNTERS
 from sdpo_bench.rewards import REWARDS
 
 WOBBLE = (-0.002, -0.001, 0.0, 0.001, 0.002)  # over seeds; its t interval is 0 +- HALF
@@ -670,6 +671,22 @@ def test_methods_whose_runs_do_not_meet_in_optimiser_steps_are_named():
     verdicts = dict(overview([alone], build_tables([alone])).verdicts)
     both = missing[:-1] + "; REBEL on alignment at K = 4."
     assert verdicts["Best at equal optimiser steps"] == both, "DDPO leads nobody"
+
+
+@pytest.mark.parametrize("counter", EQUAL)
+def test_no_counter_has_a_value_before_the_first_evaluation(counter):
+    """DDPO has ended when SDPO is evaluated for the first time, whatever is counted."""
+    runs = [
+        record(label, seed, {10: {("alignment", 1): 0.6}, 20: {("alignment", 1): 0.7}}, [])
+        for seed in range(5)
+        for label in ("SDPO", "DDPO")
+    ]
+    for run in runs:
+        for row in run.train + run.eval:
+            row |= dict.fromkeys(COUNTERS, row["epoch"] * (5 if run.label == "SDPO" else 1))
+            row |= {"backward_passes": 0, "reward_gradients": 0}
+    group = group_of([record("start", 0, {0: {("alignment", 1): 0.4}}, []), *runs])
+    assert group.equal[counter].left_out == ("SDPO",)
 
 
 def test_what_a_critic_explains():

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values, shown_split
 from sdpo_bench.analysis.paper import METHODS, final_values, load_curves, samples_to_reach, shows
-from sdpo_bench.analysis.statistics import Interval, paired_difference, stratified_bootstrap
+from sdpo_bench.analysis.statistics import Interval, mean_interval, paired_difference
 from sdpo_bench.analysis.tables.base import (
     DASH,
     MIN_RUNS,
@@ -89,7 +89,7 @@ def sample_claims(group: Group, curves: pd.DataFrame) -> list[Claim]:
     for rival in RIVALS:
         for steps in _steps(curves):
             values = speedups(group, rival, steps)
-            ours = stratified_bootstrap(list(values.values())) if values else None
+            ours = mean_interval(list(values.values())) if values else None
             text = f"{SDPO} needs fewer samples than {rival}"
             claims.append(Claim(text, steps, float(speedup[rival, steps]), 1.0, values, ours))
     return claims
@@ -130,8 +130,8 @@ KINDS: tuple[tuple[str, Callable[[Group, pd.DataFrame], list[Claim]], str, str],
 
 
 CLAIMS_NOTE = (
-    f"Ours, paired by seed [95 % interval] (n seeds), and the paper's. Supported: the interval lies on the "
-    "paper's side of 0 (difference: mean over seeds, Student's t) or 1 (ratio: interquartile mean, bootstrap); "
+    "Ours, mean over seeds, paired by seed [95 % interval, Student's t] (n seeds), and the paper's. Supported: the "
+    "interval lies on the paper's side of 0 (of a difference) or 1 (of a ratio); "
     f"contradicted: on the other; not decided: it does not, or there are fewer than {MIN_RUNS} seeds. The "
     "verdict is on the side, not on the size. Ratio: the rival's samples over those of the first of SDPO's "
     "evaluations from which on all lie above the rival's last; 0 if there is none. A dash: the paper's curves "
