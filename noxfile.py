@@ -44,6 +44,9 @@ def python(
     session: nox.Session, *arguments: str, threads: int | None = None, program: str = PYTHON, **env: str
 ) -> None:
     env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    # As nothing was compiled at installation, a machine that keeps no compiled modules would compile PyTorch's and all
+    # others in each of the tests' many processes.
+    env["PYTHONDONTWRITEBYTECODE"] = ""
     session.run(program, *arguments, external=True, env=env)
 
 
