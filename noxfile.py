@@ -139,7 +139,7 @@ def typecheck(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """The documentation as a site, in .nox/site; a warning is an error. `-- serve` shows it while you edit."""
-    install(session, "docs")
+    install(session, "dev")
     arguments = session.posargs or ("build", "--site-dir", str(ENVIRONMENT.parent / "site"))
     python(session, "-m", "mkdocs", *arguments, NO_MKDOCS_2_WARNING="1")  # an advertisement
 
