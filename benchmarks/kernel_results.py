@@ -23,9 +23,10 @@ import pandas as pd
 
 from benchmarks._part_tables import part_tables
 from benchmarks._targets import ALL_DTYPES, TARGETS
+from sdpo_bench.analysis.markup import DASH, escaped
 from sdpo_bench.analysis.outputs import shown
-from sdpo_bench.analysis.render import aligned, escaped, table_files
-from sdpo_bench.analysis.tables.base import DASH, Table
+from sdpo_bench.analysis.render import aligned, table_files
+from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records import generated
 from sdpo_bench.records.files import RecordError, slug

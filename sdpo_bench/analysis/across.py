@@ -20,10 +20,11 @@ from sdpo_bench.analysis.comparisons import (
     parent,
     without_reward_gradient,
 )
+from sdpo_bench.analysis.markup import DASH, escaped
 from sdpo_bench.analysis.paper import METHODS
-from sdpo_bench.analysis.render import escaped, markdown
+from sdpo_bench.analysis.render import markdown
 from sdpo_bench.analysis.statistics import iqm
-from sdpo_bench.analysis.tables.base import DASH, MIN_RUNS, Table, decimals_of
+from sdpo_bench.analysis.tables.base import MIN_RUNS, Table, decimals_of
 from sdpo_bench.analysis.tables.claims import CONTRADICTED, SUPPORTED
 from sdpo_bench.analysis.tables.means import clearly
 from sdpo_bench.analysis.tables.orders import spent

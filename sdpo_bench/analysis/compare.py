@@ -22,9 +22,10 @@ from sdpo_bench.analysis.comparisons import (
     settings_of,
     steps_of,
 )
+from sdpo_bench.analysis.markup import DASH
 from sdpo_bench.analysis.render import aligned, csv, markdown, text
 from sdpo_bench.analysis.statistics import student
-from sdpo_bench.analysis.tables.base import DASH, Table, joined
+from sdpo_bench.analysis.tables.base import Table, joined
 from sdpo_bench.analysis.tables.pairs import Pair, paired_table
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import slug

@@ -7,8 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sdpo_bench.analysis.render import escaped, grid
-from sdpo_bench.analysis.tables.base import DASH
+from sdpo_bench.analysis.markup import DASH, escaped, grid
 from sdpo_bench.records.files import to_json
 from sdpo_bench.records.reader import RunRecord, evaluation_means
 

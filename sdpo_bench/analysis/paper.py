@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import steps_of
+from sdpo_bench.analysis.markup import DASH
 from sdpo_bench.analysis.render import table_files
-from sdpo_bench.analysis.tables.base import DASH, Table
+from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.records.files import RecordError
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"

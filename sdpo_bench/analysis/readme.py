@@ -9,8 +9,9 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts
 from sdpo_bench.analysis.figures.style import Drawing
+from sdpo_bench.analysis.markup import escaped
 from sdpo_bench.analysis.questions import Section
-from sdpo_bench.analysis.render import csv, data_files, escaped, markdown
+from sdpo_bench.analysis.render import csv, data_files, markdown
 from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.analysis.tables.values import main_name
 

@@ -17,7 +17,8 @@ from support.table_files import markdown_tables
 from sdpo_bench.analysis import render
 from sdpo_bench.analysis.comparisons import load_groups
 from sdpo_bench.analysis.figures.build import drawings, figure_files
-from sdpo_bench.analysis.render import escaped, latex, markdown
+from sdpo_bench.analysis.markup import escaped
+from sdpo_bench.analysis.render import latex, markdown
 from sdpo_bench.analysis.tables.base import Table
 from sdpo_bench.cli import main
 from sdpo_bench.config import RunConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sdpo_bench.analysis.comparisons import Group, parent
-from sdpo_bench.analysis.tables.base import DASH, Subject, Table
+from sdpo_bench.analysis.markup import DASH
+from sdpo_bench.analysis.tables.base import Subject, Table
 from sdpo_bench.analysis.tables.pairs import ALL, Pair, paired_table
 
 CROSSED = (

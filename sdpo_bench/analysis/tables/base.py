@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.analysis.comparisons import Group, Values, name_part
+from sdpo_bench.analysis.markup import DASH
 from sdpo_bench.analysis.statistics import Interval, iqm, stratified_bootstrap
 from sdpo_bench.records.frames import BACKWARD, COUNTERS, SPENT, spending
 
@@ -28,7 +29,6 @@ def file_suffix(group: Group) -> str:
 
 BASELINE = "SDPO"
 MIN_RUNS = 5  # below this a bootstrap interval says more about luck than about the method
-DASH = "–"
 UNKNOWN = "not recorded"
 
 
