@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -335,7 +336,7 @@ def write_sana_sprint(folder: Path) -> None:
 
 
 MODELS = {
-    "sd": write_tiny_model,
+    "sd": functools.partial(write_tiny_model, attention=True),
     "sdxl": write_sdxl,
     "sdxl-encoded-null": lambda folder: write_sdxl(folder, zeros=False),
     "sd3": write_sd3,
