@@ -1,18 +1,19 @@
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support import forked
 
 from sdpo_bench.testbed.build import SMOKE, build
 from sdpo_bench.testbed.train_denoiser import GRID, trajectories
 
 
-def _build(out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sdpo_bench.testbed.build", "--smoke", "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def _command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "sdpo_bench.testbed.build", "--smoke", "--out", str(out)]
 
 
 def _weights(out: Path) -> dict[str, str]:
@@ -25,9 +26,10 @@ def _weights(out: Path) -> dict[str, str]:
 
 
 def test_build_runs_end_to_end_gives_the_same_bytes_and_reuses_stages(tmp_path: Path) -> None:
-    for process in [_build(tmp_path / "a"), _build(tmp_path / "b")]:
-        output = process.communicate()[0].decode()
-        assert process.returncode == 0, output
+    done = subprocess.run(_command(tmp_path / "a"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = forked.run(_command(tmp_path / "b"), os.environ, tmp_path)
+    assert done.returncode == 0, done.stdout
     first = _weights(tmp_path / "a")
     assert len([name for name in first if name.endswith(".safetensors")]) == 5
     assert first == _weights(tmp_path / "b")

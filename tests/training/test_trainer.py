@@ -479,7 +479,7 @@ def test_resume_is_exact(config, tmp_path, name):
     whole, parts = folder_of(tmp_path / "whole", config), folder_of(tmp_path / "parts", config)
     train(config, whole)
     with pytest.raises(Stop):
-        train(config, parts, on_epoch=stop_at(2, "train"))
+        train(config, parts, on_epoch=stop_at(1, "train"))
     with pytest.raises(Stop):
         train(config, parts, resume=True, on_epoch=stop_at(3, "train"))
     assert load_run(parts).done is None
