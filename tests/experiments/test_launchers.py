@@ -40,6 +40,7 @@ def made(tiny_model, tmp_path_factory):
     script = Path(launching.__file__)
     env = os.environ | {launching.ROOT: str(root), plugins.VARIABLE: str(script), "RAY_USAGE_STATS_ENABLED": "0"}
     env["RAY_worker_niceness"] = "0"  # by default 15: on a busy machine the workers would take many minutes
+    env["RAY_health_check_period_ms"] = "500"  # by default 3,000: a lost node would be noticed after 15 s
     with open(root / "output.txt", "w") as output:
         process = subprocess.Popen(
             [sys.executable, str(script), str(tiny_model)], env=env, stdout=output, stderr=output

@@ -120,7 +120,8 @@ def with_ray(root, make):
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
+    without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args=small | without)
     try:
         other = cluster.add_node(**small)
         options = {"address": cluster.address}
