@@ -33,7 +33,9 @@ def complaints(page: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("page", "at_least"), [("README.md", 10), ("docs/findings.md", 150), ("docs/findings_tuned.md", 200)])
+@pytest.mark.parametrize(
+    ("page", "at_least"), [("README.md", 10), ("docs/findings.md", 150), ("docs/findings_tuned.md", 200)]
+)
 def test_every_quoted_number_is_its_cells(page, at_least):
     text = page_text(ROOT / page)
     assert len(quotes(text)[0]) >= at_least

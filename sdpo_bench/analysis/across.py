@@ -1,10 +1,11 @@
-"""The table over all profiles of a folder of results: who leads, and whether the paper's order holds, by reward, K,
-protocol and length."""
+"""The page over all profiles of a folder of results: who leads, and whether the paper's order holds, by reward, K,
+protocol and length; and gains by learning rate."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,8 +21,11 @@ from sdpo_bench.analysis.comparisons import (
     parent,
     without_reward_gradient,
 )
-from sdpo_bench.analysis.markup import DASH, escaped
+from sdpo_bench.analysis.figures.build import figure_files
+from sdpo_bench.analysis.figures.rates import panel_text, rate_drawing
+from sdpo_bench.analysis.markup import DASH, alt, escaped
 from sdpo_bench.analysis.paper import METHODS
+from sdpo_bench.analysis.rates import Rated, panels, rated
 from sdpo_bench.analysis.render import markdown
 from sdpo_bench.analysis.statistics import iqm
 from sdpo_bench.analysis.tables.base import MIN_RUNS, Table, decimals_of
@@ -207,10 +211,30 @@ def across_table(found: Iterable[Entry]) -> Table:
     )
 
 
-def page(found: list[Entry]) -> bytes:
-    """README.md of a folder of results."""
-    names = sorted({entry.profile for entry in found})
-    links = ", ".join(f"[{escaped(printable(name))}]({name}/README.md)" for name in names)
+@dataclass
+class Across:
+    """The parts of the page over all profiles."""
+
+    entries: list[Entry] = field(default_factory=list)
+    rated: list[Rated] = field(default_factory=list)
+
+    def add(self, results: Results) -> None:
+        self.entries += entries(results)
+        self.rated += rated(results)
+
+
+def overall_files(found: Across) -> dict[str, bytes]:
+    """The files that are generated in a folder of results, over all its profiles, by name."""
+    shown = panels(found.rated)
+    files = figure_files([rate_drawing(shown)]) if shown else {}
+    return {"README.md": page(found.entries, shown), **files}
+
+
+def page(found: list[Entry], shown: list[Rated]) -> bytes:
+    """README.md of a folder of results, with these panels of gains by learning rate."""
+    links = ", ".join(
+        map(_link, sorted({entry.profile for entry in found} | {p for each in shown for p in each.profiles}))
+    )
     lines = [
         "# Results",
         "",
@@ -218,7 +242,32 @@ def page(found: list[Entry]) -> bytes:
         "",
         markdown(across_table(found)),
         "",
+        *(_rates(shown) if shown else []),
         f"Profiles: {links}.",
         "",
     ]
     return "\n".join(lines).encode()
+
+
+def _link(profile: str) -> str:
+    return f"[{escaped(printable(profile))}]({profile}/README.md)"
+
+
+def _rates(shown: list[Rated]) -> list[str]:
+    """The figure of gains by learning rate, and the profiles and devices that its panels are of."""
+    drawing = rate_drawing(shown)
+    return [
+        f"## {drawing.heading}",
+        "",
+        f"![{alt(drawing.alt)}](figures/{drawing.name}.svg)",
+        "",
+        escaped(drawing.caption),
+        "",
+        "Panels, in reading order:",
+        "",
+        *(
+            f"{number}. {', '.join(map(_link, each.profiles))}: {escaped(panel_text(each))}"
+            for number, each in enumerate(shown, 1)
+        ),
+        "",
+    ]

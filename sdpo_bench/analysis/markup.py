@@ -24,6 +24,11 @@ def escaped(text: str) -> str:
     return _MARKUP.sub(escape, printable(text))
 
 
+def alt(text: str) -> str:
+    """A figure's description between the brackets of its link."""
+    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(text))
+
+
 def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table in GitHub's Markdown."""
     lines = ["| " + " | ".join(map(escaped, cells)) + " |" for cells in (header, *rows)]

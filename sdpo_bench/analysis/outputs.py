@@ -9,7 +9,7 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
-from sdpo_bench.analysis.across import Entry, entries, page
+from sdpo_bench.analysis.across import Across
 from sdpo_bench.analysis.comparisons import Results, load_results
 from sdpo_bench.analysis.paper import CURVES, paper_files
 from sdpo_bench.analysis.report import profile_files
@@ -39,14 +39,14 @@ def sources(folder: Path) -> list[Path]:
     return [*found, folder / "plan.json"] if found and (folder / "plan.json").exists() else found
 
 
-def files(folder: Path, tex: bool = False, rows: list[Entry] | None = None) -> dict[str, bytes]:
-    """All that is generated in a folder, by name: tables (`tex`: as LaTeX too), figures and pages. `rows` gets those of
-    the table over all profiles."""
+def files(folder: Path, tex: bool = False, across: Across | None = None) -> dict[str, bytes]:
+    """All that is generated in a folder, by name: tables (`tex`: as LaTeX too), figures and pages. `across` gets what
+    the page over all profiles shows of them."""
     if (folder / CURVES).is_file():
         return paper_files(folder, tex)
     results = load_results(folder)
-    if rows is not None:
-        rows += entries(results)
+    if across is not None:
+        across.add(results)
     return profile_files(results, tex)
 
 
@@ -62,12 +62,7 @@ def write_profile(folder: Path) -> Results:
     return read[0]
 
 
-def write_all(folder: Path, tex: bool = False, rows: list[Entry] | None = None) -> list[Path]:
+def write_all(folder: Path, tex: bool = False, across: Across | None = None) -> list[Path]:
     """Tables, figures and report of a profile's folder, or what results/paper has of them; the files
     written. Errors: those of `generated.write`, `RecordError` for unsound records."""
-    return generated.write(folder, partial(files, folder, tex, rows))
-
-
-def overall_files(rows: list[Entry]) -> dict[str, bytes]:
-    """The files that are generated in a folder of results, over all its profiles, by name."""
-    return {"README.md": page(rows)}
+    return generated.write(folder, partial(files, folder, tex, across))

@@ -9,7 +9,7 @@ import pandas as pd
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts
 from sdpo_bench.analysis.figures.style import Drawing
-from sdpo_bench.analysis.markup import escaped
+from sdpo_bench.analysis.markup import alt, escaped
 from sdpo_bench.analysis.questions import Section
 from sdpo_bench.analysis.render import csv, data_files, markdown
 from sdpo_bench.analysis.tables.base import Table
@@ -100,13 +100,8 @@ def _main_table(facts: Facts) -> list[str]:
 def _main_figure(facts: Facts) -> list[str]:
     lines = ["## Main figure", ""]
     for figure in [*facts.figures[:1], *twin(facts.figures)]:
-        lines += [f"![{_alt(figure.alt)}](figures/{figure.name}.svg)", "", escaped(figure.caption), ""]
+        lines += [f"![{alt(figure.alt)}](figures/{figure.name}.svg)", "", escaped(figure.caption), ""]
     return lines
-
-
-def _alt(text: str) -> str:
-    """A figure's description between the brackets of its link."""
-    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escaped(text))
 
 
 def _links(facts: Facts) -> list[str]:

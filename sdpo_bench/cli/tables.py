@@ -43,8 +43,8 @@ class Tables(TakesPlugins):
     """Only write the packed runs of the named folder as folders again, into UNPACK/raw/."""
 
     def __call__(self) -> int:
-        from sdpo_bench.analysis.across import Entry
-        from sdpo_bench.analysis.outputs import overall_files, reference_results, shown, sources, write_all
+        from sdpo_bench.analysis.across import Across, overall_files
+        from sdpo_bench.analysis.outputs import reference_results, shown, sources, write_all
         from sdpo_bench.records.generated import write
 
         plugins.check()
@@ -67,14 +67,14 @@ class Tables(TakesPlugins):
             for folder in folders:
                 note_missing_plugins(folder)
             return check_tables(folders, self.latex, whole)
-        rows: list[Entry] = []
+        across = Across()
         for folder in folders:
-            write_all(folder, self.latex, rows)
+            write_all(folder, self.latex, across)
             note_missing_plugins(folder)
             echo(f"{shown(folder)}: tables, figures and report written")
         if whole is not None:
-            write(whole, lambda: overall_files(rows))
-            echo(f"{shown(whole)}: README.md over all profiles written")
+            write(whole, lambda: overall_files(across))
+            echo(f"{shown(whole)}: README.md and figure over all profiles written")
         return 0
 
     def _pack(self) -> None:
@@ -111,21 +111,21 @@ def note_missing_plugins(folder: Path) -> None:
 def check_tables(folders: Sequence[Path], tex: bool = False, whole: Path | None = None) -> int:
     """Compares generated files byte by byte with what the records give, and packed means with their values. `whole`:
     the folder of all of them, which has a page over all profiles."""
-    from sdpo_bench.analysis.across import Entry
+    from sdpo_bench.analysis.across import Across, overall_files
     from sdpo_bench.analysis.comparisons import collector_paused
-    from sdpo_bench.analysis.outputs import files, overall_files, shown
+    from sdpo_bench.analysis.outputs import files, shown
     from sdpo_bench.records.generated import differences
     from sdpo_bench.records.packed import is_packed
     from sdpo_bench.records.packing import check_values
 
-    rows: list[Entry] = []
+    across = Across()
     wrong = [
         f"{shown(folder / name)}: {why}"
         for folder in folders
-        for name, why in differences(folder, files(folder, tex, rows)).items()
+        for name, why in differences(folder, files(folder, tex, across)).items()
     ]
     if whole is not None:
-        wrong += [f"{shown(whole / name)}: {why}" for name, why in differences(whole, overall_files(rows)).items()]
+        wrong += [f"{shown(whole / name)}: {why}" for name, why in differences(whole, overall_files(across)).items()]
     with collector_paused():
         values = [f"{shown(folder)}, {why}" for folder in folders if is_packed(folder) for why in check_values(folder)]
     echo("\n".join([*wrong, *values]) or f"{len(folders)} folders: all files are what their records give")

@@ -104,7 +104,7 @@ def test_a_method_alone_leads_nothing():
 
 
 def test_the_page_links_the_profiles(found):
-    lines = page(found).decode().splitlines()
+    lines = page(found, []).decode().splitlines()
     assert lines[0] == "# Results"
     assert lines[-1] == (
         "Profiles: [full](full/README.md), [paper_k20](paper_k20/README.md), [sweep](sweep/README.md)."

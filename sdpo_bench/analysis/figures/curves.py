@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from sdpo_bench.analysis.comparisons import PRETRAINED, Group
@@ -69,13 +70,19 @@ def highest_words(group: Group, split: str, steps: Iterable[int]) -> str:
 
 
 def draw_panels(
-    title: str, handles: list[Line2D], count: int, columns: int, height: float = 2.1, **options: Any
+    title: str,
+    handles: Sequence[Line2D | Patch],
+    count: int,
+    columns: int,
+    height: float = 2.1,
+    head: float = 0.0,
+    **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `height` inches each, below its title and its legend, whose rows fill left to
-    right."""
+    """A figure of `count` panels, `height` inches each with `head` more above for what stands over a title, below its
+    title and its legend, whose rows fill left to right."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    legend: list[list[Line2D]] = [[]]
+    legend: list[list[Line2D | Patch]] = [[]]
     used = 0.0
     for handle in handles:
         width = 0.66 + 0.083 * len(str(handle.get_label()))  # inches: the line, and about a character's width
@@ -84,8 +91,8 @@ def draw_panels(
             used = 0.0
         used += width
         legend[-1].append(handle)
-    top, bottom = 0.62 + 0.21 * len(legend), 0.55
-    total = top + rows * height + (rows - 1) * 0.65 + bottom
+    top, bottom, gap = 0.62 + 0.21 * len(legend) + head, 0.55, 0.65 + head
+    total = top + rows * height + (rows - 1) * gap + bottom
     figure = Figure(figsize=(WIDTH, total))
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     figure.suptitle(title, x=0.01, y=1 - 0.05 / total, ha="left", va="top", fontsize=12, fontweight="bold")
@@ -105,7 +112,7 @@ def draw_panels(
         top=1 - top / total,
         bottom=bottom / total,
         wspace=0.32,
-        hspace=0.65 / height,
+        hspace=gap / height,
     )
     for axis in axes.flat[count:]:
         axis.set_axis_off()
