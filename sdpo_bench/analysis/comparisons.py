@@ -140,14 +140,18 @@ class Group:
         return _last(self.curves if self.full is None else self.full)
 
     @cached_property
-    def _epochs(self) -> dict[int, int]:
-        f = self.curves[(self.curves["reward"] == self.reward) & (self.curves["epoch"] > 0)]
-        most = f.groupby(["steps", "run"])["epoch"].nunique().groupby("steps").max()
+    def _epochs(self) -> dict[tuple[str, int], int]:
+        f = self.curves[self.curves["epoch"] > 0]
+        most = f.groupby(["reward", "steps", "run"])["epoch"].nunique().groupby(["reward", "steps"]).max()
         return dict(zip(most.index.tolist(), most.tolist(), strict=True))
 
     def ends_only(self, steps: int) -> bool:
         """Whether the trained reward was evaluated at this number of sampling steps before and after training only."""
-        return self._epochs.get(steps) == 1
+        return self._epochs.get((self.reward, steps)) == 1
+
+    def on_the_way(self, reward: str) -> list[int]:
+        """Numbers of sampling steps at which a reward was evaluated during training too."""
+        return [k for k in self.steps_of(reward) if self._epochs.get((reward, k), 0) > 1]
 
     @property
     def title(self) -> str:
@@ -183,10 +187,10 @@ class Group:
     def _ends(self) -> dict[tuple[str, str, str, int], Values]:
         return self._cells if self.full is None else _by_seed(_last(self.curves))
 
-    def curve_ends(self, label: str, split: str, steps: int) -> Values:
-        """Values by seed as `cell` gives them, but the last ones of `curves`: what a curve's points are compared with
-        and the pretrained model's curves begin at."""
-        return self._ends.get((label, self.reward, split, steps), {})
+    def curve_ends(self, label: str, split: str, steps: int, reward: str = "") -> Values:
+        """Values of a reward (the trained one) by seed as `cell` gives them, but the last ones of `curves`: what a
+        curve's points are compared with and the pretrained model's curves begin at."""
+        return self._ends.get((label, reward or self.reward, split, steps), {})
 
     def cell(self, label: str, reward: str, split: str, steps: int) -> Values:
         """Value of each of a label's runs, by seed, sorted; empty where there is none."""

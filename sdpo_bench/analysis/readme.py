@@ -8,6 +8,7 @@ import pandas as pd
 
 from sdpo_bench.analysis.comparisons import Group, Results
 from sdpo_bench.analysis.facts import Facts
+from sdpo_bench.analysis.figures.build import HACKING, MEASURES
 from sdpo_bench.analysis.figures.style import Drawing
 from sdpo_bench.analysis.markup import alt, escaped
 from sdpo_bench.analysis.questions import Section
@@ -28,15 +29,17 @@ def readme(facts: Facts) -> str:
 SAMPLES, STEPS = "curves_samples", "curves_optimiser_steps"  # beginnings of figures' names
 
 
-def twin(figures: list[Drawing]) -> list[Drawing]:
-    """The main figure, drawn against optimiser steps."""
-    names = [figure.name.replace(SAMPLES, STEPS, 1) for figure in figures[:1] if figure.name.startswith(SAMPLES)]
-    return [figure for figure in figures if figure.name in names]
+def beside(figures: list[Drawing]) -> list[Drawing]:
+    """The figures that README.md shows after the main one, of the same runs: against optimiser steps, and what else was
+    measured than the trained reward."""
+    starts = (STEPS, MEASURES, HACKING)
+    names = [figure.name.replace(SAMPLES, start, 1) for figure in figures[:1] for start in starts]
+    return [figure for figure in figures[1:] if figure.name in names]
 
 
 def in_files(figures: list[Drawing]) -> list[Drawing]:
     """The figures that README.md and the documentation show; the page has all of them, and they are large."""
-    return [figure for figure in figures if figure.name.startswith(SAMPLES) or figure in twin(figures)]
+    return [figure for figure in figures if figure.name.startswith(SAMPLES) or figure in beside(figures)]
 
 
 def _head(facts: Facts) -> list[str]:
@@ -99,7 +102,7 @@ def _main_table(facts: Facts) -> list[str]:
 
 def _main_figure(facts: Facts) -> list[str]:
     lines = ["## Main figure", ""]
-    for figure in [*facts.figures[:1], *twin(facts.figures)]:
+    for figure in [*facts.figures[:1], *beside(facts.figures)]:
         lines += [f"![{alt(figure.alt)}](figures/{figure.name}.svg)", "", escaped(figure.caption), ""]
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -25,9 +26,10 @@ from sdpo_bench.analysis.figures.dense import dense_errors
 from sdpo_bench.analysis.figures.forest import forest
 from sdpo_bench.analysis.figures.hacking import changes, hacking
 from sdpo_bench.analysis.figures.inline import inline
+from sdpo_bench.analysis.figures.measures import measure_curves, measured, measures_alt
 from sdpo_bench.analysis.figures.style import KNOWN, SPARE, TEXT, styles, svg
 from sdpo_bench.analysis.paper import METHODS, load_curves
-from sdpo_bench.analysis.statistics import paired_difference
+from sdpo_bench.analysis.statistics import mean_interval, paired_difference
 from sdpo_bench.records.files import RecordError
 
 ROOT = Path(__file__).parents[2]
@@ -152,19 +154,46 @@ def test_few_pairs_are_points_without_an_interval(tmp_path):
 
 def test_hacking_shows_a_point_a_run_and_the_means(study):
     figure = hacking(study, styles(study.labels))
-    others = sorted({*QUANTITIES} - {"alignment"})
+    others = ["alignment_heldout", "diversity", "diversity_heldout", "colourfulness", "jpeg_compressibility"]
     assert titles(figure) == others
     axis = figure.axes[others.index("diversity")]
-    runs, mean = (line for line in axis.get_lines() if line.get_color() == KNOWN["SDPO"][0])
+    runs, across, down, mean = (line for line in axis.get_lines() if line.get_color() == KNOWN["SDPO"][0])
     x, y = (changes(study, "SDPO", reward) for reward in ("alignment", "diversity"))
     assert sorted(runs.get_xdata()) == pytest.approx(sorted(x.values()))
     assert (mean.get_xdata()[0], mean.get_ydata()[0]) == pytest.approx(
         (np.mean(list(x.values())), np.mean(list(y.values())))
     )
+    for line, values in ((across.get_xdata(), x), (down.get_ydata(), y)):
+        assert list(line) == pytest.approx(mean_interval(list(values.values()))[1:3])
     assert max(y.values()) < 0 < min(x.values())
     start, after = (study.cell(label, "diversity", "seen", 4) for label in ("pretrained", "SDPO"))
     alone = {seed: value - start[0] for seed, value in after.items()}
     assert np.mean(list(alone.values())) == pytest.approx(np.mean(list(y.values())), abs=0.02)
+
+
+def test_what_was_evaluated_on_the_way_has_curves(study):
+    """All six quantities were, at four numbers of steps; 16 and 50 at the end alone."""
+    figure = measure_curves(study, styles(study.labels))
+    names = ["alignment", *sorted({*QUANTITIES} - {"alignment"})]
+    assert figure.axes[0].get_gridspec().get_geometry() == (len(names), len(EVAL_STEPS))
+    assert titles(figure) == len(names) * [f"{k} sampling step{'s' * (k > 1)}" for k in EVAL_STEPS]
+    assert [axis.get_ylabel() for axis in figure.axes[:: len(EVAL_STEPS)]] == names
+    axis = figure.axes[len(EVAL_STEPS) * names.index("diversity") + 1]
+    (sdpo,) = (line for line in axis.get_lines() if line.get_color() == KNOWN["SDPO"][0])
+    ends = study.cell("SDPO", "diversity", "seen", 2).values()
+    assert sdpo.get_ydata()[[0, -1]] == pytest.approx(
+        [study.cell("pretrained", "diversity", "seen", 2)[0], np.mean(sorted(ends)[1:-1])]
+    )
+    assert "diversity: SDPO, DDPO and SDPO-gain at 0 of 4." in measures_alt(study)
+
+
+def test_what_was_evaluated_at_the_end_alone_has_none(group):
+    ends = group.curves[
+        (group.curves["reward"] == "alignment") | (group.curves["epoch"].isin((0, group.curves["epoch"].max())))
+    ]
+    assert set(ends["reward"]) == {"alignment", "alignment_heldout"}
+    assert measured(dataclasses.replace(group, curves=ends)) == {}
+    assert list(measured(group)) == ["alignment", "alignment_heldout"]
 
 
 def test_dense_errors_by_step_budget_and_epoch(study):
@@ -246,6 +275,7 @@ def test_the_texts_say_what_the_records_show(study):
         "steps",
         "curves_reward_queries",
         "curves_optimiser_steps",
+        "measures",
         "hacking",
         "dense",
         "ablations",
@@ -260,12 +290,20 @@ def test_the_texts_say_what_the_records_show(study):
 
 
 def test_files(group):
-    """Of all figures, which the page has; README.md's lie beside it: against samples, the main one against steps."""
+    """Of all figures, which the page has; README.md's lie beside it: against samples, and of the main one's runs what
+    else there is."""
     found = figure_files(drawings(load_groups(reported_profile())))
     expected = {
         f"{stem}_alignment_k{k}.svg"
         for k in (4, 20)
-        for stem in ("curves_samples", "curves_reward_queries", "curves_optimiser_steps", "steps", "hacking")
+        for stem in (
+            "curves_samples",
+            "curves_reward_queries",
+            "curves_optimiser_steps",
+            "steps",
+            "measures",
+            "hacking",
+        )
     }
     assert {*found} == {f"figures/{name}" for name in expected | {"published.svg"}}
     for path in (reported_profile() / "figures").iterdir():
@@ -273,7 +311,7 @@ def test_files(group):
     assert {path.name for path in (reported_profile() / "figures").iterdir()} == {
         "curves_samples_alignment_k4.svg",
         "curves_samples_alignment_k20.svg",
-        "curves_optimiser_steps_alignment_k4.svg",
+        *(f"{name}_alignment_k4.svg" for name in ("curves_optimiser_steps", "measures", "hacking")),
     }
     for data in found.values():
         assert not any(word in data for word in (b"Matplotlib v", b"dc:date", b"Software"))

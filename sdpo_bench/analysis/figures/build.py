@@ -26,9 +26,10 @@ from sdpo_bench.analysis.figures.curves import (
 from sdpo_bench.analysis.figures.dense import dense_alt, dense_errors, probed_runs
 from sdpo_bench.analysis.figures.forest import ablations_drawn, forest, forest_alt
 from sdpo_bench.analysis.figures.hacking import hacking, hacking_alt, other_quantities
+from sdpo_bench.analysis.figures.measures import measure_curves, measured, measures_alt
 from sdpo_bench.analysis.figures.style import COUNTS, TEXT, Drawing, Style, at_steps, styles, svg
 from sdpo_bench.analysis.paper import METHODS
-from sdpo_bench.analysis.tables.base import MIN_RUNS, decimals_of, joined
+from sdpo_bench.analysis.tables.base import ABOUT, MIN_RUNS, decimals_of, joined
 from sdpo_bench.prompts import pictured, splits
 from sdpo_bench.records.files import RecordError
 from sdpo_bench.records.pictures import grid
@@ -37,6 +38,7 @@ REWARD, EFFICIENCY = "Reward against samples", "Sample efficiency: reward querie
 
 
 PUBLISHED = "published"  # name of the figure of the paper's curves
+MEASURES, HACKING = "measures", "hacking"  # beginnings of names
 
 
 def drawings(groups: list[Group]) -> list[Drawing]:
@@ -53,6 +55,7 @@ def drawings(groups: list[Group]) -> list[Drawing]:
             for group in groups
             for counter in ("reward_queries", "optimiser_steps")
         ),
+        *(_measures(group, style) for group in groups),
         *(_hacking(group, style) for group in groups),
         *(_dense(group) for group in groups),
         *(_ablations(group, style) for group in groups),
@@ -106,19 +109,41 @@ def _by_steps(group: Group, style: Style) -> Drawing:
     )
 
 
+def _measures(group: Group, style: Style) -> Drawing | None:
+    """Curves of all that was evaluated during training; None where that is the trained reward alone."""
+    found = measured(group)
+    if not found:
+        return None
+    return Drawing(
+        f"{MEASURES}{group.suffix}",
+        "Reward hacking: over training",
+        f"{joined(found)} against {COUNTS['samples']}, trained on {group.reward} with K = {group.steps}; what else was "
+        f"measured has its values at the end alone. {band_words(group, 'band')}",
+        measures_alt(group),
+        partial(measure_curves, group, style),
+        _place(group),
+    )
+
+
 def _hacking(group: Group, style: Style) -> Drawing | None:
     """Changes of what was not trained; None where nothing else was evaluated."""
     if not other_quantities(group):
         return None
     return Drawing(
-        f"hacking{group.suffix}",
-        "Reward hacking: rewards that were not trained, and diversity",
-        f"Change from the pretrained model, mean over sampling steps; small: a run, large: a method's mean. Below the "
-        f"horizontal line it fell while {group.reward} was trained.",
+        f"{HACKING}{group.suffix}",
+        "Reward hacking: at the end",
+        f"Change of what was not trained against that of {group.reward}, from the pretrained model, mean over sampling "
+        f"steps; small: a run, large: a method's mean, lines: its 95 % intervals (from {MIN_RUNS} runs on). "
+        f"Below the horizontal line it fell.{_about(other_quantities(group))}",
         hacking_alt(group),
         partial(hacking, group, style),
         _place(group),
     )
+
+
+def _about(rewards: Iterable[str]) -> str:
+    """The meaning of the quantities that are no rewards."""
+    return "".join(f" {ABOUT[name]}" for name in rewards if name in ABOUT)
 
 
 def _dense(group: Group) -> Drawing | None:

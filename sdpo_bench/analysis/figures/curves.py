@@ -123,8 +123,8 @@ def _count(value: float, _: object = None) -> str:
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: str, x: str) -> None:
-    """Titles and axes of panels by sampling steps, of ours and of the paper's curves."""
+def axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: str, x: str) -> None:
+    """Titles and axes of panels of curves."""
     for index, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         axis.set_title(title, loc="left")
         axis.xaxis.set_major_formatter(FuncFormatter(_count))
@@ -136,13 +136,24 @@ def _axes_of_curves(axes: list[Axes], titles: Sequence[str], columns: int, y: st
             axis.set_xlabel(x)
 
 
-def _curve(axis: Axes, group: Group, label: str, steps: int, counter: str, split: str, style: dict[str, Any]) -> None:
+def draw_curves(axis: Axes, group: Group, reward: str, steps: int, counter: str, style: Style) -> None:
+    """The methods' curves of a reward at a number of sampling steps, on the shown prompts, and the pretrained model's
+    value."""
+    for value in group.curve_ends(PRETRAINED, group.shown_split, steps, reward).values():
+        axis.axhline(value, **{**style[PRETRAINED], "linewidth": 1.2})
+    for label in methods_drawn(group):
+        if label != PRETRAINED:
+            _curve(axis, group, label, reward, steps, counter, style[label])
+
+
+def _curve(axis: Axes, group: Group, label: str, reward: str, steps: int, counter: str, style: dict[str, Any]) -> None:
+    split = group.shown_split
     evaluated: dict[int, list[MeanRow]] = {}
     for run in group.runs:
-        for point in group.points(run.run_id, group.reward, split, steps) if run.label == label else ():
+        for point in group.points(run.run_id, reward, split, steps) if run.label == label else ():
             evaluated.setdefault(point.epoch, []).append(point)
     points = []
-    start = group.curve_ends(PRETRAINED, split, steps)
+    start = group.curve_ends(PRETRAINED, split, steps, reward)
     if start and evaluated and 0 not in evaluated:
         # Before its first update every run is the pretrained model.
         points.append((0.0, *(next(iter(start.values())),) * 3))
@@ -176,18 +187,13 @@ def reward_curves(group: Group, counter: str, style: Style) -> Figure:
         k for k in group.steps_evaluated if counter == "samples" or not group.ends_only(k)
     ] or group.steps_evaluated
     columns = figure_columns(len(steps))
-    labels = methods_drawn(group)
     title = f"{group.reward} on {split} prompts, trained with K = {group.steps}"
-    figure, axes = draw_panels(title, legend_handles(labels, style), len(steps), columns)
+    figure, axes = draw_panels(title, legend_handles(methods_drawn(group), style), len(steps), columns)
     for axis, k in zip(axes, steps, strict=True):
-        for value in group.curve_ends(PRETRAINED, split, k).values():
-            axis.axhline(value, **{**style[PRETRAINED], "linewidth": 1.2})
-        for label in labels:
-            if label != PRETRAINED:
-                _curve(axis, group, label, k, counter, split, style[label])
+        draw_curves(axis, group, group.reward, k, counter, style)
         _mark_real_pictures(axis, group)
     titles = [f"{k} steps, start and end" if group.ends_only(k) else at_steps([k]) for k in steps]
-    _axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
+    axes_of_curves(axes, titles, columns, group.reward, COUNTS[counter])
     return figure
 
 
@@ -206,7 +212,7 @@ def paper_curves() -> Figure:
             axis.fill_between(
                 curve["samples"], curve["low"], curve["high"], color=style[method]["color"], alpha=0.15, linewidth=0
             )
-    _axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
+    axes_of_curves(axes, [at_steps([k]) for k in steps], columns, "Aesthetic Score", COUNTS["samples"])
     return figure
 
 

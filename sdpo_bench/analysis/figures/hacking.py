@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from sdpo_bench.analysis.comparisons import PRETRAINED, Group, Values
 from sdpo_bench.analysis.figures.curves import draw_panels, methods_drawn
 from sdpo_bench.analysis.figures.style import Style
-from sdpo_bench.analysis.tables.base import joined
+from sdpo_bench.analysis.statistics import mean_interval
+from sdpo_bench.analysis.tables.base import MIN_RUNS, joined
 
 
 def changes(group: Group, label: str, reward: str) -> Values:
@@ -25,18 +26,25 @@ def changes(group: Group, label: str, reward: str) -> Values:
     return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
+FIRST = ("alignment_heldout", "kid_start", "diversity", "diversity_heldout", "vendi", "vendi_heldout")  # then rewards
+
+
+def _place(reward: str) -> tuple[int, str]:
+    return (FIRST.index(reward) if reward in FIRST else len(FIRST), reward)
+
+
 def other_quantities(group: Group) -> list[str]:
     """The quantities that were evaluated and not trained, with a change to show."""
     return [
         reward
-        for reward in sorted(set(group.values["reward"]) - {group.reward})
+        for reward in sorted(set(group.values["reward"]) - {group.reward}, key=_place)
         if any(changes(group, label, reward) for label in methods_drawn(group) if label != PRETRAINED)
     ]
 
 
 def hacking(group: Group, style: Style) -> Figure:
-    """Change of each reward that was not trained (and of diversity) against that of the trained one: a small point a
-    run, a large one the mean of a method."""
+    """Change of each quantity that was not trained against that of the trained reward: a small point a run, a large one
+    the mean of a method, with its intervals."""
     others, labels = other_quantities(group), [label for label in methods_drawn(group) if label != PRETRAINED]
     columns = min(3, len(others))
     handles = [Line2D([], [], label=label, **style[label] | {"linestyle": ""}) for label in labels]
@@ -52,7 +60,11 @@ def hacking(group: Group, style: Style) -> Figure:
             look = style[label] | {"linestyle": ""}
             axis.plot(*points.T, markersize=4.5, alpha=0.6, markeredgewidth=0, **look)
             if len(points):
-                axis.plot(*points.mean(0)[:, None], markersize=9, markeredgecolor="#ffffff", **look)
+                (x_mean, x_low, x_high, _), (y_mean, y_low, y_high, _) = map(mean_interval, points.T)
+                if len(points) >= MIN_RUNS:
+                    axis.plot([x_low, x_high], [y_mean] * 2, color=look["color"], linewidth=1.2)
+                    axis.plot([x_mean] * 2, [y_low, y_high], color=look["color"], linewidth=1.2)
+                axis.plot([x_mean], [y_mean], markersize=9, markeredgecolor="#ffffff", **look)
         axis.set_title(other, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(4))
         if index % columns == 0:
