@@ -322,6 +322,17 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def records_left_out() -> Iterator[None]:
+    """Leaves all that exists out of the garbage collector's searches: the records stay while tables and figures of them
+    are made, and a profile has millions of them."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def load_groups(folder: str | os.PathLike[str]) -> list[Group]:
     """The groups of `results/<profile>`, as of `load_results`."""
     return load_results(folder).groups

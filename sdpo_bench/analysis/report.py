@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from sdpo_bench.analysis.comparisons import Group, Results
+from sdpo_bench.analysis.comparisons import Group, Results, records_left_out
 from sdpo_bench.analysis.facts import Facts, collect
 from sdpo_bench.analysis.figures.build import drawings, figure_files, grid_prompts, pictures
 from sdpo_bench.analysis.figures.inline import inline
@@ -107,12 +107,13 @@ def profile_files(results: Results, tex: bool = False) -> dict[str, bytes]:
 
     Errors: `RecordError`, of a picture that cannot be read.
     """
-    tables, figures = build_tables(results.groups), drawings(results.groups)
-    drawn = figure_files(figures)
-    facts = collect(results, tables, figures)
-    return {
-        **profile_tables(results, facts.sections, tex),
-        **{name: drawn[name] for figure in in_files(figures) for name in (f"figures/{figure.name}.svg",)},
-        "README.md": readme(facts).encode(),
-        "report.html": html(facts, drawn).encode(),
-    }
+    with records_left_out():
+        tables, figures = build_tables(results.groups), drawings(results.groups)
+        drawn = figure_files(figures)
+        facts = collect(results, tables, figures)
+        return {
+            **profile_tables(results, facts.sections, tex),
+            **{name: drawn[name] for figure in in_files(figures) for name in (f"figures/{figure.name}.svg",)},
+            "README.md": readme(facts).encode(),
+            "report.html": html(facts, drawn).encode(),
+        }

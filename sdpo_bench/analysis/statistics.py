@@ -8,7 +8,7 @@ same interval. How often the intervals cover the truth with 5 runs: docs/statist
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -104,15 +104,15 @@ def student(freedom: int) -> float:
     return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def mean_interval(scores: ArrayLike) -> Interval:
+def mean_interval(scores: Iterable[float]) -> Interval:
     """Mean of scores [runs] and Student's t interval; of one score the ends are NaN. ValueError: empty or not
     finite."""
-    return _mean_interval(tuple(_scores(scores)[:, 0].tolist()))
+    return _mean_interval(tuple(scores))
 
 
 @functools.lru_cache(maxsize=2**16)  # a cell is shown, stands in the CSV and is counted
 def _mean_interval(scores: tuple[float, ...]) -> Interval:
-    array = np.array(scores)
+    array = _scores(scores)[:, 0]
     n, centre = len(array), float(array.mean())
     if n == 1:
         return Interval(centre, np.nan, np.nan, 1)

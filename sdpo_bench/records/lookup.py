@@ -19,7 +19,7 @@ from sdpo_bench.records.identity import (
     run_id,
     stem,
 )
-from sdpo_bench.records.packed import index
+from sdpo_bench.records.packed import index, packed_provenances
 from sdpo_bench.records.run_folder import check_provenance
 
 
@@ -115,7 +115,7 @@ def recorded_plugins(place: Path) -> dict[str, dict[str, Any]]:
     them. By their sources: what provenance.json has of each (plugins/__init__.py, `Plugin.record`)."""
     if place.name == "raw":
         found = {path: read_object(path) for path in sorted(place.glob("*/provenance.json"))}
-        provenances = [run.provenance for run in index(place.parent).values()]
+        provenances = packed_provenances(place.parent)
     else:
         found, provenances = {place / "provenance.json": _provenance(place)}, []
     for path, provenance in found.items():

@@ -314,15 +314,12 @@ def _record(
     )
 
 
-def check_means(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+def check_means(rows: Sequence[dict[str, Any]], where: str) -> None:
     """RecordError for evaluations in which a mean is not a number, a split has none, or which appear twice."""
-    stand_in = [
-        {key: value for key, value in row.items() if key not in ("means", "interim_means", "prompts")}
-        | {"values": {split: {"": [mean] * len(row["noise_seeds"])} for split, mean in row[kind].items()}}
-        for row in rows
-        for kind in ("means",)
-    ]
-    check_evaluations(stand_in, where)
+    one = {"noise_seeds": [0]}  # a mean stands for the values of one noise; the seeds were checked with the run's line
+    check_evaluations(
+        [row | one | {"values": {split: {"": [mean]} for split, mean in row["means"].items()}} for row in rows], where
+    )
     for row in rows:
         if not row["means"].keys() == row["prompts"].keys() == row["interim_means"].keys():
             raise RecordError(f"{where}: the splits are not those that were evaluated; {RESTORE}")
@@ -405,6 +402,12 @@ def packed_ids(folder: Path) -> frozenset[str]:
 def _read_ids(folder: Path) -> frozenset[str]:
     files = read_manifest(folder)
     return frozenset() if files is None else frozenset(_read_lines(folder, files))
+
+
+def packed_provenances(folder: Path) -> list[dict[str, Any]]:
+    """The distinct provenances of the packed runs, read without the rest; empty if there are none."""
+    files = read_manifest(folder)
+    return [] if files is None else _read_provenances(folder, files)
 
 
 def index(folder: Path) -> dict[str, RunRecord]:

@@ -451,6 +451,16 @@ def test_values_without_pyarrow_are_asked_for_in_words(profile, monkeypatch):
         load_profile(profile)
 
 
+def test_provenances_are_read_without_the_rest(profile):
+    made = [run.provenance for run in load_profile(profile)]
+    pack_profile(profile)
+    (profile / form.CURVES).write_bytes(b"damaged")
+    found = form.packed_provenances(profile)
+    assert found
+    assert all(provenance in made for provenance in found)
+    assert all(provenance in found for provenance in made)
+
+
 def test_unpacked_runs_are_the_folders_that_were_packed(raw, profile, tmp_path, capsys):
     pack_profile(profile)
     assert main(["tables", str(profile), "--unpack", str(tmp_path / "out")]) == 0
