@@ -309,7 +309,7 @@ def _paper_rates(
 
 
 def paper_pilot(methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
-    """Chooses SHARED_RATE: the two middle rates of the sweeps at K = 20, for 6,400 samples, on tuning prompts."""
+    """Chooses SHARED_RATE: the two lowest rates of the sweeps at K = 20, for 6,400 samples, on tuning prompts."""
     tuning: Options = {"train_split": "tuning", "eval_splits": ("tuning",), "eval_seed": 1, "steps": 20}
     tuning |= {"epochs": 100, "eval_every": 25, "eval_steps": PAPER["eval_steps"]}
     return [start(**tuning | {"epochs": 0})] + [
