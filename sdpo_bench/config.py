@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Dense = str
     Sampler = str
 else:
-    Dense = Literal[tuple(entry.name for entry in DENSE_REWARDS)]
+    Dense = Literal[("auto", *(entry.name for entry in DENSE_REWARDS))]
     Sampler = Literal[tuple(SAMPLERS)]
 
 C = TypeVar("C", bound="Group")
@@ -226,9 +226,9 @@ class RolloutConfig(Group):
     learn from finished samples and for draft. [official: shared]"""
     train_split: Literal["seen", "tuning"] = "seen"
     """The prompt list that is trained on; tuning runs have one of their own."""
-    dense: Dense = "anchored"
-    """Rewards of methods that take one at every step: see `sdpo-bench train --help` for them. Other methods always take
-    the final reward."""
+    dense: Dense = "auto"
+    """Rewards of methods that take one at every step: see `sdpo-bench train --help` for them. auto takes the method's
+    own: anchored, or exact for ddpo_dense and dense_grpo. Other methods always take the final reward."""
     probe_every: int = at_least(0, 0)
     """Epochs between comparisons of the predicted dense rewards with exact ones, on fresh samples that are not trained
     on (docs/records.md, dense.jsonl); 0: none."""
@@ -492,6 +492,7 @@ class RunConfig(
         method = build_method(row.pop("method"), row.pop("options"))
         row["method"] = method.to_json() if self.epochs else {"name": "start"}
         row["updates"] = self.resolved_updates
+        row["dense"] = self.resolved_dense
         row["group_size"] = None if self.samples_per_group == 2 else self.samples_per_group  # of earlier runs it was 2
         if self.shared_noise == self.method_class.shared_noise:  # which was every run's
             row["shared_noise"] = None
@@ -516,6 +517,15 @@ class RunConfig(
     @property
     def resolved_updates(self) -> str:
         return self.method_class.updates if self.updates == "auto" else self.updates
+
+    @property
+    def resolved_dense(self) -> str:
+        return self.method_class.dense_reward if self.dense == "auto" else self.dense
+
+    @property
+    def query_plan(self) -> str:
+        """The dense reward that is queried: of methods without dense rewards the final one."""
+        return self.resolved_dense if self.method_class.dense else "terminal"
 
     @property
     def method_class(self) -> type[Method]:

@@ -110,7 +110,14 @@ def _split_method(values: dict[str, Any]) -> dict[str, Any]:
 def _without_methods_own(values: dict[str, Any]) -> dict[str, Any]:
     """Leaves out what config.json holds but the method would give itself: another --method then brings its own."""
     cls = METHODS.get(values.get("method", RunConfig.method))
-    own = {"label": (cls.title, "start"), "updates": (cls.updates,), "group_size": (cls.group_size,)} if cls else {}
+    if cls is None:
+        return values
+    own = {
+        "label": (cls.title, "start"),
+        "updates": (cls.updates,),
+        "group_size": (cls.group_size,),
+        "dense": (cls.dense_reward,),
+    }
     return {key: value for key, value in values.items() if value not in own.get(key, ())}
 
 

@@ -24,7 +24,7 @@ class Unused(NamedTuple):
 UNUSED = (
     Unused(
         ("dense",),
-        lambda config: not config.method_class.dense and config.dense != "terminal",
+        lambda config: not config.method_class.dense and config.dense not in ("auto", "terminal"),
         "{title} takes the final reward alone",
     ),
     Unused(

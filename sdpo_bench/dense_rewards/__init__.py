@@ -7,10 +7,12 @@ queries. It has
 - `name`, and `meaning`, a line for `sdpo-bench train --help`;
 - `queries`: the maximum number of queried steps of a sample; None: all of them;
 - `compares` True: it calls a kernel on the device that stores the latents;
+- `always`: the steps that are queried whatever the pictures are, whose rewards can be baselines;
 - `budget`, `title`: its name in dense.jsonl and in figures, if its accuracy is to be measured; `row`, `colour`,
   `marker`: its place and look there; by default it follows by name and takes spare ones.
 
-All are written as plain values, because sdpo_bench/catalogue.py reads them from the text, without PyTorch.
+All but `always`, a function of K, are plain values, because sdpo_bench/catalogue.py reads them from the text, without
+PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from sdpo_bench.dense_rewards.base import (
     QueryPlan,
     Score,
     interpolate,
-    last_queried,
+    last_known,
     none,
     query,
     unshared,
@@ -57,7 +59,7 @@ __all__ = [
     "Score",
     "compute_dense_rewards",
     "interpolate",
-    "last_queried",
+    "last_known",
     "most_queries",
     "none",
     "query",

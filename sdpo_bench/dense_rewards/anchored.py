@@ -5,7 +5,7 @@ from __future__ import annotations
 import sdpo_kernels
 import torch
 
-from sdpo_bench.dense_rewards.base import SIMILARITY_FLOOR, Plan, QueryPlan, none
+from sdpo_bench.dense_rewards.base import SIMILARITY_FLOOR, Plan, QueryPlan, first_and_last, none
 from sdpo_bench.types import Trajectory
 
 
@@ -27,6 +27,9 @@ class Anchored(Plan):
     row = 3
     colour = "#c51b8a"
     marker = "o"
+
+    def always(self, steps: int) -> tuple[int, ...]:
+        return first_and_last(self.queries, steps)
 
     def __call__(self, trajectory: Trajectory) -> QueryPlan:
         groups = trajectory.log_prob.shape[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -37,6 +37,17 @@ class Plan:
         """Chooses which steps of `trajectory` are queried. The last step of every sample must be."""
         raise NotImplementedError
 
+    def always(self, steps: int) -> tuple[int, ...]:
+        """The steps, of K = `steps`, that are queried whatever pictures a trajectory has: the last one, unless a plan
+        says more. Only their rewards can be baselines, for a choice by pictures knows the noise of later steps."""
+        return (steps - 1,)
+
+
+def first_and_last(queries: int, steps: int) -> tuple[int, ...]:
+    """`always` of a plan that queries the first and the last step, and further ones by their pictures: all steps where
+    there are no more of them than queries."""
+    return tuple(range(steps)) if steps <= queries else (0, steps - 1)
+
 
 def interpolate(plan: QueryPlan, values: Tensor) -> Tensor:
     """Rewards [B, G, K] at every step from `values` [B, G, K], of which only the queried ones are read.
@@ -65,11 +76,13 @@ def query(trajectory: Trajectory, score: Score, queried: Tensor) -> tuple[Tensor
     return values, len(index)
 
 
-def last_queried(values: Tensor, queried: Tensor) -> Tensor:
-    """The reward [B, G, K] last queried at or before each step (fixed before its noise); 0 if there is none."""
-    steps = torch.arange(queried.shape[-1], device=queried.device)
-    latest = torch.where(queried, steps, -1).cummax(-1).values
-    return torch.where(latest >= 0, values.gather(-1, latest.clamp_min(0)), 0)
+def last_known(values: Tensor, always: Sequence[int]) -> Tensor:
+    """The reward [..., K] at the last step of `always` at or before each step: it is fixed before the step's noise. 0
+    if there is none."""
+    known = torch.zeros_like(values)
+    for step in sorted(always):
+        known[..., step:] = values[..., step, None]
+    return known
 
 
 def unshared(queried: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ class Exact(Plan):
     meaning = "queried at every step"
     queries = None
 
+    def always(self, steps: int) -> tuple[int, ...]:
+        return tuple(range(steps))
+
     def __call__(self, trajectory: Trajectory) -> QueryPlan:
         queried = ~none(trajectory)
         return QueryPlan(queried, queried[..., None, :].float().expand(*queried.shape, -1))

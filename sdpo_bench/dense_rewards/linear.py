@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sdpo_bench.dense_rewards.anchored import Anchored
-from sdpo_bench.dense_rewards.base import Plan, QueryPlan
+from sdpo_bench.dense_rewards.base import Plan, QueryPlan, first_and_last
 from sdpo_bench.types import Trajectory
 
 
@@ -22,6 +22,9 @@ class Linear(Plan):
     row = 6
     colour = "#74a9cf"
     marker = "X"
+
+    def always(self, steps: int) -> tuple[int, ...]:
+        return first_and_last(self.queries, steps)
 
     def __call__(self, trajectory: Trajectory) -> QueryPlan:
         queried = Anchored()(trajectory).queried

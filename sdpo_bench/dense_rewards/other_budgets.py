@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from sdpo_bench.dense_rewards.base import SIMILARITY_FLOOR, Plan, QueryPlan, none
+from sdpo_bench.dense_rewards.base import SIMILARITY_FLOOR, Plan, QueryPlan, first_and_last, none
 from sdpo_bench.types import Trajectory
 
 COVERED = 0.95  # `adaptive` queries until every predicted picture is this similar to a queried one
@@ -25,6 +25,9 @@ class Queries2(Plan):
     row = 2
     colour = "#9e9ac8"
     marker = "s"
+
+    def always(self, steps: int) -> tuple[int, ...]:
+        return first_and_last(2 if self.adaptive else self.queries, steps)
 
     def __call__(self, trajectory: Trajectory) -> QueryPlan:
         unit = F.normalize(trajectory.predicted_clean.flatten(3).float(), dim=-1)

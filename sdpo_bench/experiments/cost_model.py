@@ -154,8 +154,7 @@ def work(config: RunConfig) -> dict[str, float]:
     """The number of units of each kind of work in a run: see `Cost`. UserError for prompts that cannot be read."""
     method = build_method(config.method, config.options)
     pictures = config.samples_per_group * config.pairs * config.epochs
-    plan = config.dense if method.dense else "terminal"
-    queries = most_queries(plan, config.steps, config.samples_per_group, config.shares_noise)
+    queries = most_queries(config.query_plan, config.steps, config.samples_per_group, config.shares_noise)
     again = (method.reference or method.reference_output) + (method.learns_from == "noised" and method.old_output)
     term = method.reward_gradient(config.steps)
     through = 0 if term is None else term.noisings or term.last_steps

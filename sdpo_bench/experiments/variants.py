@@ -37,12 +37,10 @@ ABLATIONS = {
     "sdpo_gain": Variant("sdpo_gain", "SDPO (gain)"),
     "sdpo_gamma0": Variant("sdpo", "SDPO (gamma 0)", {"options": {"gamma": 0.0}}),
     # DDPO-dense: how much is the baseline, how much the number of queries?
-    "ddpo_dense_no_baseline": Variant(
-        "ddpo_dense", "DDPO-dense (no baseline)", {"dense": "exact", "options": {"control": 0.0}}
-    ),
-    "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)"),
+    "ddpo_dense_no_baseline": Variant("ddpo_dense", "DDPO-dense (no baseline)", {"options": {"control": 0.0}}),
+    "ddpo_dense_anchored": Variant("ddpo_dense", "DDPO-dense (anchored)", {"dense": "anchored"}),
     "ddpo_dense_linear": Variant("ddpo_dense", "DDPO-dense (linear)", {"dense": "linear"}),
-    "ddpo_dense_lower_rate": Variant("ddpo_dense", "DDPO-dense (lower rate)", {"dense": "exact"}),
+    "ddpo_dense_lower_rate": Variant("ddpo_dense", "DDPO-dense (lower rate)"),
     # The rest of the recipe.
     "sdpo_lambda1": Variant("sdpo", "SDPO (lambda 1)", {"options": {"step_discount": 1.0}}),
     "sdpo_no_shuffling": Variant("sdpo", "SDPO (no shuffling)", {"step_shuffle": False}),
@@ -67,11 +65,6 @@ GROUPS = {
     "grpo_groups4": Variant("grpo", "GRPO (groups of 4)", {"group_size": 4}),
 }
 VARIANTS |= GROUPS
-
-
-# These are made for exact rewards: averaged ones contain later ones.
-for _name in ("ddpo_dense", "dense_grpo"):
-    VARIANTS[_name] = Variant(_name, METHODS[_name].title, {"dense": "exact"})
 
 
 # Why an order holds at one shared rate: the number of optimiser steps, and what public code does otherwise. As many

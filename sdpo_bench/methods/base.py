@@ -72,6 +72,8 @@ class Method:
     title: ClassVar[str]
     name: ClassVar[str]
     dense: ClassVar[bool] = False
+    dense_reward: ClassVar[str] = "anchored"
+    """The dense reward that it takes where --dense does not say otherwise."""
     reference: ClassVar[bool] = False
     learns_from: ClassVar[Literal["step", "trajectory", "noised", "reward"]] = "step"
     """The input of its loss: the model's output at stored steps, log-probs of whole trajectories, the output
@@ -105,8 +107,8 @@ class Method:
 
     @property
     def baseline(self) -> Literal["none", "reward", "critic"]:
-        """The predictor of the advantages before a step's action, to be subtracted from them: nothing, the last queried
-        reward, or a value of the state that is learned from earlier epochs (training/critic.py)."""
+        """The predictor of the advantages before a step's action, to be subtracted from them: nothing, the last
+        reward that is known then, or a value of the state that is learned from earlier epochs (training/critic.py)."""
         return "none"
 
     @property

@@ -18,9 +18,10 @@ class DDPODense(DDPO):
 
     A[k] = (G[k] - mean - beta[k] (R[q] - mean)) / std G[k],  G[k] = sum over j > k of gamma^(j-k-1) R[j],
 
-    R[q] the last reward that was queried at a step q <= k: it is fixed before the step's noise is drawn, so that
-    subtracting it leaves the expected gradient as it is. beta[k] makes the variance over the batch least (a control
-    variate). Loss and updates are DDPO's. Options: gamma, SDPO's 0.99; control, 0 for no baseline.
+    R[q] the reward at the last step q <= k that is queried whatever the pictures are: it is fixed before the step's
+    noise is drawn, so that subtracting it leaves the expected gradient as it is. beta[k] makes the variance over the
+    batch least (a control variate). Loss and updates are DDPO's. Options: gamma, SDPO's 0.99; control, 0 for no
+    baseline.
     """
 
     name = "ddpo_dense"
@@ -29,6 +30,7 @@ class DDPODense(DDPO):
     colour = "#e69f00"
     marker = "v"
     dense = True
+    dense_reward = "exact"
 
     gamma: float = discount(0.99)
     control: float = option(1.0, "0 (no baseline) or 1", lambda value: value in (0, 1))

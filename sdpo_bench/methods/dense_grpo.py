@@ -26,6 +26,7 @@ class DenseGRPO(GRPO):
     colour = "#aa4499"
     marker = ">"
     dense = True
+    dense_reward = "exact"
 
     def returns(self, rewards: Tensor) -> Tensor:
         return torch.cat([rewards.diff(dim=-1), torch.zeros_like(rewards[..., -1:])], -1)

@@ -404,7 +404,7 @@ def used_plugins(config: RunConfig, policy: Policy) -> dict[str, dict[str, Any]]
     return plugins.used(
         {
             ("methods", config.method),
-            ("dense_rewards", config.dense),
+            ("dense_rewards", config.resolved_dense),
             ("policies", policy.pipeline_class.__name__),
             *(("rewards", name) for name in names(specs)),
         }

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdpo_bench.config import RunConfig
 from sdpo_bench.dense_rewards import most_queries
-from sdpo_bench.methods import METHODS, build_method
+from sdpo_bench.methods import build_method
 from sdpo_bench.policies.base import DTYPES
 from sdpo_bench.policies.loading import INDEX, find_family, source_of, unusable
 from sdpo_bench.rewards import need_start, network_bytes
@@ -296,8 +296,7 @@ def estimate(costs: Costs, config: RunConfig) -> Estimate:
 
 def pictures_of_an_epoch(config: RunConfig) -> int:
     """The maximum number of images that are decoded for scoring."""
-    plan = config.dense if METHODS[config.method].dense else "terminal"
-    return config.pairs * most_queries(plan, config.steps, config.samples_per_group, config.shares_noise)
+    return config.pairs * most_queries(config.query_plan, config.steps, config.samples_per_group, config.shares_noise)
 
 
 def largest_rows(costs: Costs, config: RunConfig, memory: float) -> int | None:

@@ -105,7 +105,6 @@ class Trainer(Updater):
 
     def __init__(self, config: RunConfig, policy: Policy, reward: Reward, ranks: ProcessGroup = SINGLE_PROCESS) -> None:
         super().__init__(config, policy, reward, ranks)
-        self.query_plan = config.dense if self.method.dense else "terminal"
         self.prompts = config.prompt_lists[config.train_split]
         self.normaliser: PerPromptNormalizer | GroupNormalizer = (
             PerPromptNormalizer(config.prompt_stats_buffer, config.prompt_stats_min_count)
@@ -128,7 +127,7 @@ class Trainer(Updater):
                 "--compile: on a CPU the graphs that PyTorch compiles for sampling and for training round differently, "
                 "so that the unchanged policy's log-ratio is not 0; leave --compile out"
             )
-        if dense_rewards.PLANS[self.query_plan].compares or config.probe_every:
+        if dense_rewards.PLANS[config.query_plan].compares or config.probe_every:
             try:
                 sdpo_kernels.resolve_backend(None, policy.storage)
             except ValueError as error:  # SDPO_KERNELS_BACKEND can run on the policy's device, but not there
@@ -211,7 +210,9 @@ class Trainer(Updater):
                             failed.result()
                     parts.append(self.sample(plan, pairs))
                     scored.append(
-                        thread.submit(dense_rewards.compute_dense_rewards, self.query_plan, parts[-1], self.score)
+                        thread.submit(
+                            dense_rewards.compute_dense_rewards, self.config.query_plan, parts[-1], self.score
+                        )
                     )
                 trajectory = joined(parts)
                 reference = self.reference_log_prob(trajectory) if self.method.reference else None
@@ -260,8 +261,10 @@ class Trainer(Updater):
 
     def advantages(self, plan: EpochPlan, rewards: DenseRewards, features: Tensor | None = None) -> Tensor:
         """Advantages float32 [B, G, K] of this process's pairs, from all processes' rewards and features."""
-        queried = self.method.baseline == "reward"
-        known = dense_rewards.last_queried(rewards.values, rewards.queried) if queried else None
+        known = None
+        if self.method.baseline == "reward":
+            always = dense_rewards.PLANS[self.config.query_plan].always(self.config.steps)
+            known = dense_rewards.last_known(rewards.values, always)
         # In float64, so that rounding makes no difference between equal returns.
         returns = self.method.returns(rewards.values.double())
         advantages = self.normaliser(plan.samples.prompts, returns, known)

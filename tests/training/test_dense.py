@@ -132,10 +132,30 @@ def test_probe_knows_the_exact_rewards():
         assert terminal["return_sign"][k] == pytest.approx((np.sign(x) == np.sign(y)).mean())
 
 
-def test_last_queried_reward_comes_from_no_later_step():
-    values = torch.tensor([[[torch.nan, 1.0, torch.nan, 3.0], [5.0, torch.nan, torch.nan, 8.0]]])
-    known = dense_rewards.last_queried(values, ~values.isnan())
-    assert known.tolist() == [[[0, 1, 1, 3], [5, 5, 5, 8]]]
+def test_last_known_reward_comes_from_no_later_step():
+    values = torch.tensor([[[6.0, 1.0, 2.0, 3.0], [5.0, 7.0, 9.0, 8.0]]])
+    assert dense_rewards.last_known(values, (1, 3)).tolist() == [[[0, 1, 1, 3], [0, 7, 7, 8]]]
+    assert dense_rewards.last_known(values, (0, 3)).tolist() == [[[6, 6, 6, 3], [5, 5, 5, 8]]]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7])
+@pytest.mark.parametrize("name", dense_rewards.PLANS)
+def test_what_is_known_before_a_step_depends_on_no_later_one(name, steps):
+    """A baseline that follows the noise of its own step or of later ones would change the expected gradient."""
+    first, second = trajectory(40, steps), trajectory(40, steps, seed=10**6)
+    always = dense_rewards.PLANS[name].always(steps)
+
+    def known(t):
+        return dense_rewards.last_known(dense_rewards.compute_dense_rewards(name, t, Reward()).values, always)
+
+    before = known(first)
+    for k in range(steps - 1):
+        first.predicted_clean[:, :, -1 - k] = second.predicted_clean[:, :, -1 - k]  # from the last step on
+        earlier = steps - 1 - k
+        torch.testing.assert_close(known(first)[..., :earlier], before[..., :earlier])
+    queried = dense_rewards.PLANS[name](first).queried
+    assert queried[..., list(always)].all()
+    assert len(always) == steps or name not in ("exact", "anchored") or (name, always) == ("anchored", (0, steps - 1))
 
 
 @pytest.mark.parametrize("name", dense_rewards.PLANS)

@@ -362,26 +362,29 @@ def test_evaluations_on_the_way_may_take_fewer_noises(config, tmp_path):
                 assert other["values"][split][prompt][: len(values)] == values
 
 
-@pytest.mark.parametrize(("method", "baseline"), [("ddpo_dense", True), ("ddpo", False), ("sdpo_causal", False)])
-def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, method, baseline):
-    trainer = trainer_of(dataclasses.replace(config, method=method, label="", steps=4))
+@pytest.mark.parametrize(
+    ("method", "dense", "known_steps"),
+    [
+        ("ddpo_dense", "exact", [0, 1, 2, 3]),
+        ("ddpo_dense", "anchored", [0, 0, 0, 3]),  # which of steps 1 and 2 is queried depends on step 3's picture
+        ("ddpo", "anchored", None),
+        ("sdpo_causal", "anchored", None),
+    ],
+)
+def test_baselines_are_rewards_from_before_the_action(config, monkeypatch, method, dense, known_steps):
+    trainer = trainer_of(dataclasses.replace(config, method=method, dense=dense, label="", steps=4))
     seen, normalise = [], PerPromptNormalizer.__call__
     monkeypatch.setattr(
         PerPromptNormalizer, "__call__", lambda self, *args: seen.append(args) or normalise(self, *args)
     )
-    own = dense_rewards.compute_dense_rewards("anchored", trainer.sample(trainer.plan(1)), trainer.score)
+    own = dense_rewards.compute_dense_rewards(dense, trainer.sample(trainer.plan(1)), trainer.score)
     trainer.train_epoch(1).to_row()
     ((_, returns, known),) = seen
     rewards = own.values if method != "ddpo" else own.values[..., -1:]
     assert torch.allclose(returns.float(), trainer.method.returns(rewards))
-    assert (known is not None) == baseline
-    if baseline:
-        first, between, last = own.values[..., 0], own.values, own.values[..., -1]
-        assert torch.allclose(known[..., 0], first)
-        assert torch.allclose(known[..., -1], last)
-        for k in (1, 2):  # one of the two is the anchor; at the other the first or the anchor is the latest
-            earlier = first if k == 1 else torch.where(own.queried[..., 1], between[..., 1], first)
-            assert torch.allclose(known[..., k], torch.where(own.queried[..., k], between[..., k], earlier))
+    assert (known is None) == (known_steps is None)
+    if known_steps:
+        assert torch.allclose(known, own.values[..., known_steps])
 
 
 def test_a_critic_takes_out_what_it_has_learned(config):
