@@ -432,9 +432,16 @@ class RunConfig(
 
     def check_trained_steps(self) -> None:
         """UserError for steps that the method can't train."""
-        from sdpo_bench.methods import build_method
+        from sdpo_bench.methods import METHODS, build_method
 
         method = self.method_class
+        if self.steps < 2 and method.learns_from in ("step", "trajectory"):
+            others = [name for name, cls in METHODS.items() if cls.learns_from in ("noised", "reward")]
+            raise UserError(
+                f"--steps is {self.steps}; expected at least 2: {method.title} learns from log-probs, and the only "
+                f"step's noise comes after the picture that is scored; or choose a method that learns from finished "
+                f"samples or from the reward's gradient: {', '.join(others)}"
+            )
         if self.steps < 2 and self.shares_noise:
             raise UserError(
                 f"--steps is {self.steps}; expected at least 2: the samples of a pair share their initial noise, so "
@@ -464,6 +471,11 @@ class RunConfig(
                 raise UserError(
                     f"--train-window is {self.train_window}; expected at most {self.trained_steps}, the steps that are "
                     f"trained (--steps, --no-train-last-step)"
+                )
+            if self.train_window == 1 and self.trained[-1] == self.steps - 1:
+                raise UserError(
+                    "--train-window is 1, so in some epochs only the last step would draw noise and be trained, and "
+                    "that noise comes after the picture that is scored; give --no-train-last-step, or at least 2"
                 )
 
     def check_reward_gradient(self) -> None:

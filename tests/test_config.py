@@ -104,6 +104,7 @@ def test_ranges(name, expected):
         "group_size": {"method": "ddpo"},
         "steps": {"method": "diffusion_nft"},
         "prompt_stats_buffer": {"prompt_stats_min_count": 1},
+        "train_window": {"method": "grpo", "train_last_step": False},
     }
     assert getattr(RunConfig(**others.get(name, {}) | {name: lowest}), name) == lowest
     for value in (lowest - 1, -math.inf, math.inf, math.nan, *([0] if lowest == 1e-9 else [])):

@@ -208,7 +208,9 @@ def test_steps_that_a_method_can_not_train(config, settings, message):
 
 
 def test_a_window_trains_its_steps_and_the_others_draw_no_noise(config):
-    config = dataclasses.replace(config, steps=4, train_window=1, train_window_epochs=1, epochs=3)
+    config = dataclasses.replace(
+        config, steps=4, train_window=1, train_window_epochs=1, epochs=3, train_last_step=False
+    )
     trainer = trainer_of(config)
     trajectory = trainer.sample(trainer.plan(3))
     assert (trajectory.coefficients[:, 4] > 0).tolist() == [False, False, True, False]

@@ -152,7 +152,7 @@ def test_the_clip_range_is_the_methods_own(config):
 
 @pytest.mark.parametrize("name", ["grpo_guard", "flow_dppo"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"offload_trajectories": True}, {"train_last_step": False}, {"train_window": 1}, {"rows": 3}]
+    "changes", [{}, {"offload_trajectories": True}, {"train_last_step": False}, {"train_window": 2}, {"rows": 3}]
 )
 def test_the_loss_sees_the_outputs_of_the_model_that_sampled(config, monkeypatch, name, changes):
     """At the first update the model's own, to the bit; at the second still those of the first."""

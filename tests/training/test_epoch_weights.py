@@ -88,7 +88,7 @@ OTHERS = {
     "ddpo-prompt-statistics": {"method": "ddpo", "prompt_stats_min_count": 2},
     "ddpo-groups": {"method": "ddpo", "group_size": 4},
     "grpo-kl": {"method": "grpo", "group_size": 4, "options": {"kl": 0.04}},
-    "grpo-window": {"method": "grpo", "group_size": 4, "train_window": 1},
+    "grpo-window": {"method": "grpo", "group_size": 4, "train_window": 1, "train_last_step": False},
     "sdpo-share": {"method": "sdpo", "train_share": 0.5},
     "ddpo-inner-epochs": {"method": "ddpo", "inner_epochs": 2, "learning_rate": 1e-3},
     "rebel-batch-sum": {"method": "rebel", "options": {"batch_sum": 2}},

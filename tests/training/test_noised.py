@@ -82,9 +82,25 @@ def test_the_option_is_named_in_a_runs_identity_where_it_is_not_the_methods_own(
     for name, method in METHODS.items():
         assert "shared_noise" not in RunConfig(method=name, shared_noise=method.shared_noise).to_json()
     assert RunConfig(method="ddpo", shared_noise=False).to_json()["shared_noise"] is False
-    assert RunConfig(method="ddpo", shared_noise=False, steps=1).trained_steps == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shared", [False, None])
+def test_one_step_is_refused_where_log_probs_are_learned_from(name, shared):
+    """The noise of the only step comes after the picture that is scored."""
+    if METHODS[name].learns_from in ("noised", "reward"):
+        assert RunConfig(method=name, shared_noise=shared, steps=1).trained_steps == 1
+        return
+    with pytest.raises(UserError, match=r"--steps is 1; expected at least 2: .* or choose .*: crd, diffusion_nft, .*"):
+        RunConfig(method=name, shared_noise=shared, steps=1)
+    with pytest.raises(UserError, match="--train-window is 1, .*; give --no-train-last-step, or at least 2"):
+        RunConfig(method="grpo", steps=4, train_window=1)
+    assert RunConfig(method="grpo", steps=4, train_window=1, train_last_step=False).train_window == 1
+
+
+def test_sharing_x_t_leaves_no_difference_after_one_step():
     with pytest.raises(UserError, match=r"--steps is 1; .*\(or give --shared-noise False\)"):
-        RunConfig(method="ddpo", steps=1)
+        RunConfig(method="pso", shared_noise=True, steps=1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
