@@ -491,8 +491,11 @@ class RunConfig(
                 f"--reward {self.reward}: {' and '.join(lacking)} has no gradient, which {method.title} learns from; "
                 f"choose one of: {', '.join(differentiable())}"
             )
-        if method.learns_from == "reward" and self.resolved_updates == "step":
-            raise UserError(f"--updates step: {method.title} has one update for a whole sample; leave it out")
+        if self.resolved_updates == "step":
+            raise UserError(
+                f"--updates step: {method.title} takes the reward's gradient of whole samples, once in each update; "
+                f"leave it out"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as config.json holds it: with schema, the method's options resolved, and of files and

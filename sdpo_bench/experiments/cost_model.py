@@ -92,7 +92,7 @@ def passes(config: RunConfig) -> dict[str, int]:
     return {
         "sample": samples * config.steps - repeated,
         "log_prob": trained * (method.reference + inner * (method.reference_output + without)),
-        "train": inner * trained + (samples * (term.noisings or term.last_steps) if term is not None else 0),
+        "train": inner * (trained + (samples * (term.noisings or term.last_steps) if term is not None else 0)),
     }
 
 
@@ -163,7 +163,8 @@ def work(config: RunConfig) -> dict[str, float]:
         "sample": pictures * config.steps * (1 + again),
         "reward": config.pairs * config.epochs * queries,
         "train": pictures
-        * ((config.inner_epochs * config.steps_each if method.learns_from != "reward" else 0) + through),
+        * config.inner_epochs
+        * ((config.steps_each if method.learns_from != "reward" else 0) + through),
         "evaluate": (before + last) * sum(config.eval_steps) + last * sum(config.eval_last_steps),
     }
 

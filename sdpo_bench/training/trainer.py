@@ -326,8 +326,6 @@ class Trainer(Updater):
         self.counts.reward_queries += rewards.queries
         self.counts.model_evaluations += totals.passes.forward
         self.counts.backward_passes += totals.passes.backward
-        if (term := self.reward_gradient) is not None:
-            self.counts.reward_gradients += self.config.pairs * self.config.samples_per_group * max(term.noisings, 1)
 
     def metrics(self, epoch: int, rewards: DenseRewards, totals: Totals, phases: dict[str, float]) -> EpochMetrics:
         rows = totals.rows * self.policy.branches

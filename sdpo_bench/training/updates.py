@@ -296,6 +296,9 @@ class Updater:
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.config.max_grad_norm))
         self.optimiser.step()
         self.counts.optimiser_steps += 1
+        if (term := self.reward_gradient) is not None:  # an update takes it once for each of all processes' samples
+            samples = self.config.pairs_per_update * self.config.samples_per_group
+            self.counts.reward_gradients += samples * max(term.noisings, 1)
         return norm
 
     def sum_gradients(self) -> None:

@@ -93,7 +93,7 @@ def test_one_step_is_refused_where_log_probs_are_learned_from(name, shared):
         return
     with pytest.raises(UserError, match=r"--steps is 1; expected at least 2: .* or choose .*: crd, diffusion_nft, .*"):
         RunConfig(method=name, shared_noise=shared, steps=1)
-    with pytest.raises(UserError, match="--train-window is 1, .*; give --no-train-last-step, or at least 2"):
+    with pytest.raises(UserError, match=r"--train-window is 1, .*; give --no-train-last-step, or at least 2"):
         RunConfig(method="grpo", steps=4, train_window=1)
     assert RunConfig(method="grpo", steps=4, train_window=1, train_last_step=False).train_window == 1
 

@@ -102,6 +102,13 @@ def test_what_does_not_fit_is_refused(settings, message):
         RunConfig(method="draft", steps=4, **settings)
 
 
+def test_an_update_for_each_step_is_refused_beside_the_rewards_gradient():
+    with pytest.raises(
+        UserError, match="--updates step: RTDMD-lite takes the reward's gradient of whole samples, once"
+    ):
+        RunConfig(method="rtdmd_lite", steps=4, updates="step")
+
+
 def test_rtdmd_trains_the_last_step_by_the_rewards_gradient_alone():
     config = RunConfig(method="rtdmd_lite", steps=4)
     assert list(config.trained) == [0, 1, 2]

@@ -105,7 +105,7 @@ def test_every_method_trains(config, name, finetune):
     assert all(value >= 0 for value in row["seconds"].values())
 
 
-@pytest.mark.parametrize("name", ["sdpo", "ddpo", "rebel", "d3po", "grpo_guard"])
+@pytest.mark.parametrize("name", ["sdpo", "ddpo", "rebel", "d3po", "grpo_guard", "rtdmd_lite"])
 def test_inner_epochs_train_the_same_samples_again(config, name):
     """Sampled and scored once; the counts say what the passes cost."""
     config = dataclasses.replace(config, method=name, label="")
@@ -113,10 +113,11 @@ def test_inner_epochs_train_the_same_samples_again(config, name):
     one, two = once.train_epoch(1).to_row(), twice.train_epoch(1).to_row()
     for same in ("samples", "reward_queries", "reward_mean"):
         assert two[same] == one[same]
-    for doubled in ("optimiser_steps", "backward_passes"):
+    for doubled in ("optimiser_steps", "backward_passes", "reward_gradients"):
         assert two[doubled] == 2 * one[doubled]
     passes = cost_model.passes(dataclasses.replace(config, epochs=1, inner_epochs=2))
     assert two["model_evaluations"] == sum(passes.values())
+    assert two["backward_passes"] == passes["train"]
     assert two["log_ratio_max"] > one["log_ratio_max"]
 
 
