@@ -23,24 +23,32 @@ ALIGNMENT = ("alignment", "alignment_heldout")
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run's configuration, and which of its settings nobody gave: they are its model's."""
+    """A run's configuration, and which of its settings nobody gave: they are its model's. `of_method`: those that are
+    its method's in place of those of a file with another method."""
 
     config: RunConfig
     of_model: dict[str, Any] = field(default_factory=dict)
+    of_method: dict[str, Any] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
-        """A line that says which settings are the model's; empty where none is."""
-        if not self.of_model:
-            return ""
-        shown = " ".join(_as_flag(name, value) for name, value in self.of_model.items())
-        return f"settings of the study for the {self.config.model} model, where none was given: {shown}"
+        """A line for each kind that says which settings these are; empty where there are none."""
+        title, model = self.config.method_class.title, self.config.model
+        kinds = {
+            f"settings of {title} in place of the file's, which has another method": self.of_method,
+            f"settings of the study for the {model} model, where none was given": self.of_model,
+        }
+        return "\n".join(
+            f"{what}: {' '.join(_as_flag(name, value) for name, value in found.items())}"
+            for what, found in kinds.items()
+            if found
+        )
 
 
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return flag(name if value else f"no_{name}")
-    return f"{flag(name)} {value}"
+    return f"{flag(name)} {'(its own)' if value is None else value}"
 
 
 def defaults() -> dict[str, Any]:
@@ -72,7 +80,9 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
     `defaults`. UserError as of `RunConfig`, where a chosen setting does nothing, and where `file` is a run's that had
     other prompts."""
     chosen = {*given, *(file.chosen if file else ())}
-    given = {*given, *(file.values if file else ())}
+    replaced = _of_other_method(values, given, file) if file else {}
+    values = {**values, **{name: value for name, value in defaults().items() if name in replaced}}
+    given = {*given, *(file.values if file else ())} - replaced.keys()
     found = {name: value for name, value in of_model(values).items() if name not in given and values[name] != value}
     if "finetune" in given and values["finetune"] != COMMON["finetune"]:
         found.pop("learning_rate", None)  # it was swept for all weights
@@ -88,7 +98,28 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
         raise UserError(f"{error}{where}") from None
     if file is not None:
         _check_prompts(config, file)
-    return Resolved(config, found)
+    now = {name: getattr(config, name) for name in replaced}
+    of_method = {name: value for name, value in now.items() if value != replaced[name]}
+    return Resolved(config, {k: v for k, v in found.items() if k not in replaced}, of_method)
+
+
+OF_METHOD = ("label", "group_size", "shared_noise", "dense", "clip_range", "updates")
+"""Settings whose default is the method's, with every model."""
+OF_STUDY = ("learning_rate", "pairs", "pairs_per_update", "train_last_step")
+"""And those whose default for the embedded model the study chose for each method."""
+
+
+def _of_other_method(values: Mapping[str, Any], given: Collection[str], file: Settings) -> dict[str, Any]:
+    """The settings of a file that belong to its method, where `values` have another method: those whose default depends
+    on the method, but not what somebody chose, by a flag or in a file of a few lines."""
+    before = file.values.get("method", values["method"])
+    if values["method"] == before:
+        return {}
+    names = {*OF_METHOD} | ({*OF_STUDY} if values["model"] == EMBEDDED else set())
+    if values["finetune"] != COMMON["finetune"]:
+        names.discard("learning_rate")  # it was swept for all weights
+    kept = {*given, *file.chosen}
+    return {name: value for name, value in file.values.items() if name in names - kept}
 
 
 def resolved(settings: Settings, changes: Mapping[str, Any]) -> Resolved:

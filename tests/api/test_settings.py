@@ -80,6 +80,36 @@ def test_another_method_brings_its_own_options_label_and_updates():
     assert resolved(named, {"method": "ddpo"}).config.label == "mine"
 
 
+def test_another_method_than_a_runs_brings_its_settings():
+    run = made(method="ddpo", learning_rate=3e-4, group_size=4, pairs=16, dense="terminal", label="mine").config
+    for whole in (run.to_json(), dataclasses.asdict(run)):  # a record, or a dump
+        file = checked(whole, "config.json")
+        for method in ("grpo", "dense_grpo", "ddpo_dense", "diffusion_nft"):
+            found = resolved(file, {"method": method})
+            assert found.config.to_json() == made(method=method, eval_rewards=run.eval_rewards).config.to_json()
+        assert resolved(file, {"method": "dense_grpo"}).config.resolved_dense == "exact"
+        kept = resolved(file, {"method": "grpo", "learning_rate": 2e-4, "pairs": 4})
+        assert (kept.config.learning_rate, kept.config.pairs, kept.config.pairs_per_update) == (2e-4, 4, 4)
+        assert "pairs 4" not in kept.note.replace("--pairs-per-update 4", "")
+        assert resolved(file, {}).config.to_json() == run.to_json()
+    assert "--group-size (its own)" in resolved(file, {"method": "grpo"}).note
+    ddpo = checked(made(method="ddpo").config.to_json(), "config.json")
+    assert resolved(ddpo, {"method": "diffusion_nft"}).note == (
+        "settings of DiffusionNFT in place of the file's, which has another method: "
+        "--pairs-per-update 4 --train-last-step --pairs 8"
+    )
+
+
+def test_what_somebody_chose_in_a_file_stays_with_another_method():
+    file = checked({"method": "ddpo", "learning_rate": 3e-4, "pairs": 4, "pairs_per_update": 4}, "run.yaml")
+    config = resolved(file, {"method": "grpo"}).config
+    assert (config.learning_rate, config.pairs) == (3e-4, 4)
+    other = checked(RunConfig(model="stabilityai/sd-turbo", method="ddpo", learning_rate=3e-5).to_json(), "config.json")
+    assert resolved(other, {"method": "grpo"}).config.learning_rate == 3e-5, "it depends on no method there"
+    lora = checked(made(method="ddpo", finetune="lora", learning_rate=2e-4).config.to_json(), "config.json")
+    assert resolved(lora, {"method": "grpo"}).config.learning_rate == 2e-4
+
+
 def test_errors_name_the_file():
     with pytest.raises(UserError, match=r"--steps is 0; expected at least 1 \(with the settings of run.yaml\)"):
         resolved(checked({"steps": 0}, "run.yaml"), {})
