@@ -48,6 +48,15 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as end:  # --help
         assert not end.code
 """
+GROUPS = """
+import torch
+from sdpo_bench.methods import build_method
+from support.groups import batch_of
+for size in (2, 4):
+    output, batch = batch_of(size=size)
+    result = build_method("reinforce").loss(output, batch, clip_range=1.0, advantage_clip=5.0)
+    print(size, tuple(result.loss.shape), tuple(result.log_prob.shape), torch.isfinite(result.log_prob).all().item())
+"""
 GRADIENT = """
 import torch
 from sdpo_bench.rewards import load_reward, not_differentiable
@@ -79,7 +88,7 @@ def run(folder: Path, *commands: list[str]) -> str:
 
 def python(folder: Path, code: str, *arguments: str) -> str:
     """What code prints that imports the copy."""
-    path = os.pathsep.join([str(folder), str(ROOT / "kernels")])
+    path = os.pathsep.join([str(folder), str(ROOT / "kernels"), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -131,6 +140,11 @@ def test_the_examples_train_and_are_shown(written):
     assert main.index("| SDPO") < main.index("| REINFORCE")  # the study's methods come first
     assert "; ends: first and last, linear. Minus 3's" in tables["dense_budgets"]
     assert "first and last, linear" in (written / "runs" / "all" / "report.html").read_text()  # in its figure too
+
+
+def test_the_example_of_a_method_takes_groups_of_any_size(written):
+    """Its `pairwise = False` says so: --group-size 4 is then allowed."""
+    assert python(written, GROUPS) == "2 (3,) (3, 2) True\n4 (3,) (3, 4) True\n"
 
 
 def test_the_example_of_a_reward_has_a_gradient(written):
