@@ -22,7 +22,7 @@ from sdpo_bench.errors import UserError
 from sdpo_bench.experiments.progress import EpochDisplay
 from sdpo_bench.interruption import watched
 from sdpo_bench.records.frames import eval_frame, mean_frame, training_frame
-from sdpo_bench.records.lookup import find_run
+from sdpo_bench.records.lookup import find_run, stored_run
 from sdpo_bench.records.missing_plugins import naming_plugins
 from sdpo_bench.records.pictures import WHEN, picture
 from sdpo_bench.records.provenance import repository
@@ -137,8 +137,8 @@ def evaluate(
     """Evaluates a run's weights, or a model, on fixed prompts and fixed noise.
 
     Of a `Run` the settings are its own, and the weights too. Else the settings are as of `train`, and `weights` is a
-    run's folder `adapter` or `model`; without it the model is evaluated as it is. `settings` override others, such as
-    `eval_steps`. `rewards`: by default those of the settings.
+    run's folder, or `adapter` or `model` in it; without it the model is evaluated as it is. `settings` override others,
+    such as `eval_steps`. `rewards`: by default those of the settings.
 
     Returns a row for each reward, number of steps, prompt and noise, with the columns reward, steps, split (seen or
     unseen prompts), prompt, noise_seed and value, in the reward's own scale (docs/rewards.md).
@@ -152,7 +152,8 @@ def evaluate(
         made: Path | None = run.folder
         run = checked(run.config, str(run.folder)).values
     else:
-        made = Path(weights).absolute().parent if weights else None
+        weights = weights_folder(Path(weights)) if weights else None
+        made = weights.absolute().parent if weights else None
     path = Path(weights) if weights else None
     quiet_libraries()
     with naming_plugins(made, in_python=True):
@@ -172,6 +173,22 @@ def evaluate(
         ],
         columns=columns,
     )
+
+
+def weights_folder(given: Path) -> Path:
+    """The folder with saved weights that is meant: a run's `adapter` or `model`, or a run's folder that holds one of
+    them. UserError for a packed run, which holds none."""
+    found = [given / name for name in ("adapter", "model") if (given / name).is_dir()]
+    if len(found) == 1:
+        return found[0]
+    for run in (given, given.parent):
+        stored = stored_run(run.absolute())
+        if stored is not None and stored.packed:
+            raise UserError(
+                f"{given}: packed runs hold no weights; make them with `sdpo-bench train --config {run}`, and give the "
+                f"folder that it prints"
+            )
+    return given
 
 
 def evaluation_config(config: RunConfig, rewards: tuple[str, ...], weights: Path | None) -> RunConfig:

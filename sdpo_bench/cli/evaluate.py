@@ -29,7 +29,7 @@ class Evaluate(TakesPlugins):
     evaluation: OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
     memory: OmitArgPrefixes[MemoryConfig] = field(default_factory=MemoryConfig)
     weights: Path | None = None
-    """A run's `adapter` or `model` folder."""
+    """A run's folder, or the `adapter` or `model` in it."""
     lora_rank: int | None = None
     """Check that the adapter in --weights has this rank. The rank itself is read from the file."""
     lora_alpha: float | None = None
@@ -44,7 +44,7 @@ class Evaluate(TakesPlugins):
             raise UserError("--rewards is empty; expected at least one reward")
         if self.out is not None and not self.out.absolute().parent.is_dir():
             raise UserError(f"--out {self.out}: the folder {self.out.absolute().parent} does not exist")
-        from sdpo_bench.api.runs import evaluation_config
+        from sdpo_bench.api.runs import evaluation_config, weights_folder
         from sdpo_bench.records.files import write_atomic
         from sdpo_bench.records.missing_plugins import naming_plugins
         from sdpo_bench.training.evaluation import evaluate_model
@@ -53,6 +53,7 @@ class Evaluate(TakesPlugins):
         given = flat(self)
         del given["plugin"]
         weights, rewards, out, rank, alpha = map(given.pop, ("weights", "rewards", "out", "lora_rank", "lora_alpha"))
+        weights = weights_folder(weights) if weights else None
         with naming_plugins(weights.absolute().parent if weights else None):
             rows = evaluate_model(evaluation_config(RunConfig(**given), rewards, weights), weights, rank, alpha)
         echo(evaluation_table(rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from conftest import TINY
 from PIL import Image
 
 import sdpo_bench
+from sdpo_bench.api.runs import weights_folder
 from sdpo_bench.config import RunConfig
 from sdpo_bench.errors import UserError
 from sdpo_bench.records.files import RecordError
+from sdpo_bench.records.reader import run_ids
 
 RESULTS = Path(__file__).parents[2] / "results"
 SETTINGS = TINY | {"epochs": 1, "eval_rewards": (), "eval_steps": (2,), "eval_noises": 2}
@@ -23,6 +26,21 @@ SETTINGS = TINY | {"epochs": 1, "eval_rewards": (), "eval_steps": (2,), "eval_no
 @pytest.fixture(scope="module")
 def trained(tiny_model, tmp_path_factory) -> sdpo_bench.Run:
     return sdpo_bench.train(SETTINGS, out=tmp_path_factory.mktemp("runs"), model=str(tiny_model))
+
+
+def test_weights_of_a_runs_folder(tmp_path):
+    for names, meant in ((["adapter"], "adapter"), (["model"], "model"), (["adapter", "model"], ""), ([], "")):
+        folder = tmp_path / "-".join(["run", *names])
+        for name in names:
+            (folder / name).mkdir(parents=True)
+        assert weights_folder(folder) == folder / meant
+    (packed, *_) = run_ids(RESULTS / "quick")
+    run = RESULTS / "quick" / "raw" / packed
+    for given in (run, run / "model"):
+        with pytest.raises(
+            UserError, match=rf"packed runs hold no weights; .*`sdpo-bench train --config {re.escape(str(run))}`"
+        ):
+            sdpo_bench.evaluate(weights=given)
 
 
 def test_what_a_run_has(trained):
