@@ -86,6 +86,8 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
     found = {name: value for name, value in of_model(values).items() if name not in given and values[name] != value}
     if "finetune" in given and values["finetune"] != COMMON["finetune"]:
         found.pop("learning_rate", None)  # it was swept for all weights
+    if "pairs" not in given:
+        _check_group_size(values)
     values = {**values, **found}
     values["eval_rewards"] = _evaluated(values)
     try:
@@ -101,6 +103,17 @@ def resolve(values: Mapping[str, Any], given: Collection[str], file: Settings | 
     now = {name: getattr(config, name) for name in replaced}
     of_method = {name: value for name, value in now.items() if value != replaced[name]}
     return Resolved(config, {k: v for k, v in found.items() if k not in replaced}, of_method)
+
+
+def _check_group_size(values: Mapping[str, Any]) -> None:
+    """UserError where the study's samples can't be divided into the groups that are asked for: an epoch would have
+    others."""
+    size, pairs, update = values["group_size"], RunConfig.pairs, RunConfig.pairs_per_update
+    if size and of_model(values) and (2 * pairs % size or 2 * update % size):
+        raise UserError(
+            f"--group-size is {size}, which does not divide the study's {2 * pairs} samples an epoch and {2 * update} "
+            f"an update; give --pairs (groups an epoch) and --pairs-per-update too"
+        )
 
 
 OF_METHOD = ("label", "group_size", "shared_noise", "dense", "clip_range", "updates")

@@ -40,7 +40,18 @@ def test_what_is_given_stays():
         "--epochs 25 --pairs 8 --pairs-per-update 4"
     )
     assert made(method="pso", finetune="lora").config.learning_rate == RunConfig.learning_rate, "swept for all weights"
-    assert made(method="grpo", group_size=24).config.pairs == RunConfig.pairs, "24 do not divide the study's samples"
+
+
+@pytest.mark.parametrize(("method", "size"), [("ddpo", 3), ("grpo", 24), ("ddpo", 64)])
+def test_a_group_that_does_not_divide_the_studys_samples_is_refused(method, size):
+    """It would make an epoch of other samples than the study's."""
+    with pytest.raises(
+        UserError, match=rf"--group-size is {size}, which does not divide the study's 64 .*; give --pairs"
+    ):
+        made(method=method, group_size=size)
+    assert made(method=method, group_size=size, pairs=2, pairs_per_update=1).config.pairs == 2
+    assert made(method=method, group_size=size, model="stabilityai/sd-turbo").config.pairs == RunConfig.pairs
+    assert made(method=method, group_size=8).config.pairs == 8
 
 
 def test_one_step_and_no_epoch_need_no_settings_of_the_study():
