@@ -65,19 +65,22 @@ def _labels(a: str, b: str, profile: Path) -> list[Table]:
         )
     groups = load_groups(profile)
     known = sorted({run.label for group in groups for run in group.runs}, key=label_key)
-    first, second = (_known(name, known, profile) for name in (a, b))
+    folders = [str(folder) for name in (a, b) if has_records(folder := profile.parent / name.replace("-", "_"))]
+    meant = f"; did you mean {' '.join(folders)}, as folders of results?" if folders else ""
+    first, second = (_known(name, known, profile, meant) for name in (a, b))
     if first == second:
         raise UserError(f"{a} and {b} are the same; compare two of: {', '.join(known)}")
     pairs = [Pair(f"{first} minus {second}", group, first, group, second) for group in groups]
     return _tables([[pair] for pair in pairs], first, second)
 
 
-def _known(name: str, labels: list[str], profile: Path) -> str:
-    """A label as it is written, or in lower case with hyphens; "start" is the pretrained model."""
+def _known(name: str, labels: list[str], profile: Path, meant: str) -> str:
+    """A label as it is written, or in lower case with hyphens; "start" is the pretrained model. `meant`: the end of the
+    error for an unknown one."""
     name = PRETRAINED if name == "start" else name
     found = [label for label in labels if name == label] or [label for label in labels if slug(name) == slug(label)]
     if not found:
-        raise UserError(f"unknown label {name!r}; {profile} has: {', '.join(labels)}")
+        raise UserError(f"unknown label {name!r}; {profile} has: {', '.join(labels)}{meant}")
     return found[0]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from sdpo_bench.cli.output import TakesPlugins
 from sdpo_bench.records.missing_plugins import naming_plugins
@@ -35,7 +37,7 @@ class Reproduce(TakesPlugins):
     (another K or reward), paper-k20-tuned, paper-k4-tuned (each method's own rate), paper-k20-settings,
     paper-k20-prompts, paper-k20-lora-rates (settings of the paper, one at a time), paper-why-k4, paper-why-k20 (as
     many optimiser steps for all, and what public code does otherwise); sd-turbo (the paper's setting, on GPUs)."""
-    results: Path = Path("runs")
+    results: Annotated[Path, arg(aliases=["--out"])] = Path("runs")
     """The folder to write to, with a subfolder for each profile. results/ has the committed results to compare with."""
     methods: tuple[str, ...] = ()
     """Run these methods or ablations instead of the profile's."""

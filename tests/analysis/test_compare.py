@@ -112,6 +112,7 @@ def test_two_models(results, tmp_path):
     ("arguments", "message"),
     [
         (["SDPO", "PPO"], r"unknown label 'PPO'; \S+full has: pretrained, SDPO, DDPO, REBEL"),
+        (["SDPO", "full"], r"unknown label 'full'; .*REBEL; did you mean \S+full, as folders of results\?"),
         (["SDPO", "sdpo"], "SDPO and sdpo are the same; compare two of: pretrained, SDPO, DDPO, REBEL"),
         (["SDPO", "REBEL"], r"no seed in common: SDPO minus REBEL \(trained on alignment with K = 4"),
         (["SDPO", "DDPO", "--profile", "fulll"], "fulll has no records; --profile is one of: full"),

@@ -137,6 +137,10 @@ def test_the_parsers_boxes_become_one_line(monkeypatch, encoding):
     assert str(caught.value) == f"{meant}; see `sdpo-bench reproduce --help`"
 
 
+def test_reproduce_takes_out_as_train_does():
+    assert main.parse(reproduce.Reproduce, ["--out", "mine"], "sdpo-bench reproduce").results == Path("mine")
+
+
 def test_a_reward_without_its_weights_says_what_to_fetch(run, tmp_path, tiny_model, tmp_path_factory, monkeypatch):
     weights = tmp_path_factory.mktemp("weights")
     (weights / "yuvalkirstain" / "PickScore_v1").mkdir(parents=True)
@@ -216,7 +220,7 @@ def test_train_resume_and_evaluate(run, tmp_path, tiny_model):
         "--eval-noises",
         "1",
     ]
-    code, out, err = run(*evaluation, "--weights", folder / "adapter", "--out", "values.json")
+    code, out, err = run(*evaluation, "--weights", folder, "--out", "values.json")
     assert code == 0, err
     rows = {row["steps"]: row["values"] for row in json.loads(Path("values.json").read_text())}
     recorded = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
