@@ -155,7 +155,8 @@ def test_what_is_known_before_a_step_depends_on_no_later_one(name, steps):
         torch.testing.assert_close(known(first)[..., :earlier], before[..., :earlier])
     queried = dense_rewards.PLANS[name](first).queried
     assert queried[..., list(always)].all()
-    assert len(always) == steps or name not in ("exact", "anchored") or (name, always) == ("anchored", (0, steps - 1))
+    sure = {"exact": steps, "terminal": 1, "adaptive": 2}.get(name, dense_rewards.PLANS[name].queries)
+    assert (len(always) == steps) == (steps <= sure), "not fewer than can be known"
 
 
 @pytest.mark.parametrize("name", dense_rewards.PLANS)
