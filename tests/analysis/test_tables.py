@@ -240,12 +240,14 @@ def with_evaluations(group, rows):
 
 
 def test_equal_queries_lie_between_evaluations(small, monkeypatch):
-    """Budget 640: DDPO's end. SDPO has spent 960 at its first evaluation: two thirds of the way from the start."""
+    """Budget 640: DDPO's end. SDPO has spent 384 and 960 at its first evaluations: 4 ninths of the way between them.
+    Without the first nothing is known of it."""
     group = with_evaluations(
         load_groups(small)[0],
         [
             ("pretrained", 0, 0, 1, 0.4),
             ("pretrained", 0, 0, 16, 0.4),
+            ("SDPO", 0, 2, 1, 0.52),
             ("SDPO", 0, 5, 1, 0.7),
             ("SDPO", 0, 10, 1, 0.9),
             ("SDPO", 0, 10, 16, 0.9),
@@ -256,10 +258,12 @@ def test_equal_queries_lie_between_evaluations(small, monkeypatch):
     )
     monkeypatch.setattr(comparisons, "smallest_total", lambda *_: 640)
     equal = comparisons.at_equal(group, "reward_queries")
-    assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.4 + 0.3 * 640 / 960})
+    assert equal.cell("SDPO", "alignment", "seen", 1) == pytest.approx({0: 0.52 + 0.18 * 4 / 9})
     assert equal.cell("DDPO", "alignment", "seen", 1) == {0: 0.8}
     assert equal.cell("pretrained", "alignment", "seen", 1) == {0: 0.4}
     assert equal.steps_evaluated == [1]  # at 16 steps SDPO is known at its end alone
+    later = dataclasses.replace(group, curves=group.curves[group.curves["epoch"] != 2])
+    assert comparisons.at_equal(later, "reward_queries").left_out == ("SDPO",)
     ends = with_evaluations(group, [("pretrained", 0, 0, 1, 0.4), ("SDPO", 0, 10, 1, 0.9), ("DDPO", 0, 10, 1, 0.8)])
     assert comparisons.at_equal(ends, "reward_queries") is None
 
@@ -275,7 +279,8 @@ def test_samples_at_equal_queries_are_a_range(small, monkeypatch):
     group.curves.loc[trained, "reward_queries"] = [int(1280 * asked[seed]) for seed in group.curves["seed"][trained]]
     monkeypatch.setattr(comparisons, "smallest_total", lambda *_: 640)
     group.curves.loc[trained, "epoch"] = 10  # as DDPO's: numbers of steps that only the end has are left out
-    begun = group.curves[trained].assign(epoch=0, samples=0, reward_queries=0)
+    begun = group.curves[trained].assign(epoch=1, samples=64)
+    begun["reward_queries"] //= 20
     group = dataclasses.replace(group, curves=pd.concat([group.curves, begun], ignore_index=True))
     table = equal_table(group, "reward_queries", comparisons.at_equal(group, "reward_queries"))
     shown = {row[0]: row[1] for row in table.blocks[0][1]}
