@@ -429,7 +429,7 @@ def smallest_total(group: Group, counter: str) -> int | None:
 
 def at_equal(group: Group, counter: str) -> Group | None:
     """The group with every run as it was when a counter (`EQUAL`) stood at `smallest_total`, on a straight line between
-    the evaluations around that, the pretrained model's being everyone's first. None if nothing is left to show.
+    its evaluations around that. None if nothing is left to show.
 
     Numbers of sampling steps that were evaluated at the end alone are left out (unless that end is the budget): a
     straight line from start to end is no estimate. So are runs whose first evaluation comes later; `left_out` of the
@@ -439,7 +439,7 @@ def at_equal(group: Group, counter: str) -> Group | None:
     if not budget:
         return None
     rows, unknown = [], set()
-    for (_, reward, split, steps), points in sorted(group.all_points.items()):
+    for (_, reward, _, steps), points in sorted(group.all_points.items()):
         if reward != group.reward:
             continue
         if points[-1].label == PRETRAINED:
@@ -450,7 +450,7 @@ def at_equal(group: Group, counter: str) -> Group | None:
             unknown.add(steps)
         if not any(0 < count <= budget for count in x):
             continue
-        if found := _between(points, counter, budget, group.curve_ends(PRETRAINED, split, steps)):
+        if found := _between(points, counter, budget):
             rows.append(found)
     rows = [row for row in rows if row.steps not in unknown]
     shown = {row.label for row in rows}
@@ -462,12 +462,9 @@ def at_equal(group: Group, counter: str) -> Group | None:
     return replace(group, runs=runs, curves=pd.DataFrame(rows), full=None, left_out=methods)
 
 
-def _between(points: list[MeanRow], counter: str, budget: int, start: Values) -> MeanRow | None:
-    """A run's evaluation as it would be where a counter stands at `budget`, all counters with it; `start`: the
-    pretrained model's value. None where the run was not evaluated before or not after that."""
-    if getattr(points[0], counter) > 0 and start:
-        nothing: dict[str, Any] = dict.fromkeys(SPENT, 0)
-        points = [points[0]._replace(value=next(iter(start.values())), **nothing), *points]
+def _between(points: list[MeanRow], counter: str, budget: int) -> MeanRow | None:
+    """A run's evaluation as it would be where a counter stands at `budget`, all counters with it. None where the run
+    was not evaluated before or not after that."""
     x = [getattr(point, counter) for point in points]
     if not x[0] <= budget <= x[-1]:
         return None

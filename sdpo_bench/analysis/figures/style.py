@@ -146,10 +146,6 @@ def svg(figure: Figure) -> str:
     """The figure as SVG, coordinates to a hundredth of a point, repeated styles as classes, without what only editors
     of it need; its parts have the ids of `_name_parts`. Nothing is clipped: axes hold all that is drawn."""
     _name_parts(figure)
-    for panel in figure.axes:
-        for axis in (panel.xaxis, panel.yaxis):
-            if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # else the place of no label is found, which takes a tenth of the time
     text = _bytes(figure, ".svg").decode()
     text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(
