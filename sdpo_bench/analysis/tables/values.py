@@ -119,8 +119,8 @@ def equal_table(group: Group, counter: str, equal: Group) -> Table:
             used[label] = f"{samples[0]:,}" + (f"–{samples[-1]:,}" if len(samples) > 1 else "")
     note = (
         f"Every run after {smallest_total(group, counter):,} {what}, the smallest total of a trained run; the samples "
-        "that it had by then are shown. Values lie on a straight line between the evaluations before and after, "
-        f"the pretrained model's being the first; numbers of steps evaluated only at the end are left out. {CELLS}"
+        "that it had by then are shown. Values lie on a straight line between the run's evaluations before and after; "
+        f"numbers of steps evaluated only at the end are left out. {CELLS}"
     )
     note = " ".join(filter(None, (note, left_out_text([equal], counter), COMPUTE if counter == "compute" else "")))
     title = f"{group.reward} at equal {what}, {group.title}"
